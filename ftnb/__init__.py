@@ -1,0 +1,28 @@
+"Load a pretrained language model, fine-tune it on your own text, and find out honestly whether it got better."
+__version__ = "0.1.0"
+
+import importlib
+from typing import Any
+
+# Where each public name lives. `import ftnb` is instant; a name's module is imported when the name is first used.
+_HOME = {name: module for module, names in {
+    'core': 'FTNBError choose_device doctor seeded',
+    'models': 'LM load_lm random_gpt2 save_lm tiny_lm',
+    'generation': 'generate stream',
+    'samples': 'sample_data',
+    'tasks': 'Task free_text sentiment summarization translation',
+    'data': 'Encoded encode show_tokens',
+    'learner': 'Callback Learner StopTraining',
+    'finetuning': 'Run finetune held_out_loss',
+    'metrics': 'metric',
+    'scores': 'Comparison Scores compare score score_texts',
+}.items() for name in names.split()}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)
+
+
+def __dir__() -> list[str]: return __all__

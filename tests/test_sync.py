@@ -1,0 +1,67 @@
+"""Modules, README and stored outputs are what the notebooks say."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nb
+import nbformat
+import pytest
+from nbdev.config import get_config
+
+each_notebook = pytest.mark.parametrize("path", nb.notebooks(), ids=nb.name)
+
+
+def modules(lib: Path) -> dict[str, str]:
+    found = (path for path in lib.rglob("*.py") if path != lib / "__init__.py")  # that one is written by hand
+    return {path.relative_to(lib).as_posix(): path.read_text(encoding="utf-8") for path in found}
+
+
+def test_modules_are_exported(tmp_path: Path) -> None:
+    for part in ("nbs", ".ci"):
+        shutil.copytree(nb.ROOT / part, tmp_path / part, symlinks=True, ignore=shutil.ignore_patterns("_*", ".ipynb_checkpoints"))
+    shutil.copy(nb.ROOT / "settings.ini", tmp_path)
+    subprocess.run([sys.executable, tmp_path / ".ci/nb.py", "export"], check=True, capture_output=True)
+    fresh, kept = modules(tmp_path / "ftnb"), modules(nb.ROOT / "ftnb")
+    stale = sorted(file for file in {*fresh, *kept} if fresh.get(file) != kept.get(file))
+    assert not stale, f"not what the notebooks export: {stale}; make export"
+
+
+def test_version() -> None:
+    text = (nb.ROOT / "ftnb/__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{get_config().version}"' in text, "ftnb/__init__.py and settings.ini disagree: make export"
+
+
+def test_readme() -> None:
+    assert nb.readme(check=True) == 0, "make nbs"
+
+
+@each_notebook
+def test_clean(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert nb.tidy(json.loads(text)) == text, "not tidy (metadata, counts, progress bars or widget views): make export"
+    assert not list(nb.machine_paths(json.loads(text)))
+    assert "skip_exec" not in text, "a notebook that is not executed proves nothing"
+
+
+def needs_output(source: str) -> bool:
+    """Does this cell certainly show something? A call may return None, unless it is made to show; any other last expression is a value."""
+    last = ast.parse(source).body[-1:]
+    if not last or not isinstance(last[0], ast.Expr) or source.rstrip().endswith(";"):
+        return False
+    value = last[0].value
+    if isinstance(value, ast.Call):
+        return ast.unparse(value.func) in ("print", "display")
+    return not isinstance(value, ast.Await | ast.Yield)
+
+
+@each_notebook
+def test_outputs_are_stored(path: Path) -> None:
+    for n, cell in enumerate(nbformat.read(path, as_version=4).cells):
+        if cell.cell_type != "code" or nb.directives(cell) & {"eval: false", "cuda", "hide"} or cell.source.lstrip().startswith(("%", "!")):
+            continue
+        assert not any(o.output_type == "error" for o in cell.outputs), f"cell {n} (id {cell.id}) stored an error"
+        assert cell.outputs or not needs_output(cell.source), f"cell {n} (id {cell.id}) has no stored output: make nbs"
