@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read("settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
+readme = Path("README.md")
 
 
 def needs(key: str) -> list[str]:
@@ -18,7 +19,7 @@ setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").exists() else cfg["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
     long_description_content_type="text/markdown",
     author=cfg["author"],
     url=f"https://github.com/{cfg['user']}/{cfg['repo']}",

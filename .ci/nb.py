@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What turns the notebooks into everything else: modules, stored outputs, README, website. The Makefile is the usual way in."""
+"""What turns the notebooks into everything else: modules, stored outputs, README, website. See the Makefile."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ NBS, DOCS, PROC = ROOT / "nbs", ROOT / "_docs", ROOT / "_proc"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 KERNELSPEC = {"display_name": "python3", "language": "python", "name": "python3"}
 PROGRESS = re.compile(r"\d%\|")  # tqdm's bar
-MACHINE_PATH = re.compile(rf"{re.escape(str(ROOT))}\b|/(?:home|Users|root|tmp|var/folders)/|(?:site|dist)-packages/|\.venv/")
+MACHINE_PATH = re.compile(
+    rf"{re.escape(str(ROOT))}\b|/(?:home|Users|root|tmp|var/folders)/|(?:site|dist)-packages/|\.venv/"
+)
 Json = dict[str, Any]  # a notebook, or a part of one
 
 
@@ -71,8 +73,9 @@ def tidy_output(output: Json) -> Json | None:
         return None
     if output["output_type"] == "stream":
         text = joined(output["text"])
-        lines = [line.rstrip("\r\n").rsplit("\r", 1)[-1] + "\n" * line.endswith("\n") for line in text.splitlines(keepends=True)]
-        kept = "".join(line for line in lines if not PROGRESS.search(line))
+        lines = text.splitlines(keepends=True)
+        seen = [line.rstrip("\r\n").rsplit("\r", 1)[-1] + "\n" * line.endswith("\n") for line in lines]
+        kept = "".join(line for line in seen if not PROGRESS.search(line))
         if kept != text and not kept.strip():
             return None
         output["text"] = kept.splitlines(keepends=True)
@@ -121,17 +124,20 @@ def has_cuda() -> bool:
 
 
 class Runner(NotebookClient):
-    """Executes a notebook in its own folder, in a fresh kernel of this interpreter; cells that it skips keep their outputs."""
+    """Executes a notebook in its own folder, in a fresh kernel of this Python; skipped cells keep their outputs."""
 
     def __init__(self, nb: Any, folder: Path, fast: bool = False, echo: bool = False):
         resources = {"metadata": {"path": str(folder)}}
-        super().__init__(nb, timeout=None, record_timing=False, store_widget_state=False, coalesce_streams=True, resources=resources)
-        self.fast, self.echo = fast, echo
+        super().__init__(
+            nb, timeout=None, record_timing=False, store_widget_state=False, coalesce_streams=True, resources=resources
+        )
+        self.fast, self.echo = fast, Echo() if echo else None
 
     def create_kernel_manager(self) -> Any:
         self.kernel_name = KERNELSPEC["name"]
         manager: Any = super().create_kernel_manager()
-        manager.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"]
+        launcher = ["-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"]
+        manager.kernel_spec.argv = [sys.executable, *launcher]
         return manager
 
     def skips(self, cell: Any) -> bool:
@@ -147,20 +153,43 @@ class Runner(NotebookClient):
 
     def process_message(self, msg: Json, cell: Any, cell_index: int) -> Any:
         if self.echo:
-            echo(msg["msg_type"], msg["content"])
+            self.echo(msg["msg_type"], msg["content"])
         return super().process_message(msg, cell, cell_index)
 
 
-def echo(kind: str, content: Json) -> None:
-    """Print what a kernel just showed, as a terminal can show it."""
-    if kind == "stream":
-        print(content["text"], end="", flush=True)
-    elif kind in ("display_data", "update_display_data", "execute_result"):
-        data = content["data"]
-        text = data.get("text/markdown") or data.get("text/plain", "")
-        if any("widget-view" in mime for mime in data) or text.startswith("<IPython.core.display."):
-            return
-        print("[a figure: see the page]" if text.startswith("<Figure") else text, flush=True)
+class Echo:
+    """Prints what a kernel shows as a terminal can show it; a rewritten line comes in a log only now and then."""
+
+    def __init__(self, every: float = 5.0):
+        self.every, self.last, self.pending = every, 0.0, ""
+
+    def __call__(self, kind: str, content: Json) -> None:
+        if kind == "stream":
+            self.line(content["text"], end="")
+        elif kind in ("display_data", "update_display_data", "execute_result"):
+            data = content["data"]
+            text = data.get("text/markdown") or data.get("text/plain", "")
+            if any("widget-view" in mime for mime in data) or text.startswith("<IPython.core.display."):
+                return
+            if kind == "update_display_data":
+                self.rewrite(text)
+            else:
+                self.line("[a figure: see the page]" if text.startswith("<Figure") else text)
+
+    def line(self, text: str, end: str = "\n") -> None:
+        """Print a line that stays, after the last version of a rewritten one."""
+        print(f"{self.pending}\n{text}" if self.pending else text, end=end, flush=True)
+        self.last, self.pending = time.monotonic(), ""
+
+    def rewrite(self, text: str) -> None:
+        """Show a new version of the last line: over it in a terminal, in a log when a few seconds have passed."""
+        if sys.stdout.isatty():
+            print(f"\033[A\033[2K{text}", flush=True)
+        elif time.monotonic() - self.last > self.every:
+            self.pending = ""
+            self.line(text)
+        else:
+            self.pending = text
 
 
 def run_cells(runner: Runner, **env: str) -> str | None:
@@ -233,7 +262,8 @@ def readme(check: bool = False) -> int:
     from traitlets.config import Config
 
     nb = for_reader(nbformat.read(NBS / "index.ipynb", as_version=4))
-    plain = ["text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]  # rich HTML loses its style in a README
+    # rich HTML would lose its style in a README
+    plain = ["text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
     exporter = MarkdownExporter(config=Config(NbConvertBase={"display_data_priority": plain}))
     body, resources = exporter.from_notebook_node(nb, resources={"output_files_dir": "README_files"})
 
@@ -241,7 +271,8 @@ def readme(check: bool = False) -> int:
         return f"](nbs/{link[1]}" if (NBS / link[1].partition("#")[0]).exists() else link[0]
 
     body = re.sub(r"\]\(([^)#:/][^):]*)", from_root, body)
-    body = "<!-- Made from nbs/index.ipynb by `make nbs`: edit that notebook. -->\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    body = f"<!-- Made from nbs/index.ipynb by `make nbs`: edit that notebook. -->\n\n{body}\n"
     files = {"README.md": body.encode(), **resources["outputs"]}
     stale = [file for file, data in files.items() if not (ROOT / file).exists() or (ROOT / file).read_bytes() != data]
     for file in [] if check else stale:
@@ -263,7 +294,8 @@ class ParameterTable(BasicMarkdownRenderer):
     dm: Any
 
     def _repr_markdown_(self) -> str:
-        self.fn = self.fn.removeprefix(f"{self.sym.__module__}.")  # nbdev finds the source line by the name within the module
+        # nbdev finds the source line by the name within the module
+        self.fn = self.fn.removeprefix(f"{self.sym.__module__}.")
         table = DocmentTbl(self.sym)
         if table.has_docment:
             self.dm = re.sub(r" +# .*", "", str(self.dm))  # the signature need not repeat the table
@@ -271,13 +303,13 @@ class ParameterTable(BasicMarkdownRenderer):
 
 
 class ShowDocs(exec_show_docs):
-    """Documents symbols from the exported module, where nbdev would execute the notebook's exports and every cell with an import."""
+    """Documents symbols from the exported module; nbdev would execute all exports and every cell with an import."""
 
     def begin(self) -> None:
         super().begin()
-        module = next((cell.directives_["default_exp"][0] for cell in self.nb.cells if "default_exp" in cell.directives_), None)
-        if module:
-            self.k.run_cell(f"from {get_config().lib_name}.{module} import *")
+        found = [cell.directives_["default_exp"] for cell in self.nb.cells if "default_exp" in cell.directives_]
+        if found:
+            self.k.run_cell(f"from {get_config().lib_name}.{found[0][0]} import *")
 
     def __call__(self, cell: Any) -> None:
         if cell.cell_type == "code" and re.search(r"^show_doc\(", cell.source, flags=re.M):
@@ -315,7 +347,8 @@ def process() -> None:
     for path in notebooks():
         nb = read_nb(path)
         Pages()(nb)
-        nb.cells[0].source = re.sub(r"^output-file:.*\n", "", nb.cells[0].source, flags=re.M)  # the page has that name already
+        first = nb.cells[0]
+        first.source = re.sub(r"^output-file:.*\n", "", first.source, flags=re.M)  # the page has that name already
         text = nb2str(nb).replace(f"{cfg.doc_host}{cfg.doc_baseurl}/", "/")
         text = re.sub(r"(\]\([^)\s:]*?)([\w-]+\.ipynb)", lambda link: link[1] + page_name(link[2]), text)
         page = PROC / path.relative_to(NBS).with_name(page_name(path.name))
@@ -324,13 +357,13 @@ def process() -> None:
 
 
 def set_maths(page: Path) -> None:
-    """Formulas as MathML, which browsers draw by themselves, in place of smalldocs's KaTeX, which they would fetch from a network."""
+    """Formulas as MathML, which browsers draw by themselves; smalldocs's KaTeX would come from a network."""
     from latex2mathml.converter import convert
 
     def mathml(tex: re.Match[str]) -> str:
         return convert(unescape(tex[2]), display="block" if tex[1] == "display" else "inline")
 
-    text = re.sub(r'<(link|script)[^>]*/katex@[^>]*>(</script>)?', "", page.read_text(encoding="utf-8"))
+    text = re.sub(r"<(link|script)[^>]*/katex@[^>]*>(</script>)?", "", page.read_text(encoding="utf-8"))
     text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', mathml, text, flags=re.S)
     page.write_text(text, encoding="utf-8")
 
@@ -363,7 +396,8 @@ def broken_links(site: Path) -> list[str]:
                 continue
             target = (path.parent / unquote(url.path)).resolve() if url.path else path
             target = target / "index.html" if target.is_dir() else target
-            if not target.exists() or (url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids):
+            no_heading = url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids
+            if no_heading or not target.exists():
                 broken.append(f"{path.relative_to(site.resolve())}: {link}")
     return broken
 
@@ -382,7 +416,8 @@ def docs() -> int:
     shutil.rmtree(DOCS, ignore_errors=True)
     shutil.move(PROC / DOCS.name, DOCS)
     broken = broken_links(DOCS)
-    print("\n".join(["broken links:", *broken]) if broken else f"{name(DOCS)}/index.html: every link inside the site leads somewhere")
+    fine = f"{name(DOCS)}/index.html: every link inside the site leads somewhere"
+    print("\n".join(["broken links:", *broken]) if broken else fine)
     return int(bool(broken))
 
 

@@ -17,7 +17,7 @@ _HOME = {name: module for module, names in {
     'metrics': 'metric',
     'scores': 'Comparison Scores compare score score_texts',
 }.items() for name in names.split()}
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import html, time
 from collections.abc import Callable, Sequence
-from typing import Any
 from .core import StatusLine
 from .learner import Callback, Learner
 
@@ -29,31 +28,35 @@ class Progress(Callback):
         total_tokens: int,  # tokens in the whole run
         quiet: bool = False,  # measure, but show nothing
     ):
-        self.total_steps, self.total_tokens, self.seconds, self.line = total_steps, total_tokens, 0., StatusLine(quiet=quiet)
+        self.total_steps, self.total_tokens = total_steps, total_tokens
+        self.seconds, self.line = 0., StatusLine(quiet=quiet)
 
     def before_step(self, learner: Learner) -> None: self.started = time.perf_counter()
 
     def after_step(self, learner: Learner) -> None:
         self.seconds += time.perf_counter() - self.started
         left = self.seconds * (self.total_tokens - learner.tokens) / learner.tokens
-        self.line.update(f'step {learner.step} of {self.total_steps}, loss {learner.loss:.3f}, {self.rate(learner):,.0f} tokens/s, {clock(left)} left')
+        self.line.update(f'step {learner.step} of {self.total_steps}, loss {learner.loss:.3f}, '
+                         f'{self.rate(learner):,.0f} tokens/s, {clock(left)} left')
 
     def after_fit(self, learner: Learner) -> None:
         loss = f', last loss {learner.losses[-1]:.3f}' if learner.losses else ''
-        self.line.close(f'{learner.status}: {learner.step} of {self.total_steps} steps{loss}, {self.rate(learner):,.0f} tokens/s, {clock(self.seconds)}')
+        self.line.close(f'{learner.status}: {learner.step} of {self.total_steps} steps{loss}, '
+                        f'{self.rate(learner):,.0f} tokens/s, {clock(self.seconds)}')
 
     def rate(self, learner: Learner) -> float:
         "Tokens a second so far."
         return learner.tokens / self.seconds if self.seconds else 0.
 
-# %% ../nbs/08_callbacks.ipynb #68af526b
+# %% ../nbs/08_callbacks.ipynb #c3123089
 class HeldOut(Callback):
-    "Measure a held-out loss before training, after each epoch, and every `every` steps; `.seen` is a list of (step, loss)."
+    "Measure a held-out loss before training, after each epoch and every `every` steps; `.seen` lists (step, loss)."
     def __init__(self,
         measure: Callable[[], float],  # returns the held-out loss of the model as it is now
         every: int | None = None,  # steps between measurements, besides those after epochs
     ):
-        self.measure, self.every, self.seen = measure, every, []
+        self.measure, self.every = measure, every
+        self.seen: list[tuple[int, float]] = []
 
     def _note(self, learner: Learner) -> None:
         if not self.seen or self.seen[-1][0] != learner.step: self.seen.append((learner.step, self.measure()))
@@ -78,8 +81,11 @@ def loss_picture(
     x = lambda step: 44 + (width - 56) * step / len(losses)
     y = lambda v: 12 + (height - 36) * (high - v) / ((high - low) or 1)
     path = ' '.join(f'{x(i + 1):.1f},{y(v):.1f}' for i, v in enumerate(losses))
-    dots = ''.join(f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="4" fill="#d97706"><title>held-out loss {v:.3f} after step {s}</title></circle>' for s, v in held_out)
-    words = ((2, y(high) + 4, f'{high:.2f}'), (2, y(low) + 4, f'{low:.2f}'), (44, height - 4, f'{len(losses)} steps; line: training loss' + ('; dots: held-out loss' if held_out else '')))
-    texts = ''.join(f'<text x="{a}" y="{b:.1f}" font-size="11" fill="currentColor">{html.escape(t)}</text>' for a, b, t in words)
+    dots = ''.join(f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="4" fill="#d97706">'
+                   f'<title>held-out loss {v:.3f} after step {s}</title></circle>' for s, v in held_out)
+    legend = f'{len(losses)} steps; line: training loss' + ('; dots: held-out loss' if held_out else '')
+    words = [(2, y(high) + 4, f'{high:.2f}'), (2, y(low) + 4, f'{low:.2f}'), (44, height - 4, legend)]
+    texts = ''.join(f'<text x="{a}" y="{b:.1f}" font-size="11" fill="currentColor">{html.escape(t)}</text>'
+                    for a, b, t in words)
     return (f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="losses">'
             f'<polyline points="{path}" fill="none" stroke="#3b82f6" stroke-width="1.5"/>{dots}{texts}</svg>')

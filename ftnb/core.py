@@ -59,7 +59,8 @@ def need(
 ):  # the imported module
     "Import an optional `module`, or raise an `FTNBError` with the command that installs it."
     try: return importlib.import_module(module)
-    except ImportError as e: raise FTNBError(f'module {module!r} is missing', f'it is needed {why}', f'Run: {install}') from e
+    except ImportError as e:
+        raise FTNBError(f'module {module!r} is missing', f'it is needed {why}', f'Run: {install}') from e
 
 # %% ../nbs/00_core.ipynb #0a1cb1ff
 def html_table(
@@ -68,7 +69,8 @@ def html_table(
     title: str = '',  # a caption above the table
 ) -> str:  # an HTML table, every text escaped
     "Lay `rows` out as a small HTML table that reads well in light and dark themes."
-    cell = lambda tag, x: f'<{tag} style="text-align:left;vertical-align:top;white-space:pre-wrap">{html.escape(str(x))}</{tag}>'
+    style = 'text-align:left;vertical-align:top;white-space:pre-wrap'
+    cell = lambda tag, x: f'<{tag} style="{style}">{html.escape(str(x))}</{tag}>'
     line = lambda tag, r: '<tr>' + ''.join(cell(tag, x) for x in r) + '</tr>'
     caption = f'<caption style="text-align:left;font-weight:bold">{html.escape(title)}</caption>' if title else ''
     head = list(head)
@@ -131,10 +133,13 @@ def _parse_device(device: str | torch.device) -> torch.device:
     "Read a device name and check that this machine has it."
     try: dev = torch.device(device)
     except RuntimeError:
-        raise FTNBError(f'device {device!r}', 'it is not a device name', "Use 'cpu', 'cuda', 'cuda:0' or 'mps'.") from None
-    there = {'cpu': True, 'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}.get(dev.type, False)
+        raise FTNBError(f'device {device!r}', 'it is not a device name',
+                        "Use 'cpu', 'cuda', 'cuda:0' or 'mps'.") from None
+    available = {'cpu': True, 'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
+    there = available.get(dev.type, False)
     if dev.type == 'cuda' and there: there = (dev.index or 0) < torch.cuda.device_count()
-    if not there: raise FTNBError(f'device {str(dev)!r}', 'this machine does not have it', "Leave `device` out, or use 'cpu'.")
+    if not there:
+        raise FTNBError(f'device {str(dev)!r}', 'this machine does not have it', "Leave `device` out, or use 'cpu'.")
     return dev
 
 # %% ../nbs/00_core.ipynb #c69c9064
@@ -231,7 +236,8 @@ class Doctor(Card):
             'memory': ', '.join(f'{v:.1f} GiB {k}' for k, v in m.items())}
         facts |= {k: v or 'not installed' for k, v in self.versions.items()}
         facts |= {f'missing: {what}': command for what, command in self.missing.values()}
-        return 'ftnb doctor', facts | {'optional parts': f'{len(OPTIONAL) - len(self.missing)} of {len(OPTIONAL)} installed'}
+        installed = len(OPTIONAL) - len(self.missing)
+        return 'ftnb doctor', facts | {'optional parts': f'{installed} of {len(OPTIONAL)} installed'}
 
 # %% ../nbs/00_core.ipynb #93e282fe
 def doctor() -> Doctor:

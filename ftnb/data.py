@@ -16,7 +16,7 @@ from .models import LM, context_length, eos_ids
 from .tasks import Task, check_rows, free_text, prompt_and_target, uses_chat
 
 # %% auto #0
-__all__ = ['IGNORE', 'LOSSES', 'VALID_NAMES', 'token_pairs', 'Encoded', 'splits_of', 'task_of', 'encode', 'TokenView',
+__all__ = ['IGNORE', 'LOSSES', 'VALID_NAMES', 'Plan', 'token_pairs', 'Encoded', 'splits_of', 'task_of', 'encode', 'TokenView',
            'show_tokens', 'Batch', 'end_to_end', 'plan_epoch']
 
 # %% ../nbs/05_data.ipynb #686296a5
@@ -67,15 +67,24 @@ class Encoded(Card):
     def _facts(self) -> tuple[str, dict]:
         r = self.report
         share = f'{r["supervised_tokens"] / max(1, r["tokens"]):.0%}'
-        facts = {'rows': f'{r["rows"]:,} given, {r["used"]:,} used', 'tokens': f'{r["tokens"]:,}, {r["supervised_tokens"]:,} of them learned ({share})',
-                 'longest row': f'{r["longest"]:,} tokens', 'validation': f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used'}
+        facts = {'rows': f'{r["rows"]:,} given, {r["used"]:,} used',
+                 'tokens': f'{r["tokens"]:,}, {r["supervised_tokens"]:,} of them learned ({share})',
+                 'longest row': f'{r["longest"]:,} tokens',
+                 'validation': f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used'}
         lost = {name: why for name, why in LOSSES.items() if r.get(name) or r.get('valid_' + name)}
-        facts |= {why: f'{r[name]:,}' + (f' (validation {r["valid_" + name]:,})' if r['valid_' + name] else '') for name, why in lost.items()}
+        valid = lambda n: f' (validation {n:,})' if n else ''
+        facts |= {why: f'{r[name]:,}' + valid(r['valid_' + name]) for name, why in lost.items()}
         return f'Encoded for {self.task.name}', facts if lost else facts | {'lost': 'nothing'}
 
-# %% ../nbs/05_data.ipynb #bf1c920c
-LOSSES = {'dropped_empty_target': 'dropped: empty target', 'dropped_no_target_left': 'dropped: target cut off', 'truncated_rows': 'rows cut',
-          'lost_target_tokens': 'target tokens cut off', 'without_eos': 'rows whose end is not learned', 'extra_pieces': 'pieces cut from long texts'}
+# %% ../nbs/05_data.ipynb #845ed390
+LOSSES = {  # what can be lost: a count's name in the report, and on the card
+    'dropped_empty_target': 'dropped: empty target',
+    'dropped_no_target_left': 'dropped: target cut off',
+    'truncated_rows': 'rows cut',
+    'lost_target_tokens': 'target tokens cut off',
+    'without_eos': 'rows whose end is not learned',
+    'extra_pieces': 'pieces cut from long texts',
+}
 
 # %% ../nbs/05_data.ipynb #9fc5b483
 def _encode_split(lm: LM, rows: Sequence[Mapping], task: Task, max_len: int) -> tuple[list[dict], dict[str, int]]:
@@ -91,7 +100,8 @@ def _encode_split(lm: LM, rows: Sequence[Mapping], task: Task, max_len: int) -> 
         count['used' if pieces else 'dropped_no_target_left'] += 1
         count['without_eos'] += bool(pieces) and pieces[-1]['input_ids'][-1] not in ends
         kept += pieces
-    return kept, count | {'tokens': sum(len(p['input_ids']) for p in kept), 'supervised_tokens': sum(map(_learned, kept))}
+    tokens, learned = sum(len(p['input_ids']) for p in kept), sum(map(_learned, kept))
+    return kept, count | {'tokens': tokens, 'supervised_tokens': learned}
 
 # %% ../nbs/05_data.ipynb #bc0f635a
 VALID_NAMES = ('valid', 'validation', 'dev', 'val')
@@ -102,11 +112,15 @@ def splits_of(
 ) -> tuple[list[dict], list[dict]]:  # training and validation rows
     "Separate training and validation rows, whatever they came in."
     if isinstance(rows, Mapping):
-        if 'train' not in rows: raise FTNBError(f'splits {", ".join(map(str, rows)) or "(none)"}', "there must be a split called 'train'", nearest('train', rows))
-        valid = next((rows[name] for name in VALID_NAMES if name in rows), [])
-        return splits_of(rows['train'])[0], splits_of(valid)[0]
+        if 'train' not in rows:
+            raise FTNBError(f'splits {", ".join(map(str, rows)) or "(none)"}', "there must be a split called 'train'",
+                            nearest('train', rows))
+        names = [name for name in VALID_NAMES if name in rows]
+        return splits_of(rows['train'])[0], splits_of(rows[names[0]])[0] if names else []
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
-        raise FTNBError(f'rows is a {type(rows).__name__}', 'it must be a Dataset, a DatasetDict, or a list of dicts or of str', 'Wrap a single text in a list.')
+        raise FTNBError(f'rows is a {type(rows).__name__}',
+                        'it must be a Dataset, a DatasetDict, or a list of dicts or of str',
+                        'Wrap a single text in a list.')
     return [{'text': r} if isinstance(r, str) else r for r in rows], []
 
 # %% ../nbs/05_data.ipynb #e512197e
@@ -114,11 +128,14 @@ def task_of(
     row: Mapping,  # the first row
 ) -> Task:
     "The task that a row's columns name by convention."
-    if not isinstance(row, Mapping): raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str', "Use {'text': ...}.")
+    if not isinstance(row, Mapping):
+        raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str', "Use {'text': ...}.")
     if {'prompt', 'completion'} <= set(row) and isinstance(row['prompt'], str):
-        return Task('completion', ('prompt', 'completion'), prompt=lambda r: r['prompt'], target=lambda r: r['completion'], chat=False)
+        return Task('completion', ('prompt', 'completion'), chat=False,
+                    prompt=lambda r: r['prompt'], target=lambda r: r['completion'])
     if 'text' in row: return free_text()
-    raise FTNBError(f'columns {", ".join(map(str, row)) or "(none)"}', 'without a task the rows need a column text, or prompt and completion',
+    raise FTNBError(f'columns {", ".join(map(str, row)) or "(none)"}',
+                    'without a task the rows need a column text, or prompt and completion',
                     "Name the columns with a task: summarization(text='body', summary='title').")
 
 # %% ../nbs/05_data.ipynb #0e8612ce
@@ -126,17 +143,20 @@ def _drop_empty(task: Task, rows: Sequence[Mapping], bad_rows: str, where: str) 
     "Refuse or drop the rows whose target is empty."
     empty = {i for i, r in enumerate(rows) if not task.target(r).strip()}
     if empty and bad_rows == 'error':
-        raise FTNBError(f'{where}[{min(empty)}]', f'its target is empty ({len(empty)} of {len(rows)} rows)', "Correct the rows, or give bad_rows='drop'.")
+        raise FTNBError(f'{where}[{min(empty)}]', f'its target is empty ({len(empty)} of {len(rows)} rows)',
+                        "Correct the rows, or give bad_rows='drop'.")
     return [r for i, r in enumerate(rows) if i not in empty]
 
-# %% ../nbs/05_data.ipynb #503d910f
-def _checked_split(lm: LM, rows: Sequence[Mapping], task: Task, max_len: int, bad_rows: str, where: str) -> tuple[list[dict], dict[str, int]]:
+# %% ../nbs/05_data.ipynb #8a2acba1
+def _checked_split(lm: LM, rows: Sequence[Mapping], task: Task, max_len: int, bad_rows: str,
+                   where: str) -> tuple[list[dict], dict[str, int]]:
     "Check one split, encode it, and make sure that something is left to learn."
     check_rows(task, rows, where)
     good = _drop_empty(task, rows, bad_rows, where)
     kept, count = _encode_split(lm, good, task, max_len)
     if not kept:
-        raise FTNBError(f'{where}: {len(rows)} rows, max_len={max_len}', 'every target is empty or was cut off, so nothing is left to learn',
+        raise FTNBError(f'{where}: {len(rows)} rows, max_len={max_len}',
+                        'every target is empty or was cut off, so nothing is left to learn',
                         'Raise max_len, or shorten the prompts.')
     return kept, {'rows': len(rows)} | count | {'dropped_empty_target': len(rows) - len(good)}
 
@@ -156,14 +176,18 @@ def encode(
     bad_rows: str = 'error',  # a row with an empty target: 'error', or 'drop' (and count)
 ) -> Encoded:
     "Turn rows into token rows with labels, and report what happened to every row."
-    must('max_len', max_len, 2 <= max_len <= context_length(lm), f'it must be from 2 to {context_length(lm)}, the context of the model')
+    room = context_length(lm)
+    must('max_len', max_len, 2 <= max_len <= room, f'it must be from 2 to {room}, the context of the model')
     one_of(bad_rows, ('error', 'drop'), 'bad_rows')
     train, valid = splits_of(rows)
-    if not train: raise FTNBError('rows', 'there are no rows to train on', 'Check the file or the filter that they came from.')
+    if not train:
+        raise FTNBError('rows', 'there are no rows to train on', 'Check the file or the filter that they came from.')
     task = task or task_of(train[0])
     kept, report = _checked_split(lm, train, task, max_len, bad_rows, 'train')
-    kept_valid, valid_report = _checked_split(lm, valid, task, max_len, bad_rows, 'valid') if valid else ([], dict.fromkeys(report, 0))
-    report |= {f'valid_{k}': v for k, v in valid_report.items()} | {'longest': max(len(p['input_ids']) for p in kept + kept_valid)}
+    kept_valid, counts = kept[:0], dict.fromkeys(report, 0)
+    if valid: kept_valid, counts = _checked_split(lm, valid, task, max_len, bad_rows, 'valid')
+    report |= {f'valid_{k}': v for k, v in counts.items()}
+    report['longest'] = max(len(p['input_ids']) for p in kept + kept_valid)
     return Encoded(_as_dataset(kept), _as_dataset(kept_valid), report, lm.tokenizer, task)
 
 # %% ../nbs/05_data.ipynb #9de80945
@@ -179,6 +203,19 @@ def _token_html(tokenizer: Any, i: int, learned: bool) -> str:
     if i in tokenizer.all_special_ids: style += ';border:1px solid currentColor;border-radius:3px;font-weight:bold'
     return f'<span style="{style}">{html.escape(_token_text(tokenizer, i))}</span>'
 
+# %% ../nbs/05_data.ipynb #3b842112
+def _marked(row: dict) -> list[tuple[int, bool]]:
+    "The tokens of a row, each with whether it carries loss."
+    return [(i, label != IGNORE and at > 0) for at, (i, label) in enumerate(zip(row['input_ids'], row['labels']))]
+
+def _token_line(tokenizer: Any, row: dict) -> str:
+    "A row as plain text: the tokens that carry loss in brackets, one by one."
+    line = ''
+    for learned, run in itertools.groupby(_marked(row), key=lambda m: m[1]):
+        texts = [_token_text(tokenizer, i) for i, _ in run]
+        line += f'⟦{"|".join(texts)}⟧' if learned else ''.join(texts)
+    return line
+
 # %% ../nbs/05_data.ipynb #4d6051ba
 @dataclass(repr=False)
 class TokenView:
@@ -186,18 +223,15 @@ class TokenView:
     rows: list[dict]
     tokenizer: Any
 
-    def _marked(self, row: dict) -> list[tuple[int, bool]]:
-        return [(i, label != IGNORE and at > 0) for at, (i, label) in enumerate(zip(row['input_ids'], row['labels']))]
-
     def __repr__(self) -> str:
-        runs = lambda row: ((on, [_token_text(self.tokenizer, i) for i, _ in run]) for on, run in itertools.groupby(self._marked(row), key=lambda m: m[1]))
-        show = lambda row: ''.join('⟦' + '|'.join(texts) + '⟧' if on else ''.join(texts) for on, texts in runs(row))
-        return '\n\n'.join(f'row {n}: {len(r["labels"])} tokens, {_learned(r)} ⟦learned⟧\n{show(r)}' for n, r in enumerate(self.rows))
+        head = lambda n, row: f'row {n}: {len(row["labels"])} tokens, {_learned(row)} ⟦learned⟧'
+        return '\n\n'.join(f'{head(n, r)}\n{_token_line(self.tokenizer, r)}' for n, r in enumerate(self.rows))
 
     def _repr_html_(self) -> str:
-        show = lambda row: ''.join(_token_html(self.tokenizer, i, on) for i, on in self._marked(row))
+        show = lambda row: ''.join(_token_html(self.tokenizer, i, on) for i, on in _marked(row))
         return ''.join(f'<p><b>row {n}</b>: {len(r["labels"])} tokens, {_learned(r)} learned (coloured)</p>'
-                       f'<div style="white-space:pre-wrap;font-family:monospace">{show(r)}</div>' for n, r in enumerate(self.rows))
+                       f'<div style="white-space:pre-wrap;font-family:monospace">{show(r)}</div>'
+                       for n, r in enumerate(self.rows))
 
 # %% ../nbs/05_data.ipynb #6456307d
 def show_tokens(
@@ -235,7 +269,8 @@ def end_to_end(
         targets += [*r['labels'][1:], IGNORE]
         lengths.append(len(r['input_ids']))
     places = torch.cat([torch.arange(n) for n in lengths])
-    return Batch(torch.tensor(ids)[None], places[None], torch.tensor(targets), tuple(lengths), sum(t != IGNORE for t in targets))
+    learned = sum(t != IGNORE for t in targets)
+    return Batch(torch.tensor(ids)[None], places[None], torch.tensor(targets), tuple(lengths), learned)
 
 # %% ../nbs/05_data.ipynb #cb9b6aa3
 def _filled(items: Iterable[int], size: Sequence[int], budget: int) -> list[list[int]]:
@@ -250,6 +285,9 @@ def _filled(items: Iterable[int], size: Sequence[int], budget: int) -> list[list
         room -= size[i]
     return groups
 
+# %% ../nbs/05_data.ipynb #5561acdd
+Plan = list[list[list[int]]]  # steps of micro-batches of row numbers
+
 # %% ../nbs/05_data.ipynb #61fa85f4
 def plan_epoch(
     lengths: Sequence[int],  # of the rows, in tokens
@@ -257,9 +295,10 @@ def plan_epoch(
     tokens_per_step: int | None = None,  # fill steps to this many tokens instead
     micro_tokens: int = 4096,  # most tokens in one forward pass
     seed: int = 0,  # of the order; use another one in each epoch
-) -> list[list[list[int]]]:  # steps of micro-batches of row numbers
+) -> Plan:
     "Shuffle the rows and group them into steps and micro-batches, without padding and without waste."
     order = list(range(len(lengths)))
     random.Random(seed).shuffle(order)
-    steps = _filled(order, lengths, tokens_per_step) if tokens_per_step else [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+    if tokens_per_step: steps = _filled(order, lengths, tokens_per_step)
+    else: steps = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
     return [_filled(step, lengths, micro_tokens) for step in steps]

@@ -11,7 +11,7 @@ import datasets
 import torch
 from .callbacks import HeldOut, Progress, clock, loss_picture
 from .core import Card, FTNBError, one_of, seeded
-from .data import Encoded, end_to_end, plan_epoch
+from .data import Encoded, Plan, end_to_end, plan_epoch
 from .generation import must
 from .kernels import computing, end_to_end_loss, packs, padded_loss, row_nats
 from .learner import Learner
@@ -48,19 +48,26 @@ class Run(Card):
     def tokens_per_s(self) -> float: return self.tokens / self.seconds if self.seconds else 0.
 
     def _facts(self) -> tuple[str, dict]:
-        n = min(5, max(1, len(self.losses) // 4))
-        mean = lambda losses: sum(losses) / max(1, len(losses))
-        held = {'held-out loss': ' → '.join(f'{v:.3f}' for _, v in (self.valid[0], self.valid[-1]))} if self.valid else {}
-        return f'Run on {self.lm.name}: {self.status}', {'steps': f'{len(self.losses):,}', 'loss': f'{mean(self.losses[:n]):.3f} → {mean(self.losses[-n:]):.3f}' + (f' (means of {n} steps)' if n > 1 else '')} | held | {
+        facts = {'steps': f'{len(self.losses):,}', 'loss': _trend(self.losses)}
+        if self.valid: facts['held-out loss'] = f'{self.valid[0][1]:.3f} → {self.valid[-1][1]:.3f}'
+        return f'Run on {self.lm.name}: {self.status}', facts | {
             'tokens': f'{self.tokens:,} in {clock(self.seconds)}: {self.tokens_per_s:,.0f} a second',
             'batches': 'documents end to end' if self.packed else 'padded (this architecture cannot lie end to end)'}
 
     def _repr_html_(self) -> str: return super()._repr_html_() + loss_picture(self.losses, self.valid)
 
+# %% ../nbs/10_finetuning.ipynb #e7a1675e
+def _trend(losses: Sequence[float]) -> str:
+    "From the first losses to the last: means of up to five."
+    n = min(5, max(1, len(losses) // 4))
+    mean = lambda part: sum(part) / max(1, len(part))
+    return f'{mean(losses[:n]):.3f} → {mean(losses[-n:]):.3f}' + (f' (means of {n} steps)' if n > 1 else '')
+
 # %% ../nbs/10_finetuning.ipynb #2775d34d
 SCHEDULES = ('linear', 'cosine', 'constant', 'constant_with_warmup')
 
-def _check_settings(data: Encoded, lm: LM, epochs: int, lr: float, batch_size: int, tokens_per_step: int | None, micro_tokens: int, warmup: float) -> None:
+def _check_settings(data: Encoded, lm: LM, epochs: int, lr: float, batch_size: int, tokens_per_step: int | None,
+                    micro_tokens: int, warmup: float) -> None:
     "Refuse settings that cannot work, before anything is computed."
     must('epochs', epochs, epochs >= 1, 'it must be at least 1')
     must('lr', lr, 0 < lr < 1, 'it must be above 0 and below 1; 5e-5 is usual')
@@ -68,13 +75,18 @@ def _check_settings(data: Encoded, lm: LM, epochs: int, lr: float, batch_size: i
     must('tokens_per_step', tokens_per_step, tokens_per_step is None or tokens_per_step >= 1, 'it must be at least 1')
     must('micro_tokens', micro_tokens, micro_tokens >= 1, 'it must be at least 1')
     must('warmup', warmup, 0 <= warmup < 1, 'it is a share of the steps, from 0 to below 1')
-    if not isinstance(data, Encoded): raise FTNBError(f'data is a {type(data).__name__}', 'it must be Encoded', 'Use encode(lm, rows, task) first.')
+    if not isinstance(data, Encoded):
+        raise FTNBError(f'data is a {type(data).__name__}', 'it must be Encoded', 'Use encode(lm, rows, task) first.')
     if len(data.tokenizer) != len(lm.tokenizer) or data.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
-        raise FTNBError('data', f'it was encoded with another tokenizer than that of {lm.name}', 'Encode it again with this model.')
+        raise FTNBError('data', f'it was encoded with another tokenizer than that of {lm.name}',
+                        'Encode it again with this model.')
+    if not any(p.requires_grad for p in lm.model.parameters()):
+        raise FTNBError(f'model {lm.name!r}', 'every parameter is frozen', 'Set requires_grad on what should be trained.')
 
-# %% ../nbs/10_finetuning.ipynb #b3370421
-def _learner(lm: LM, packed: bool, plan: list[list[list[list[int]]]], rows: datasets.Dataset, lr: float, weight_decay: float, clip: float | None,
-             schedule: str, warmup: float, callbacks: Sequence[Any]) -> Learner:
+# %% ../nbs/10_finetuning.ipynb #a2bb4127
+def _learner(lm: LM, packed: bool, plan: list[Plan], rows: datasets.Dataset, lr: float,
+             weight_decay: float, clip: float | None, schedule: str, warmup: float,
+             callbacks: Sequence[Any]) -> Learner:
     "Put model, batches, loss, optimizer and schedule together. `plan` has a list of steps for each epoch."
     from transformers import get_scheduler
     steps = sum(map(len, plan))
@@ -93,7 +105,7 @@ def finetune(
     batch_size: int = 8,  # rows in an optimizer step
     *,
     tokens_per_step: int | None = None,  # fill a step to this many tokens instead of `batch_size` rows
-    micro_tokens: int = 4096,  # most tokens in one forward pass; lower it if memory runs out, the gradient stays the same
+    micro_tokens: int = 4096,  # most tokens in a forward pass; lower it if memory runs out, the gradient stays the same
     schedule: str = 'linear',  # 'linear', 'cosine', 'constant' or 'constant_with_warmup'
     warmup: float = 0.1,  # share of the steps in which the learning rate rises
     weight_decay: float = 0.,  # AdamW's
@@ -110,6 +122,7 @@ def finetune(
     plan = [plan_epoch(lengths, batch_size, tokens_per_step, micro_tokens, seed + e) for e in range(epochs)]
     shown = Progress(sum(map(len, plan)), epochs * sum(lengths), quiet=not progress)
     held = HeldOut(lambda: held_out_loss(lm, data.valid, micro_tokens, packed), valid_every)
-    learner = _learner(lm, packed, plan, data.train, lr, weight_decay, clip, schedule, warmup, [*([held] if len(data.valid) else []), shown, *callbacks])
+    watching = [held, shown] if len(data.valid) else [shown]
+    learner = _learner(lm, packed, plan, data.train, lr, weight_decay, clip, schedule, warmup, [*watching, *callbacks])
     with seeded(seed), computing(lm, packed): learner.fit(epochs)
     return Run(lm, learner.losses, learner.tokens, shown.seconds, learner.status, held.seen, packed)

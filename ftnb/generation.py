@@ -6,12 +6,12 @@
 from __future__ import annotations
 import contextlib, inspect, zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import overload
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 import torch
 from .core import FTNBError, StatusLine
-from .models import LM, context_length, eos_ids, load_lm, pad_id
+from .models import LM, context_length, eos_ids, pad_id
 
 # %% auto #0
 __all__ = ['Prompt', 'prompt_ids', 'evaluating', 'Decoder', 'steps', 'stream', 'must', 'generate']
@@ -26,8 +26,10 @@ def prompt_ids(
 ) -> list[list[int]]:  # one list of ids for each prompt, never empty
     "Turn prompts into token ids. An empty prompt becomes the token that begins a text."
     for i, p in enumerate(prompts):
-        if not isinstance(p, str) and not (isinstance(p, Sequence) and all(isinstance(t, (int, np.integer)) for t in p)):
-            raise FTNBError(f'prompt {i} is {type(p).__name__}', 'a prompt is a str or a list of token ids', 'Convert it with str(...).')
+        is_ids = isinstance(p, Sequence) and all(isinstance(t, (int, np.integer)) for t in p)
+        if not (isinstance(p, str) or is_ids):
+            raise FTNBError(f'prompt {i} is {type(p).__name__}', 'a prompt is a str or a list of token ids',
+                            'Convert it with str(...).')
     texts = [p for p in prompts if isinstance(p, str)]
     encoded = iter(lm.tokenizer(texts)['input_ids'] if texts else [])
     found = [_open_ended(lm, next(encoded)) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
@@ -48,16 +50,21 @@ def _beginning(lm: LM) -> list[int]:
 # %% ../nbs/02_generation.ipynb #d4a4cae8
 def _adjustments(temperature: float, top_k: int | None, top_p: float | None, repetition_penalty: float) -> list:
     "Check the decoding options and return transformers' logits processors for them."
-    from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
     must('temperature', temperature, temperature >= 0, 'it must be 0 (greedy) or more')
     must('top_k', top_k, top_k is None or top_k >= 1, 'it must be at least 1')
     must('top_p', top_p, top_p is None or 0 < top_p <= 1, 'it must be above 0 and at most 1')
     must('repetition_penalty', repetition_penalty, repetition_penalty > 0, 'it must be above 0; 1 does nothing')
     if temperature == 0 and (top_k or top_p):
-        raise FTNBError('top_k or top_p with temperature 0', 'greedy decoding draws nothing', 'Set a temperature such as 0.8, or leave them out.')
-    return ([RepetitionPenaltyLogitsProcessor(float(repetition_penalty))] if repetition_penalty != 1 else []) \
-        + ([TemperatureLogitsWarper(float(temperature))] if temperature not in (0, 1) else []) \
-        + ([TopKLogitsWarper(top_k)] if top_k else []) + ([TopPLogitsWarper(float(top_p))] if top_p else [])
+        raise FTNBError('top_k or top_p with temperature 0', 'greedy decoding draws nothing',
+                        'Set a temperature such as 0.8, or leave them out.')
+    found: list = []
+    if repetition_penalty != 1: found.append(RepetitionPenaltyLogitsProcessor(float(repetition_penalty)))
+    if temperature not in (0, 1): found.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k: found.append(TopKLogitsWarper(top_k))
+    if top_p: found.append(TopPLogitsWarper(float(top_p)))
+    return found
 
 # %% ../nbs/02_generation.ipynb #2a8ca234
 def _uniforms(prompts: list[list[int]], steps: int, seed: int) -> torch.Tensor:
@@ -74,8 +81,10 @@ def _uniforms(prompts: list[list[int]], steps: int, seed: int) -> torch.Tensor:
 def _pick(logits: torch.Tensor, u: torch.Tensor | None) -> torch.Tensor:
     "The next token of every row: the best one, or the one at which the cumulative probability passes `u`."
     if u is None: return logits.argmax(-1)
-    total = logits.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(total, (u.to(total) * total[:, -1]).unsqueeze(1), right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+    exact = torch.float32 if logits.device.type == 'mps' else torch.float64   # Apple GPUs have no float64
+    total = logits.to(exact).softmax(-1).cumsum(-1)
+    at = (u.to(total) * total[:, -1]).unsqueeze(1)
+    return torch.searchsorted(total, at, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 # %% ../nbs/02_generation.ipynb #e9e5f6e2
 def _accepts(model: torch.nn.Module, name: str) -> bool:
@@ -88,10 +97,10 @@ def evaluating(
     lm: LM,  # a loaded model
 ) -> Iterator[None]:
     "Switch dropout off and use the model's autocast format inside the block; restore the mode after it."
-    was, kind = lm.model.training, lm.device.type
+    was, fmt = lm.model.training, lm.placement.autocast
     lm.model.eval()
     try:
-        with torch.autocast(kind, lm.placement.autocast or torch.bfloat16, enabled=lm.placement.autocast is not None): yield
+        with torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None): yield
     finally: lm.model.train(was)
 
 # %% ../nbs/02_generation.ipynb #5d6b940c
@@ -106,7 +115,8 @@ def _left_padded(lm: LM, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Ten
 class Decoder:
     "A batch of texts that are being written: the tokens so far, their mask, and the cache."
     def __init__(self, lm: LM, rows: list[list[int]]):
-        self.model, self.cache = lm.model, None
+        self.model = lm.model
+        self.cache: Any = None  # transformers' own, after the first pass
         self.ids, self.mask = _left_padded(lm, rows)
         self.fixed = {'logits_to_keep': 1} if _accepts(lm.model, 'logits_to_keep') else {}
         self.places = _accepts(lm.model, 'position_ids')
@@ -115,7 +125,8 @@ class Decoder:
         "Run the model over what it has not seen yet; return the next token's logits, `[rows, vocabulary]`."
         new = self.ids if self.cache is None else self.ids[:, -1:]
         where = {'position_ids': (self.mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1]:]} if self.places else {}
-        out = self.model(input_ids=new, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **where, **self.fixed)
+        out = self.model(input_ids=new, attention_mask=self.mask, past_key_values=self.cache, use_cache=True,
+                         **where, **self.fixed)
         self.cache = out.past_key_values
         return out.logits[:, -1].float()
 
@@ -139,7 +150,7 @@ def steps(
     "The decoding loop: yield the next token of every unfinished row, step by step."
     with evaluating(lm):
         text, live = Decoder(lm, rows), torch.arange(len(rows), device=lm.device)
-        ends, ended = torch.tensor(eos_ids(lm), device=lm.device), torch.zeros(len(rows), dtype=torch.bool, device=lm.device)
+        ends, ended = torch.tensor(eos_ids(lm), device=lm.device), torch.zeros_like(live, dtype=torch.bool)
         for step in range(max_new_tokens):
             logits = text.logits()
             for a in adjust: logits = a(text.ids, logits)
@@ -170,7 +181,8 @@ def stream(
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
     "Yield the continuation of `prompt` piece by piece, as the model writes it."
     adjust, rows = _prepare(lm, [prompt], max_new_tokens, temperature, top_k, top_p, repetition_penalty)
-    return _pieces(lm, rows[0], steps(lm, rows, max_new_tokens, adjust, _uniforms(rows, max_new_tokens, seed) if temperature else None))
+    uniforms = _uniforms(rows, max_new_tokens, seed) if temperature else None
+    return _pieces(lm, rows[0], steps(lm, rows, max_new_tokens, adjust, uniforms))
 
 # %% ../nbs/02_generation.ipynb #768c4629
 def _pieces(lm: LM, prompt: list[int], tokens: Iterator[dict[int, int]]) -> Iterator[str]:
@@ -202,9 +214,11 @@ def _prepare(lm: LM, prompts: Sequence[Prompt], max_new_tokens: int, *options) -
     adjust, rows, room = _adjustments(*options), prompt_ids(lm, prompts), context_length(lm)
     for i, r in enumerate(rows):
         if len(r) + max_new_tokens > room:
-            raise FTNBError(f'prompt {i} has {len(r)} tokens', f'with {max_new_tokens} new ones it exceeds the context of {room}',
+            raise FTNBError(f'prompt {i} has {len(r)} tokens',
+                            f'with {max_new_tokens} new ones it exceeds the context of {room}',
                             'Shorten the prompt or lower max_new_tokens.')
-    if lm.device.type == 'meta': raise FTNBError(f'model {lm.name!r} is on the meta device', 'it has no weights', 'Load it with load_lm.')
+    if lm.device.type == 'meta':
+        raise FTNBError(f'model {lm.name!r} is on the meta device', 'it has no weights', 'Load it with load_lm.')
     return adjust, rows
 
 # %% ../nbs/02_generation.ipynb #bb4c248d
@@ -216,11 +230,25 @@ def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         else: groups.append([i])
     return groups
 
-# %% ../nbs/02_generation.ipynb #95a21e1a
+# %% ../nbs/02_generation.ipynb #445e65e8
+class _Options(TypedDict, total=False):
+    "What `generate` takes by name, for type checkers: they learn here that a str gives a str, and a list a list."
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float
+    seed: int
+    batch_tokens: int
+    progress: bool
+
+@overload  # a str is also a sequence of str; of two signatures that fit, the first counts
+def generate(  # type: ignore[overload-overlap]
+    lm: LM, prompt: str, max_new_tokens: int = ..., **options: Unpack[_Options]) -> str: ...
 @overload
-def generate(lm: LM, prompt: str, max_new_tokens: int = ..., **options) -> str: ...
-@overload
-def generate(lm: LM, prompt: Sequence[Prompt], max_new_tokens: int = ..., **options) -> list[str]: ...
+def generate(
+    lm: LM, prompt: Sequence[Prompt], max_new_tokens: int = ..., **options: Unpack[_Options]) -> list[str]: ...
+
+# %% ../nbs/02_generation.ipynb #5f16f14b
 def generate(
     lm,  # a loaded model
     prompt,  # a string; or a list of strings or of lists of token ids
@@ -235,15 +263,16 @@ def generate(
     progress: bool = True,  # show a status line when there is more than one batch
 ):  # the new text, without the prompt: a str for a str, a list for a list
     "Continue a prompt, or each of a list of prompts."
-    if isinstance(prompt, str): return generate(lm, [prompt], max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                                                repetition_penalty=repetition_penalty, seed=seed)[0]
     must('batch_tokens', batch_tokens, batch_tokens >= 1, 'it must be at least 1')
-    adjust, rows = _prepare(lm, prompt, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    adjust, rows = _prepare(lm, prompts, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
     uniforms = _uniforms(rows, max_new_tokens, seed) if temperature and rows else None
-    return _generate(lm, rows, max_new_tokens, adjust, uniforms, batch_tokens, progress)
+    texts = _generate(lm, rows, max_new_tokens, adjust, uniforms, batch_tokens, progress)
+    return texts[0] if isinstance(prompt, str) else texts
 
-# %% ../nbs/02_generation.ipynb #29065a10
-def _generate(lm: LM, rows: list[list[int]], n: int, adjust: list, uniforms: torch.Tensor | None, budget: int, progress: bool) -> list[str]:
+# %% ../nbs/02_generation.ipynb #3736426d
+def _generate(lm: LM, rows: list[list[int]], n: int, adjust: list, uniforms: torch.Tensor | None, budget: int,
+              progress: bool) -> list[str]:
     "Run the batches; return the texts in the order of `rows`."
     new: list[list[int]] = [[] for _ in rows]
     groups = _batches([len(r) + n for r in rows], budget)

@@ -36,7 +36,8 @@ def padded_nats(
     targets = _rectangle(batch, batch.targets, IGNORE)
     chosen = targets != IGNORE
     logits = logits[chosen]
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets[chosen], reduction='none')
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets[chosen], reduction='none')
 
 # %% ../nbs/06_kernels.ipynb #a73e9e40
 NAME = 'ftnb_documents'  # what our attention is called in transformers' registry
@@ -48,29 +49,34 @@ def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
     gap = i[:, None] - i[None]
     return (gap >= 0) & (gap < window)
 
-# %% ../nbs/06_kernels.ipynb #cb97434e
-def _softcapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, cap: float, window: int | None, dropout: float) -> torch.Tensor:
+# %% ../nbs/06_kernels.ipynb #b9929b2b
+def _softcapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, cap: float,
+                window: int | None, dropout: float) -> torch.Tensor:
     "Causal attention whose scores are soft-capped (Gemma 2), which PyTorch's fused kernels cannot do."
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     scores = cap * torch.tanh(q @ k.transpose(2, 3) * scale / cap)
     mask = _band(q.shape[2], window or q.shape[2], q.device)
     return F.dropout(scores.masked_fill(~mask, float('-inf')).softmax(-1, dtype=torch.float32).to(q.dtype), dropout) @ v
 
-# %% ../nbs/06_kernels.ipynb #cb65aa4b
-def _one_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, cap: float | None, window: int | None, dropout: float) -> torch.Tensor:
+# %% ../nbs/06_kernels.ipynb #98aaf58e
+def _one_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, cap: float | None,
+                  window: int | None, dropout: float) -> torch.Tensor:
     "Causal attention within one document: `[1, heads, length, width]` in and out."
     if cap: return _softcapped(q, k, v, scale, cap, window, dropout)
-    narrow = window is not None and window < q.shape[2]
-    mask = _band(q.shape[2], window, q.device) if narrow else None   # type: ignore[arg-type]
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=not narrow, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    length = q.shape[2]
+    mask = _band(length, window, q.device) if window is not None and window < length else None
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale,
+                                          enable_gqa=q.shape[1] != k.shape[1])
 
-# %% ../nbs/06_kernels.ipynb #482c9ead
-def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int, scale: float, window: int | None) -> torch.Tensor:
+# %% ../nbs/06_kernels.ipynb #c609bb3a
+def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int,
+            scale: float, window: int | None) -> torch.Tensor:
     "All documents in one CUDA kernel; `starts` are the cumulative lengths, `[documents + 1]`, int32."
     from torch.nn.attention.varlen import varlen_attn
     flat = (t[0].transpose(0, 1) for t in (q, k, v))   # [tokens, heads, width]
     look_back = -1 if window is None else window - 1
-    return varlen_attn(*flat, starts, starts, longest, longest, scale=scale, window_size=(look_back, 0), enable_gqa=q.shape[1] != k.shape[1])[None]
+    return varlen_attn(*flat, starts, starts, longest, longest, scale=scale, window_size=(look_back, 0),
+                       enable_gqa=q.shape[1] != k.shape[1])[None]
 
 # %% ../nbs/06_kernels.ipynb #f2e756a8
 def document_attention(
@@ -89,10 +95,13 @@ def document_attention(
 ) -> tuple[torch.Tensor, None]:  # [1, tokens, heads, width]
     "Attention in which each document, end to end with others, sees only itself (transformers' attention interface)."
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    if cu_seq_lens_q is not None and not softcap and not dropout:
+    q, k = q.to(v.dtype), k.to(v.dtype)   # under autocast, rotary positions have made them float32 again
+    if cu_seq_lens_q is not None and v.dtype in (torch.float16, torch.bfloat16) and not softcap and not dropout:
         return _varlen(q, k, v, cu_seq_lens_q, max(doc_lengths), scale, sliding_window), None
-    parts = zip(*(t.split(list(doc_lengths), 2) for t in (q, k, v)))
-    return torch.cat([_one_document(*p, scale, softcap, sliding_window, dropout).transpose(1, 2) for p in parts], 1), None
+    lengths = list(doc_lengths)
+    docs = zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2))
+    out = [_one_document(*d, scale, softcap, sliding_window, dropout).transpose(1, 2) for d in docs]
+    return torch.cat(out, 1), None
 
 # %% ../nbs/06_kernels.ipynb #4c94dfa9
 @contextlib.contextmanager
@@ -109,10 +118,10 @@ def end_to_end_attention(
     try: yield
     finally: model.set_attn_implementation(was)
 
-# %% ../nbs/06_kernels.ipynb #a85a5a6a
+# %% ../nbs/06_kernels.ipynb #1628e600
 def _use_varlen(device: torch.device) -> bool:
-    "Whether the one-kernel form runs here: CUDA, Ampere or newer, 16-bit products."
-    return device.type == 'cuda' and torch.is_autocast_enabled('cuda') and torch.cuda.get_device_capability(device) >= (8, 0)
+    "Whether the one-kernel form can run here: CUDA, Ampere or newer (it also wants a 16-bit format)."
+    return device.type == 'cuda' and torch.cuda.get_device_capability(device) >= (8, 0)
 
 # %% ../nbs/06_kernels.ipynb #0d043d27
 def hidden_states(
@@ -134,18 +143,21 @@ def head_of(
     "The output layer of a model and what its configuration does to the logits."
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = (getattr(config, 'logit_scale', None) or 1.) / (getattr(config, 'logits_scaling', None) or 1.)
-    return dict(weight=head.weight, bias=getattr(head, 'bias', None), scale=scale, cap=getattr(config, 'final_logit_softcapping', None))
+    return dict(weight=head.weight, bias=getattr(head, 'bias', None), scale=scale,
+                cap=getattr(config, 'final_logit_softcapping', None))
 
-# %% ../nbs/06_kernels.ipynb #d249d098
-def _logits(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, cap: float | None) -> torch.Tensor:
+# %% ../nbs/06_kernels.ipynb #d9bc1fdb
+def _logits(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float,
+            cap: float | None) -> torch.Tensor:
     "Logits of a chunk of positions, in float32 (float64 stays float64)."
     z = F.linear(h, weight, bias)
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     if scale != 1: z = z * scale
     return cap * torch.tanh(z / cap) if cap else z
 
-# %% ../nbs/06_kernels.ipynb #2d310627
-def _logits_gradient(z: torch.Tensor, nats: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: float, cap: float | None) -> torch.Tensor:
+# %% ../nbs/06_kernels.ipynb #6cc34d9d
+def _logits_gradient(z: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: float,
+                     cap: float | None) -> torch.Tensor:
     "The gradient of the summed loss with respect to `h @ weight.T + bias`. Overwrites the logits `z`."
     slope = 1 - (z / cap) ** 2 if cap else None   # of the soft cap, from its output
     grad = z.sub_(lse[:, None]).exp_()
@@ -164,9 +176,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for hc, tc, at in zip(h.split(chunk), targets.split(chunk), range(0, len(h), chunk)):
             z = _logits(hc, weight, bias, scale, cap)
             lse = z.logsumexp(1)
-            nats = lse - z.gather(1, tc[:, None])[:, 0]
-            total += nats.sum()
-            if any(wants): _accumulate(_logits_gradient(z, nats, tc, lse, scale, cap).to(hc.dtype), hc, weight, gh, gw, gb, at)
+            total += (lse - z.gather(1, tc[:, None])[:, 0]).sum()
+            if any(wants):
+                gz = _logits_gradient(z, tc, lse, scale, cap).to(hc.dtype)
+                _accumulate(gz, hc, weight, gh, gw, gb, at)
         ctx.save_for_backward(gh, gw, gb)
         return total
 
@@ -175,9 +188,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, upstream):
         return *(None if g is None else g.mul_(upstream) for g in ctx.saved_tensors), None, None, None, None
 
-# %% ../nbs/06_kernels.ipynb #5d4ff52f
-def _accumulate(gz: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, gh: torch.Tensor | None, gw: torch.Tensor | None,
-                gb: torch.Tensor | None, at: int) -> None:
+# %% ../nbs/06_kernels.ipynb #9e1cf868
+def _accumulate(gz: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, gh: torch.Tensor | None,
+                gw: torch.Tensor | None, gb: torch.Tensor | None, at: int) -> None:
     "Add one chunk's gradients; the chunk begins at position `at`."
     if gh is not None: gh[at:at + len(h)] = gz @ weight
     if gw is not None: gw.addmm_(gz.T.to(gw.dtype), h.to(gw.dtype))
@@ -203,7 +216,8 @@ def end_to_end_loss(
     batch: Batch,  # on the model's device
 ) -> torch.Tensor:  # the sum of nats over its targets
     "The loss of documents laid end to end: no padding, no logits matrix."
-    return linear_cross_entropy(hidden_states(model, batch), targets=batch.targets[batch.targets != IGNORE], **head_of(model))
+    targets = batch.targets[batch.targets != IGNORE]
+    return linear_cross_entropy(hidden_states(model, batch), targets=targets, **head_of(model))
 
 # %% ../nbs/06_kernels.ipynb #935d0364
 def end_to_end_nats(
@@ -236,7 +250,8 @@ def lies_end_to_end(
     model.eval()
     try:
         with torch.no_grad(): alone = padded_nats(model, batch)
-        with end_to_end_attention(model): together, beside = end_to_end_nats(model, batch), end_to_end_nats(model, other)
+        with end_to_end_attention(model):
+            together, beside = end_to_end_nats(model, batch), end_to_end_nats(model, other)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError): return False   # the model refuses
     finally: model.train(was)
     same, leak = (alone - together).abs().max(), (together - beside)[batch.lengths[0] - 1:].abs().max()
@@ -277,12 +292,14 @@ def row_nats(
 ) -> tuple[np.ndarray, np.ndarray]:  # for each row: nats of its targets, summed; how many targets it has
     "How surprised the model is by each row's targets."
     packed = packs(lm) if packed is None else packed
-    nats_of, nats, targets = end_to_end_nats if packed else padded_nats, np.zeros(len(rows)), np.zeros(len(rows), int)
+    nats_of = end_to_end_nats if packed else padded_nats
+    nats: np.ndarray = np.zeros(len(rows))
+    targets: np.ndarray = np.zeros(len(rows), int)
     (micros,) = plan_epoch([len(r['input_ids']) for r in rows], len(rows), micro_tokens=micro_tokens)
     with evaluating(lm), computing(lm, packed), torch.no_grad():
         for micro in micros:
             batch = end_to_end([rows[i] for i in micro])
             counts = [int((t != IGNORE).sum()) for t in batch.targets.split(batch.lengths)]
             targets[micro] = counts
-            nats[micro] = [float(n.double().sum()) for n in nats_of(lm.model, batch.to(lm.device)).split(counts)]
+            nats[micro] = [float(n.cpu().double().sum()) for n in nats_of(lm.model, batch.to(lm.device)).split(counts)]
     return nats, targets

@@ -18,7 +18,7 @@ class Callback:
     "Looks in at moments of training. Override what you need; raise `StopTraining` to end it."
     def before_fit(self, learner: Learner) -> None: "Before the first step."
     def before_step(self, learner: Learner) -> None: "Before a step; `learner.batches` are its batches."
-    def after_step(self, learner: Learner) -> None: "After a step; `learner.loss` is its loss, `learner.step` the number of steps taken."
+    def after_step(self, learner: Learner) -> None: "After step number `learner.step`, whose loss is `learner.loss`."
     def after_epoch(self, learner: Learner) -> None: "After every batch was used once."
     def after_fit(self, learner: Learner) -> None: "At the end, however it came about; see `learner.status`."
 
@@ -29,8 +29,10 @@ class StopTraining(Exception):
 # %% ../nbs/07_learner.ipynb #3de3d605
 class Countable(Protocol):
     "What the learner needs to know of a batch."
-    learned: int  # how many targets it has
-    lengths: Sequence[int]  # of its documents
+    @property
+    def learned(self) -> int: "How many targets it has."
+    @property
+    def lengths(self) -> Sequence[int]: "The lengths of its documents."
     def to(self, device: torch.device) -> Any: ...
 
 # %% ../nbs/07_learner.ipynb #fab7c318
@@ -45,8 +47,11 @@ class Learner:
         clip: float | None = 1.,  # largest norm of the gradient; None: no limit
         callbacks: Sequence[Any] = (),  # kept for every fit
     ):
-        self.model, self.steps, self.loss_of, self.optimizer, self.schedule, self.clip = model, steps, loss, optimizer, schedule, clip
-        self.callbacks, self.status, self.step, self.epoch, self.tokens, self.losses = list(callbacks), 'new', 0, 0, 0, []
+        self.model, self.steps, self.loss_of = model, steps, loss
+        self.optimizer, self.schedule, self.clip = optimizer, schedule, clip
+        self.callbacks, self.status = list(callbacks), 'new'
+        self.step, self.epoch, self.tokens = 0, 0, 0
+        self.losses: list[float] = []
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = next(model.parameters()).device
 
@@ -68,7 +73,8 @@ class Learner:
         "Stop before the weights are touched if the loss or the gradient is not a finite number."
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf).item()
         if math.isfinite(self.loss) and math.isfinite(norm): return
-        raise FTNBError(f'step {self.step + 1}: loss {self.loss}, gradient norm {norm}', 'both must be finite; the weights are as they were before this step',
+        raise FTNBError(f'step {self.step + 1}: loss {self.loss}, gradient norm {norm}',
+                        'both must be finite; the weights are as they were before this step',
                         'Lower lr, or look at the rows of this step.')
 
     def one_step(self) -> None:

@@ -37,10 +37,13 @@ class TextMetric:
 def _check_pairs(name: str, predictions: Sequence, references: Sequence) -> None:
     "Refuse lists that cannot be compared."
     if len(predictions) != len(references):
-        raise FTNBError(f'{len(predictions)} predictions and {len(references)} references', 'there must be as many of one as of the other', 'Check how they were collected.')
-    if not len(predictions): raise FTNBError(f'{name} of no rows', 'it is not defined', 'Give at least one prediction and its reference.')
+        raise FTNBError(f'{len(predictions)} predictions and {len(references)} references',
+                        'there must be as many of one as of the other', 'Check how they were collected.')
+    if not len(predictions):
+        raise FTNBError(f'{name} of no rows', 'it is not defined', 'Give at least one prediction and its reference.')
     for i, p in enumerate(predictions):
-        if p is None: raise FTNBError(f'predictions[{i}] is None', 'a prediction must be there', "Use '' for an empty answer.")
+        if p is None:
+            raise FTNBError(f'predictions[{i}] is None', 'a prediction must be there', "Use '' for an empty answer.")
 
 # %% ../nbs/11_metrics.ipynb #52a0633f
 def ratio(
@@ -54,25 +57,30 @@ def _sacrebleu(name: str, what: str, scorer: Any, better: int = 1) -> TextMetric
     "Wrap one of sacrebleu's metrics."
     def stats(predictions: Sequence[str], references: References) -> np.ndarray:
         refs = [[r] if isinstance(r, str) else list(r) for r in references]
-        width = max(map(len, refs))
-        streams = [[r[j] if j < len(r) else None for r in refs] for j in range(width)]   # sacrebleu wants the first of each, the second ...
+        width = max(map(len, refs))   # sacrebleu wants a list of all first references, one of all second ...
+        streams = [[r[j] if j < len(r) else None for r in refs] for j in range(width)]
         return np.array(scorer._extract_corpus_statistics(list(predictions), streams), dtype=float)
-    combine = lambda sums: float(scorer._compute_score_from_stats(list(map(int, sums)) if name.startswith('bleu') else list(sums)).score)
+    def combine(sums: np.ndarray) -> float:
+        numbers = list(map(int, sums)) if name.startswith('bleu') else list(sums)
+        return float(scorer._compute_score_from_stats(numbers).score)
     stats([''], [''])   # so that the signature knows the number of references
     return TextMetric(name, stats, combine, str(scorer.get_signature()), better, what)
 
 # %% ../nbs/11_metrics.ipynb #79cef15e
 def _bleu(name: str = 'bleu', **options) -> TextMetric:
     from sacrebleu.metrics import BLEU
-    return _sacrebleu(name, 'Matching runs of up to four words, with a penalty for brevity (Papineni et al. 2002), by sacrebleu.', BLEU(**options))
+    what = 'Matching runs of up to four words, with a penalty for brevity (Papineni et al. 2002), by sacrebleu.'
+    return _sacrebleu(name, what, BLEU(**options))
 
 def _chrf(**options) -> TextMetric:
     from sacrebleu.metrics import CHRF
-    return _sacrebleu('chrf', 'Matching character n-grams (Popović 2015), by sacrebleu; word_order=2 is chrF++.', CHRF(**options))
+    what = 'Matching character n-grams (Popović 2015), by sacrebleu; word_order=2 is chrF++.'
+    return _sacrebleu('chrf', what, CHRF(**options))
 
 def _ter(**options) -> TextMetric:
     from sacrebleu.metrics import TER
-    return _sacrebleu('ter', 'Word edits needed to reach the reference (Snover et al. 2006), by sacrebleu; less is better.', TER(**options), -1)
+    what = 'Word edits needed to reach the reference (Snover et al. 2006), by sacrebleu; less is better.'
+    return _sacrebleu('ter', what, TER(**options), -1)
 
 # %% ../nbs/11_metrics.ipynb #a0608e5f
 CJK = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f'
@@ -89,13 +97,15 @@ def _rouge(kind: str, stemmer: bool = False) -> TextMetric:
     from rouge_score import rouge_scorer
     scorer = rouge_scorer.RougeScorer([kind], use_stemmer=stemmer, tokenizer=None if stemmer else UnicodeWords())
     f1 = lambda p, r: scorer.score_multi([r] if isinstance(r, str) else list(r), p)[kind].fmeasure
-    return TextMetric(kind, lambda ps, rs: np.array([[100 * f1(p, r), 1] for p, r in zip(ps, rs, strict=True)]), ratio,
-                      f'{kind}|f1|mean of rows|tok:{"porter" if stemmer else "unicode"}|rouge_score', what=f'{kind} F1 (Lin 2004), by rouge_score.')
+    stats = lambda ps, rs: np.array([[100 * f1(p, r), 1] for p, r in zip(ps, rs, strict=True)])
+    signature = f'{kind}|f1|mean of rows|tok:{"porter" if stemmer else "unicode"}|rouge_score'
+    return TextMetric(kind, stats, ratio, signature, what=f'{kind} F1 (Lin 2004), by rouge_score.')
 
 # %% ../nbs/11_metrics.ipynb #25700bc8
 def _mean_of(name: str, what: str, right: Callable[[str, str], float]) -> TextMetric:
     "The mean, in percent, of a judgement of each row."
-    return TextMetric(name, lambda ps, rs: np.array([[100 * right(p, r), 1] for p, r in zip(ps, rs, strict=True)]), ratio, f'{name}|percent|ftnb', what=what)
+    stats = lambda ps, rs: np.array([[100 * right(p, r), 1] for p, r in zip(ps, rs, strict=True)])
+    return TextMetric(name, stats, ratio, f'{name}|percent|ftnb', what=what)
 
 # %% ../nbs/11_metrics.ipynb #6d945fc7
 def _f1_stats(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -123,11 +133,18 @@ METRICS: dict[str, Callable[..., TextMetric]] = {
     'bleu': _bleu, 'bleu_zh': functools.partial(_bleu, 'bleu_zh', tokenize='zh'), 'chrf': _chrf, 'ter': _ter,
     **{k: functools.partial(_rouge, k) for k in ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')},
     'accuracy': lambda: _mean_of('accuracy', 'Share of answers that are the reference.', lambda p, r: p == r),
-    'exact_match': lambda: _mean_of('exact_match', 'Share of answers that are the reference but for case and outer space.',
-                                    lambda p, r: p.strip().casefold() == r.strip().casefold()),
-    'f1': lambda: TextMetric('f1', _f1_stats, _f1_combine, 'f1|macro over reference labels|percent|ftnb', what='Macro-F1, as scikit-learn defines it.'),
-    'perplexity': lambda: TextMetric('perplexity', _pairs, _exp_ratio, 'perplexity|exp(nats / tokens)|ftnb', -1, 'exp of nats per token; less is better.'),
-    'bits_per_byte': lambda: TextMetric('bits_per_byte', _pairs, _bits, 'bits_per_byte|nats / bytes / ln 2|ftnb', -1, 'Bits per byte of text; less is better.'),
+    'exact_match': lambda: _mean_of(
+        'exact_match', 'Share of answers that are the reference but for case and outer space.',
+        lambda p, r: p.strip().casefold() == r.strip().casefold()),
+    'f1': lambda: TextMetric(
+        'f1', _f1_stats, _f1_combine, 'f1|macro over reference labels|percent|ftnb',
+        what='Macro-F1, as scikit-learn defines it.'),
+    'perplexity': lambda: TextMetric(
+        'perplexity', _pairs, _exp_ratio, 'perplexity|exp(nats / tokens)|ftnb', -1,
+        'exp of nats per token; less is better.'),
+    'bits_per_byte': lambda: TextMetric(
+        'bits_per_byte', _pairs, _bits, 'bits_per_byte|nats / bytes / ln 2|ftnb', -1,
+        'Bits per byte of text; less is better.'),
 }
 NUMERIC = ('perplexity', 'bits_per_byte')  # their predictions and references are numbers
 
@@ -139,7 +156,9 @@ def text_metric(
     "A metric by name, as a function of sums over rows."
     make = METRICS[one_of(name, METRICS, 'metric')]
     try: return make(**options)
-    except TypeError as e: raise FTNBError(f'options of {name}: {options}', f'they do not fit ({e})', 'See the signature of its implementation.') from e
+    except TypeError as e:
+        raise FTNBError(f'options of {name}: {options}', f'they do not fit ({e})',
+                        'See the signature of its implementation.') from e
 
 # %% ../nbs/11_metrics.ipynb #3a90a212
 def _info(spec: TextMetric) -> Any:
@@ -149,7 +168,8 @@ def _info(spec: TextMetric) -> Any:
     single = {'predictions': datasets.Value('string'), 'references': datasets.Value('string')}
     several = single | {'references': datasets.Sequence(datasets.Value('string'))}
     kinds = [numbers] if spec.name in NUMERIC else [single, several]
-    return evaluate.MetricInfo(description=spec.what, citation=spec.signature, inputs_description='predictions and references, of equal length',
+    return evaluate.MetricInfo(description=spec.what, citation=spec.signature,
+                               inputs_description='predictions and references, of equal length',
                                features=[datasets.Features(k) for k in kinds])
 
 # %% ../nbs/11_metrics.ipynb #912fe175
@@ -164,7 +184,8 @@ def metric(
     class Offline(evaluate.Metric):
         "One of ftnb's metrics, for the evaluate library."
         def _info(self): return _info(spec)
-        def _compute(self, predictions, references): return {name: spec(predictions, references), 'signature': spec.signature}
+        def _compute(self, predictions, references):
+            return {name: spec(predictions, references), 'signature': spec.signature}
 
         def compute(self, *, predictions=None, references=None, **more):
             "Compute the score of `predictions`, or of what was added in batches."

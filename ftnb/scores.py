@@ -5,7 +5,7 @@
 # %% ../nbs/12_scores.ipynb #d7d1c6c7
 from __future__ import annotations
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 import datasets
 import numpy as np
@@ -36,8 +36,8 @@ def interval(
 ) -> tuple[float, float]:
     "The percentile bootstrap interval of a metric over rows."
     scores = [metric.combine(s) for s in _draws(len(stats), resamples, seed) @ stats]
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, high = map(float, np.quantile(scores, [(1 - level) / 2, (1 + level) / 2]))
+    return low, high
 
 # %% ../nbs/12_scores.ipynb #f91ee27a
 @dataclass(repr=False)
@@ -55,25 +55,31 @@ class Scores(Card):
 
     def to_pandas(self) -> pd.DataFrame:
         "One row a metric: value, low, high, whether more is better, and the signature."
-        rows = [(k, v, *self.intervals[k], 'more' if self.metrics[k].better > 0 else 'less', self.metrics[k].signature) for k, v in self.values.items()]
+        values = self.values
+        rows = [(k, values[k], *self.intervals[k], 'more' if m.better > 0 else 'less', m.signature)
+                for k, m in self.metrics.items()]
         return pd.DataFrame(rows, columns=['metric', 'value', 'low', 'high', 'better', 'signature']).set_index('metric')
 
     def _facts(self) -> tuple[str, dict]:
-        lines = {k: f'{v:7.2f}  [{self.intervals[k][0]:.2f}, {self.intervals[k][1]:.2f}]' for k, v in self.values.items()}
+        say = lambda v, low, high: f'{v:7.2f}  [{low:.2f}, {high:.2f}]'
+        lines = {k: say(v, *self.intervals[k]) for k, v in self.values.items()}
         return f'Scores of {self.name} on {len(self.rows)} rows (95 % intervals)', lines
 
-    def _repr_html_(self) -> str: return super()._repr_html_() + _rows_html(self.rows, next(iter(self.metrics)), self.metrics)
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + _rows_html(self.rows, next(iter(self.metrics)), self.metrics)
 
-# %% ../nbs/12_scores.ipynb #100b4fbe
-def _rows_html(rows: datasets.Dataset, by: str, metrics: Mapping[str, TextMetric], n: int = 3) -> str:
+# %% ../nbs/12_scores.ipynb #9852257e
+def _rows_html(rows: datasets.Dataset, by: str, metrics: Mapping[str, TextMetric]) -> str:
     "The best, median and worst row by one metric, as a table."
     order = np.argsort(-metrics[by].better * np.asarray(rows[by]), kind='stable')
-    chosen = {'best': order[0], 'median': order[len(order) // 2], 'worst': order[-1]}
-    lines = [(name, f'{rows[int(i)][by]:.1f}', rows[int(i)]['prediction'] or '', rows[int(i)]['reference']) for name, i in chosen.items()]
+    places = {'best': order[0], 'median': order[len(order) // 2], 'worst': order[-1]}
+    chosen = {name: rows[int(i)] for name, i in places.items()}
+    lines = [(name, f'{row[by]:.1f}', row['prediction'] or '', row['reference']) for name, row in chosen.items()]
     return html_table(lines, ['row', by, 'prediction', 'reference'])
 
-# %% ../nbs/12_scores.ipynb #fa28bf35
-def _scores(name: str, metrics: dict[str, TextMetric], stats: dict[str, np.ndarray], columns: dict[str, list], resamples: int, seed: int) -> Scores:
+# %% ../nbs/12_scores.ipynb #1e8fcb7f
+def _scores(name: str, metrics: dict[str, TextMetric], stats: dict[str, np.ndarray], columns: dict[str, list],
+            resamples: int, seed: int) -> Scores:
     "Assemble: intervals from the statistics, each metric of each row beside its texts."
     alone = {k: [m.combine(s) for s in stats[k]] for k, m in metrics.items()}
     intervals = {k: interval(m, stats[k], resamples, seed) for k, m in metrics.items()}
@@ -94,26 +100,32 @@ def score_texts(
     _check_pairs('scores', predictions, references)
     chosen = {m: text_metric(m) for m in metrics}
     stats = {m: c.stats(predictions, references) for m, c in chosen.items()}
-    columns = {'prompt': list(prompts or [''] * len(predictions)), 'prediction': list(predictions), 'reference': list(references)}
+    columns: dict[str, list] = {'prompt': list(prompts or [''] * len(predictions)),
+                                'prediction': list(predictions), 'reference': list(references)}
     found = _scores(name, chosen, stats, columns, resamples, seed)
-    if baseline is not None:
-        other = baseline if isinstance(baseline, Scores) else score_texts(baseline, references, metrics, None, prompts, 'baseline', resamples, seed)
-        found.comparison = compare(other, found)
+    if baseline is None: return found
+    if not isinstance(baseline, Scores):
+        baseline = score_texts(baseline, references, metrics, None, prompts, 'baseline', resamples, seed)
+    found.comparison = compare(baseline, found)
     return found
 
-# %% ../nbs/12_scores.ipynb #06c5d32f
-def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], references: list[str], task: Task) -> dict[str, np.ndarray]:
+# %% ../nbs/12_scores.ipynb #2fa3d1b2
+def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], references: list[str],
+              task: Task) -> dict[str, np.ndarray]:
     "Statistics of perplexity (and, for free text, bits per byte), row by row."
     room = context_length(lm)
     token_rows = [{'input_ids': (p + t)[:room], 'labels': ([IGNORE] * len(p) + t)[:room]} for p, t in pairs]
     nats, tokens = row_nats(lm, token_rows)
     found = {'perplexity': np.stack([nats, tokens], 1)}
-    return found if task.prompt else found | {'bits_per_byte': np.stack([nats, [len(r.encode()) for r in references]], 1)}
+    if task.prompt: return found
+    return found | {'bits_per_byte': np.stack([nats, [len(r.encode()) for r in references]], 1)}
 
-# %% ../nbs/12_scores.ipynb #3950d7bc
-def _answers(lm: LM, task: Task, prompts: list[list[int]], max_new_tokens: int | None, progress: bool, decoding: dict) -> list[str]:
+# %% ../nbs/12_scores.ipynb #d20f1697
+def _answers(lm: LM, task: Task, prompts: list[list[int]], max_new_tokens: int | None, progress: bool,
+             decoding: dict) -> list[str]:
     "What the model writes for each prompt, read as the task reads it."
-    return [task.read(text) for text in generate(lm, prompts, max_new_tokens or task.max_new_tokens, progress=progress, **decoding)]
+    texts = generate(lm, prompts, max_new_tokens or task.max_new_tokens, progress=progress, **decoding)
+    return [task.read(text) for text in texts]
 
 # %% ../nbs/12_scores.ipynb #54938ee8
 def score(
@@ -133,10 +145,12 @@ def score(
     given, _ = splits_of(rows)
     check_rows(task, given)
     pairs, references = token_pairs(lm, task, given), [task.target(r) for r in given]
-    answers = _answers(lm, task, [p for p, _ in pairs], max_new_tokens, progress, decoding) if task.prompt else [None] * len(given)
+    prompts = [p for p, _ in pairs]
+    answers = _answers(lm, task, prompts, max_new_tokens, progress, decoding) if task.prompt else [None] * len(given)
     metrics = {m: text_metric(m) for m in task.metrics} if task.prompt else {}
-    stats = {m: c.stats(answers, references) for m, c in metrics.items()} | (surprise := _surprise(lm, pairs, references, task))
-    columns = {'prompt': lm.tokenizer.batch_decode([p for p, _ in pairs]), 'prediction': answers, 'reference': references}
+    surprise = _surprise(lm, pairs, references, task)
+    stats = {m: c.stats(answers, references) for m, c in metrics.items()} | surprise
+    columns = {'prompt': lm.tokenizer.batch_decode(prompts), 'prediction': answers, 'reference': references}
     return _scores(name or lm.name, metrics | {m: text_metric(m) for m in surprise}, stats, columns, resamples, seed)
 
 # %% ../nbs/12_scores.ipynb #e51355e6
@@ -150,12 +164,13 @@ def difference(
     "Compare two sets of outputs for the same rows by one metric."
     gap = lambda x, y: metric.combine(y) - metric.combine(x)
     draws, total = _draws(len(a), resamples, seed), a.sum(0) + b.sum(0)
-    low, high = np.quantile([gap(x, y) for x, y in zip(draws @ a, draws @ b, strict=True)], [0.025, 0.975])
+    gaps = [gap(x, y) for x, y in zip(draws @ a, draws @ b, strict=True)]
+    low, high = map(float, np.quantile(gaps, [0.025, 0.975]))
     swap = (np.random.default_rng(seed + 1).random((resamples, len(a))) < 0.5).astype(float)
     left = a.sum(0) + swap @ (b - a)   # sums of one side after exchanging the answers of random rows
     observed = gap(a.sum(0), b.sum(0))
     extreme = sum(abs(gap(x, total - x)) >= abs(observed) - 1e-12 for x in left)
-    return observed, float(low), float(high), (extreme + 1) / (resamples + 1)
+    return observed, low, high, (extreme + 1) / (resamples + 1)
 
 # %% ../nbs/12_scores.ipynb #79150458
 @dataclass(repr=False)
@@ -172,26 +187,35 @@ class Comparison(Card):
         return 'better' if row['difference'] * self.a.metrics[metric].better > 0 else 'worse'
 
     def _facts(self) -> tuple[str, dict]:
-        say = lambda k, r: f'{r["a"]:7.2f} → {r["b"]:6.2f}   {r["difference"]:+6.2f} [{r["low"]:+.2f}, {r["high"]:+.2f}]   p = {r["p_value"]:.3f}   {self.verdict(k)}'
-        return f'{self.a.name} → {self.b.name}, {len(self.a.rows)} rows', {k: say(k, r) for k, r in self.table.iterrows()}
+        lines = {}
+        for k, r in self.table.iterrows():
+            change = f'{r["a"]:7.2f} → {r["b"]:6.2f}   {r["difference"]:+6.2f} [{r["low"]:+.2f}, {r["high"]:+.2f}]'
+            lines[k] = f'{change}   p = {r["p_value"]:.3f}   {self.verdict(k)}'
+        return f'{self.a.name} → {self.b.name}, {len(self.a.rows)} rows', lines
 
     def changed(self, metric: str | None = None, n: int = 3) -> pd.DataFrame:
         "The rows that changed most by a metric (the first one): the `n` that got worst, then the `n` that got best."
-        k = metric or next(iter(self.a.metrics))
-        gain = self.a.metrics[k].better * (np.asarray(self.b.rows[k]) - np.asarray(self.a.rows[k]))
-        order = np.argsort(gain, kind='stable')
-        chosen = [*order[:n], *order[::-1][:n][::-1]] if len(order) >= 2 * n else list(order)
-        texts = {'before': 'prediction', 'after': 'prediction', 'reference': 'reference'}
-        data = {name: [(self.b if name == 'after' else self.a).rows[int(i)][column] for i in chosen] for name, column in texts.items()}
-        return pd.DataFrame({'row': [int(i) for i in chosen], f'gain in {k}': gain[chosen].round(1)} | data)
+        return _changed(self.a, self.b, metric or next(iter(self.a.metrics)), n)
 
     def _repr_html_(self) -> str:
         head = ['metric', self.a.name, self.b.name, 'difference', '95 % interval', 'p', 'verdict']
-        lines = [(k, f'{r["a"]:.2f}', f'{r["b"]:.2f}', f'{r["difference"]:+.2f}', f'{r["low"]:+.2f} to {r["high"]:+.2f}', f'{r["p_value"]:.3f}', self.verdict(k))
+        lines = [(k, f'{r["a"]:.2f}', f'{r["b"]:.2f}', f'{r["difference"]:+.2f}',
+                  f'{r["low"]:+.2f} to {r["high"]:+.2f}', f'{r["p_value"]:.3f}', self.verdict(k))
                  for k, r in self.table.iterrows()]
-        changed = self.changed()
-        return (html_table(lines, head, f'{self.a.name} → {self.b.name}, {len(self.a.rows)} rows')
-                + html_table(changed.itertuples(index=False), changed.columns, 'The rows that changed most: worse first'))
+        changed, title = self.changed(), 'The rows that changed most: worse first'
+        return (html_table(lines, head, self._facts()[0])
+                + html_table(changed.itertuples(index=False), changed.columns, title))
+
+# %% ../nbs/12_scores.ipynb #b67e6778
+def _changed(a: Scores, b: Scores, metric: str, n: int) -> pd.DataFrame:
+    "The `n` rows that got worst by a metric and the `n` that got best, with the texts of both sides."
+    gain = a.metrics[metric].better * (np.asarray(b.rows[metric]) - np.asarray(a.rows[metric]))
+    order = np.argsort(gain, kind='stable').tolist()
+    chosen = order[:n] + order[len(order) - n:] if len(order) >= 2 * n else order
+    column = lambda scores, name: [scores.rows[i][name] for i in chosen]
+    return pd.DataFrame({
+        'row': chosen, f'gain in {metric}': gain[chosen].round(1), 'before': column(a, 'prediction'),
+        'after': column(b, 'prediction'), 'reference': column(a, 'reference')})
 
 # %% ../nbs/12_scores.ipynb #db1e9f0e
 def compare(
@@ -202,9 +226,12 @@ def compare(
 ) -> Comparison:  # `.table` has a, b, difference, low, high, p_value for each metric
     "Test whether two sets of outputs for the same rows differ, metric by metric."
     if a.rows['reference'][:] != b.rows['reference'][:]:
-        raise FTNBError(f'{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows)', 'they must have answered the same rows, in the same order', 'Score both on the same rows.')
+        raise FTNBError(f'{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows)',
+                        'they must have answered the same rows, in the same order', 'Score both on the same rows.')
     shared = [k for k in a.metrics if k in b.metrics]
-    if not shared: raise FTNBError(f'{a.name} and {b.name}', 'they have no metric in common', 'Score both with the same metrics.')
-    found = {k: (a.values[k], b.values[k], *difference(a.metrics[k], a.stats[k], b.stats[k], resamples, seed)) for k in shared}
+    if not shared:
+        raise FTNBError(f'{a.name} and {b.name}', 'they have no metric in common', 'Score both with the same metrics.')
+    gap = lambda k: difference(a.metrics[k], a.stats[k], b.stats[k], resamples, seed)
+    found = {k: (a.values[k], b.values[k], *gap(k)) for k in shared}
     table = pd.DataFrame.from_dict(found, orient='index', columns=['a', 'b', 'difference', 'low', 'high', 'p_value'])
     return Comparison(a, b, table.rename_axis('metric'))

