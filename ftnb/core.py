@@ -12,8 +12,9 @@ import psutil
 import torch
 
 # %% auto #0
-__all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'need', 'html_table', 'Card', 'Placement', 'placement_rule',
-           'choose_device', 'seeded', 'in_notebook', 'StatusLine', 'version_of', 'memory', 'Doctor', 'doctor']
+__all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'must', 'need', 'html_table', 'Card', 'Placement',
+           'placement_rule', 'choose_device', 'seeded', 'in_notebook', 'StatusLine', 'version_of', 'memory', 'Doctor',
+           'doctor']
 
 # %% ../nbs/00_core.ipynb #056b594b
 class FTNBError(ValueError):
@@ -50,6 +51,16 @@ def one_of(
     names = list(names)
     if value in names: return value
     raise FTNBError(f'{what} {value!r}', f'it must be one of {len(names)} known names', nearest(value, names))
+
+# %% ../nbs/00_core.ipynb #1238f6eb
+def must(
+    name: str,  # of the parameter
+    value: object,  # what was given
+    ok: bool,  # whether it is allowed
+    rule: str,  # what must hold
+) -> None:
+    "Raise an `FTNBError` about a parameter unless `ok`."
+    if not ok: raise FTNBError(f'{name}={value!r}', rule, f'Change {name}.')
 
 # %% ../nbs/00_core.ipynb #55b75c36
 def need(

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 import datasets
+import pandas as pd
 import torch
-from .core import Card, FTNBError, nearest, one_of
-from .generation import must
+from .core import Card, FTNBError, must, nearest, one_of
+from .generation import token_batches
 from .models import LM, context_length, eos_ids
-from .tasks import Task, check_rows, free_text, prompt_and_target, uses_chat
+from .tasks import Task, check_rows, free_text, prompt_and_target, text_in, uses_chat
 
 # %% auto #0
-__all__ = ['IGNORE', 'LOSSES', 'VALID_NAMES', 'Plan', 'token_pairs', 'Encoded', 'splits_of', 'task_of', 'encode', 'TokenView',
-           'show_tokens', 'Batch', 'end_to_end', 'plan_epoch']
+__all__ = ['IGNORE', 'LOSSES', 'VALID_NAMES', 'Plan', 'token_pairs', 'pieces_of', 'Encoded', 'splits_of', 'task_of', 'encode',
+           'TokenView', 'show_tokens', 'Batch', 'end_to_end', 'plan_epoch']
 
 # %% ../nbs/05_data.ipynb #686296a5
 def token_pairs(
@@ -42,11 +43,15 @@ def _without_end(lm: LM, rows: list[list[int]]) -> list[list[int]]:
 # %% ../nbs/05_data.ipynb #da278e95
 IGNORE = -100  # the label of a token without loss, as everywhere in PyTorch and transformers
 
-# %% ../nbs/05_data.ipynb #00d902ed
-def _fit(prompt: list[int], target: list[int], max_len: int) -> Iterator[dict]:
+# %% ../nbs/05_data.ipynb #30c4fe0c
+def pieces_of(
+    prompt: list[int],  # token ids; empty for free text
+    target: list[int],  # token ids
+    max_len: int,  # tokens in a piece, at least 2
+) -> Iterator[dict]:  # `input_ids` and `labels`
     "Cut one row to `max_len` tokens; free text (no prompt) into as many pieces as it needs."
     ids, labels = prompt + target, [IGNORE] * len(prompt) + target
-    starts = range(0, len(ids), max_len) if not prompt else [0]
+    starts = [0] if prompt else range(0, max(1, len(ids) - 1), max_len - 1)   # overlapping by one token
     for s in starts: yield {'input_ids': ids[s:s + max_len], 'labels': labels[s:s + max_len]}
 
 # %% ../nbs/05_data.ipynb #bb1f2978
@@ -92,7 +97,7 @@ def _encode_split(lm: LM, rows: Sequence[Mapping], task: Task, max_len: int) -> 
     ends, kept = set(eos_ids(lm)), []
     count = dict.fromkeys(('used', 'tokens', 'supervised_tokens', *LOSSES), 0)
     for prompt, target in token_pairs(lm, task, rows):
-        pieces = [p for p in _fit(prompt, target, max_len) if _learned(p)]
+        pieces = [p for p in pieces_of(prompt, target, max_len) if _learned(p)]
         lost = max(0, len(prompt) + len(target) - max_len) if prompt else 0
         count['truncated_rows'] += lost > 0
         count['lost_target_tokens'] += min(lost, len(target))
@@ -106,11 +111,12 @@ def _encode_split(lm: LM, rows: Sequence[Mapping], task: Task, max_len: int) -> 
 # %% ../nbs/05_data.ipynb #bc0f635a
 VALID_NAMES = ('valid', 'validation', 'dev', 'val')
 
-# %% ../nbs/05_data.ipynb #a922ca17
+# %% ../nbs/05_data.ipynb #ac264bb9
 def splits_of(
-    rows: Any,  # DatasetDict or dict of splits, Dataset, list of dicts, list of str
+    rows: Any,  # DatasetDict or dict of splits, Dataset, pandas DataFrame, list of dicts, list of str
 ) -> tuple[list[dict], list[dict]]:  # training and validation rows
     "Separate training and validation rows, whatever they came in."
+    if isinstance(rows, pd.DataFrame): return rows.to_dict('records'), []
     if isinstance(rows, Mapping):
         if 'train' not in rows:
             raise FTNBError(f'splits {", ".join(map(str, rows)) or "(none)"}', "there must be a split called 'train'",
@@ -130,9 +136,9 @@ def task_of(
     "The task that a row's columns name by convention."
     if not isinstance(row, Mapping):
         raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str', "Use {'text': ...}.")
-    if {'prompt', 'completion'} <= set(row) and isinstance(row['prompt'], str):
+    if {'prompt', 'completion'} <= set(row):
         return Task('completion', ('prompt', 'completion'), chat=False,
-                    prompt=lambda r: r['prompt'], target=lambda r: r['completion'])
+                    prompt=lambda r: text_in(r, 'prompt'), target=lambda r: text_in(r, 'completion'))
     if 'text' in row: return free_text()
     raise FTNBError(f'columns {", ".join(map(str, row)) or "(none)"}',
                     'without a task the rows need a column text, or prompt and completion',
@@ -295,10 +301,13 @@ def plan_epoch(
     tokens_per_step: int | None = None,  # fill steps to this many tokens instead
     micro_tokens: int = 4096,  # most tokens in one forward pass
     seed: int = 0,  # of the order; use another one in each epoch
+    padded: bool = False,  # micro-batches will be padded: count rows × longest, and put rows of like length together
 ) -> Plan:
     "Shuffle the rows and group them into steps and micro-batches, without padding and without waste."
     order = list(range(len(lengths)))
     random.Random(seed).shuffle(order)
     if tokens_per_step: steps = _filled(order, lengths, tokens_per_step)
     else: steps = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
-    return [_filled(step, lengths, micro_tokens) for step in steps]
+    if not padded: return [_filled(step, lengths, micro_tokens) for step in steps]
+    alike = lambda step: token_batches([lengths[i] for i in step], micro_tokens)
+    return [[[step[j] for j in group] for group in alike(step)] for step in steps]

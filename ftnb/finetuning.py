@@ -10,9 +10,8 @@ from typing import Any
 import datasets
 import torch
 from .callbacks import HeldOut, Progress, clock, loss_picture
-from .core import Card, FTNBError, one_of, seeded
+from .core import Card, FTNBError, must, one_of, seeded
 from .data import Encoded, Plan, end_to_end, plan_epoch
-from .generation import must
 from .kernels import computing, end_to_end_loss, packs, padded_loss, row_nats
 from .learner import Learner
 from .models import LM
@@ -82,6 +81,8 @@ def _check_settings(data: Encoded, lm: LM, epochs: int, lr: float, batch_size: i
                         'Encode it again with this model.')
     if not any(p.requires_grad for p in lm.model.parameters()):
         raise FTNBError(f'model {lm.name!r}', 'every parameter is frozen', 'Set requires_grad on what should be trained.')
+    if any(p.dtype == torch.float16 for p in lm.model.parameters() if p.requires_grad):
+        raise FTNBError(f'model {lm.name!r} in float16', 'AdamW cannot train float16 weights', 'Load it without `dtype`.')
 
 # %% ../nbs/10_finetuning.ipynb #a2bb4127
 def _learner(lm: LM, packed: bool, plan: list[Plan], rows: datasets.Dataset, lr: float,
@@ -119,10 +120,10 @@ def finetune(
     _check_settings(data, lm, epochs, lr, batch_size, tokens_per_step, micro_tokens, warmup)
     one_of(schedule, SCHEDULES, 'schedule')
     lengths, packed = [len(r) for r in data.train['input_ids']], packs(lm)
-    plan = [plan_epoch(lengths, batch_size, tokens_per_step, micro_tokens, seed + e) for e in range(epochs)]
+    plan = [plan_epoch(lengths, batch_size, tokens_per_step, micro_tokens, seed + e, not packed) for e in range(epochs)]
     shown = Progress(sum(map(len, plan)), epochs * sum(lengths), quiet=not progress)
     held = HeldOut(lambda: held_out_loss(lm, data.valid, micro_tokens, packed), valid_every)
-    watching = [held, shown] if len(data.valid) else [shown]
+    watching = [shown, held] if len(data.valid) else [shown]
     learner = _learner(lm, packed, plan, data.train, lr, weight_decay, clip, schedule, warmup, [*watching, *callbacks])
     with seeded(seed), computing(lm, packed): learner.fit(epochs)
     return Run(lm, learner.losses, learner.tokens, shown.seconds, learner.status, held.seen, packed)

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 import torch
-from .core import FTNBError, StatusLine
-from .models import LM, context_length, eos_ids, pad_id
+from .core import FTNBError, StatusLine, must
+from .models import LM, context_length, eos_ids
 
 # %% auto #0
-__all__ = ['Prompt', 'prompt_ids', 'evaluating', 'Decoder', 'steps', 'stream', 'must', 'generate']
+__all__ = ['Prompt', 'prompt_ids', 'evaluating', 'Decoder', 'steps', 'stream', 'token_batches', 'generate']
 
 # %% ../nbs/02_generation.ipynb #53c52d22
 Prompt = str | Sequence[int]
@@ -100,14 +100,14 @@ def evaluating(
     was, fmt = lm.model.training, lm.placement.autocast
     lm.model.eval()
     try:
-        with torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None): yield
+        with torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None, cache_enabled=False): yield
     finally: lm.model.train(was)
 
 # %% ../nbs/02_generation.ipynb #5d6b940c
 def _left_padded(lm: LM, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     "Token ids `[rows, longest]`, padded on the left, and the mask of the real ones."
-    longest, pad = max(map(len, rows)), pad_id(lm)
-    ids = torch.tensor([[pad] * (longest - len(r)) + r for r in rows], device=lm.device)
+    longest = max(map(len, rows))   # filled with the row's own first token: a repetition penalty must not see another
+    ids = torch.tensor([r[:1] * (longest - len(r)) + r for r in rows], device=lm.device)
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=lm.device)
     return ids, mask
 
@@ -127,7 +127,7 @@ class Decoder:
         where = {'position_ids': (self.mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1]:]} if self.places else {}
         out = self.model(input_ids=new, attention_mask=self.mask, past_key_values=self.cache, use_cache=True,
                          **where, **self.fixed)
-        self.cache = out.past_key_values
+        self.cache = getattr(out, 'past_key_values', None)   # None: the whole text is read again in the next step
         return out.logits[:, -1].float()
 
     def append(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> None:
@@ -136,7 +136,7 @@ class Decoder:
         self.mask = torch.cat([self.mask, torch.ones_like(tokens)[:, None]], 1)
         if keep is not None:
             self.ids, self.mask = self.ids[keep], self.mask[keep]
-            self.cache.batch_select_indices(keep)
+            if self.cache is not None: self.cache.reorder_cache(keep)
 
 # %% ../nbs/02_generation.ipynb #567f6fdd
 @torch.inference_mode()
@@ -148,19 +148,18 @@ def steps(
     uniforms: torch.Tensor | None = None,  # [rows, max_new_tokens] in [0, 1) to sample with; None: greedy
 ) -> Iterator[dict[int, int]]:  # at each step, {row: its next token}; a row ends with an end token
     "The decoding loop: yield the next token of every unfinished row, step by step."
-    with evaluating(lm):
-        text, live = Decoder(lm, rows), torch.arange(len(rows), device=lm.device)
-        ends, ended = torch.tensor(eos_ids(lm), device=lm.device), torch.zeros_like(live, dtype=torch.bool)
-        for step in range(max_new_tokens):
-            logits = text.logits()
-            for a in adjust: logits = a(text.ids, logits)
-            tokens = _pick(logits, None if uniforms is None else uniforms[live.cpu(), step])
-            yield {r: t for r, t, e in zip(live.tolist(), tokens.tolist(), ended.tolist()) if not e}
-            ended = ended | torch.isin(tokens, ends)
-            if ended.all(): return
-            keep = (~ended).nonzero()[:, 0] if ended.sum() * 2 >= len(ended) else None
-            text.append(tokens, keep)
-            if keep is not None: live, ended = live[keep], ended[keep]
+    text, live = Decoder(lm, rows), torch.arange(len(rows), device=lm.device)
+    ends, ended = torch.tensor(eos_ids(lm), device=lm.device), torch.zeros_like(live, dtype=torch.bool)
+    for step in range(max_new_tokens):
+        with evaluating(lm): logits = text.logits()   # and not around `yield`: the caller's code is its own
+        for a in adjust: logits = a(text.ids, logits)
+        tokens = _pick(logits, None if uniforms is None else uniforms[live.cpu(), step])
+        yield {r: t for r, t, e in zip(live.tolist(), tokens.tolist(), ended.tolist()) if not e}
+        ended = ended | torch.isin(tokens, ends)
+        if ended.all(): return
+        keep = (~ended).nonzero()[:, 0] if ended.sum() * 2 >= len(ended) else None
+        text.append(tokens, keep)
+        if keep is not None: live, ended = live[keep], ended[keep]
 
 # %% ../nbs/02_generation.ipynb #0da4cdeb
 def _text(lm: LM, prompt: list[int], new: list[int]) -> str:
@@ -197,16 +196,6 @@ def _pieces(lm: LM, prompt: list[int], tokens: Iterator[dict[int, int]]) -> Iter
     rest = _text(lm, prompt, new)[len(shown):]
     if rest: yield rest
 
-# %% ../nbs/02_generation.ipynb #dc092b2c
-def must(
-    name: str,  # of the parameter
-    value: object,  # what was given
-    ok: bool,  # whether it is allowed
-    rule: str,  # what must hold
-) -> None:
-    "Raise an `FTNBError` about a parameter unless `ok`."
-    if not ok: raise FTNBError(f'{name}={value!r}', rule, f'Change {name}.')
-
 # %% ../nbs/02_generation.ipynb #fe65ce1e
 def _prepare(lm: LM, prompts: Sequence[Prompt], max_new_tokens: int, *options) -> tuple[list, list[list[int]]]:
     "Check everything that can be checked before the model runs."
@@ -221,8 +210,11 @@ def _prepare(lm: LM, prompts: Sequence[Prompt], max_new_tokens: int, *options) -
         raise FTNBError(f'model {lm.name!r} is on the meta device', 'it has no weights', 'Load it with load_lm.')
     return adjust, rows
 
-# %% ../nbs/02_generation.ipynb #bb4c248d
-def _batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+# %% ../nbs/02_generation.ipynb #db1cc64f
+def token_batches(
+    lengths: Sequence[int],  # of the rows, in tokens
+    budget: int,  # most positions in a batch
+) -> list[list[int]]:  # row numbers
     "Group row numbers, longest first, so that rows × longest stays within `budget` (a row that exceeds it is alone)."
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -264,7 +256,7 @@ def generate(
 ):  # the new text, without the prompt: a str for a str, a list for a list
     "Continue a prompt, or each of a list of prompts."
     must('batch_tokens', batch_tokens, batch_tokens >= 1, 'it must be at least 1')
-    prompts = [prompt] if isinstance(prompt, str) else prompt
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     adjust, rows = _prepare(lm, prompts, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
     uniforms = _uniforms(rows, max_new_tokens, seed) if temperature and rows else None
     texts = _generate(lm, rows, max_new_tokens, adjust, uniforms, batch_tokens, progress)
@@ -275,7 +267,7 @@ def _generate(lm: LM, rows: list[list[int]], n: int, adjust: list, uniforms: tor
               progress: bool) -> list[str]:
     "Run the batches; return the texts in the order of `rows`."
     new: list[list[int]] = [[] for _ in rows]
-    groups = _batches([len(r) + n for r in rows], budget)
+    groups = token_batches([len(r) + n for r in rows], budget)
     line, done = StatusLine(quiet=not progress or len(groups) < 2), 0
     for group in groups:
         for step in steps(lm, [rows[i] for i in group], n, adjust, None if uniforms is None else uniforms[group]):

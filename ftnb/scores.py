@@ -10,9 +10,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-from .core import Card, FTNBError, html_table
-from .data import IGNORE, splits_of, token_pairs
-from .generation import generate, must
+from .core import Card, FTNBError, html_table, must
+from .data import pieces_of, splits_of, token_pairs
+from .generation import generate
 from .kernels import row_nats
 from .metrics import TextMetric, _check_pairs, text_metric
 from .models import LM, context_length
@@ -109,16 +109,23 @@ def score_texts(
     found.comparison = compare(baseline, found)
     return found
 
-# %% ../nbs/12_scores.ipynb #2fa3d1b2
-def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], references: list[str],
-              task: Task) -> dict[str, np.ndarray]:
+# %% ../nbs/12_scores.ipynb #21c47436
+def _one_split(rows: Any) -> Sequence[Mapping]:
+    "The rows of one split; a whole `DatasetDict` would be scored on what it was trained on."
+    if isinstance(rows, Mapping):
+        raise FTNBError(f'splits {", ".join(map(str, rows))}', 'the rows of one split are scored', "Give rows['test'].")
+    return splits_of(rows)[0]
+
+# %% ../nbs/12_scores.ipynb #5252e770
+def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task) -> dict[str, np.ndarray]:
     "Statistics of perplexity (and, for free text, bits per byte), row by row."
-    room = context_length(lm)
-    token_rows = [{'input_ids': (p + t)[:room], 'labels': ([IGNORE] * len(p) + t)[:room]} for p, t in pairs]
-    nats, tokens = row_nats(lm, token_rows)
+    pieces = [list(pieces_of(p, t, context_length(lm))) for p, t in pairs]
+    owner: np.ndarray = np.repeat(np.arange(len(pairs)), [len(row) for row in pieces])
+    nats, tokens = (np.bincount(owner, x, len(pairs)) for x in row_nats(lm, [p for row in pieces for p in row]))
     found = {'perplexity': np.stack([nats, tokens], 1)}
     if task.prompt: return found
-    return found | {'bits_per_byte': np.stack([nats, [len(r.encode()) for r in references]], 1)}
+    texts = lm.tokenizer.batch_decode([t[1:] for _, t in pairs], skip_special_tokens=True)
+    return found | {'bits_per_byte': np.stack([nats, [len(text.encode()) for text in texts]], 1)}
 
 # %% ../nbs/12_scores.ipynb #d20f1697
 def _answers(lm: LM, task: Task, prompts: list[list[int]], max_new_tokens: int | None, progress: bool,
@@ -142,13 +149,13 @@ def score(
 ) -> Scores:
     "Let a model answer held-out rows, and judge the answers."
     must('resamples', resamples, resamples >= 100, 'it must be at least 100')
-    given, _ = splits_of(rows)
+    given = _one_split(rows)
     check_rows(task, given)
     pairs, references = token_pairs(lm, task, given), [task.target(r) for r in given]
     prompts = [p for p, _ in pairs]
     answers = _answers(lm, task, prompts, max_new_tokens, progress, decoding) if task.prompt else [None] * len(given)
     metrics = {m: text_metric(m) for m in task.metrics} if task.prompt else {}
-    surprise = _surprise(lm, pairs, references, task)
+    surprise = _surprise(lm, pairs, task)
     stats = {m: c.stats(answers, references) for m, c in metrics.items()} | surprise
     columns = {'prompt': lm.tokenizer.batch_decode(prompts), 'prediction': answers, 'reference': references}
     return _scores(name or lm.name, metrics | {m: text_metric(m) for m in surprise}, stats, columns, resamples, seed)
@@ -194,7 +201,7 @@ class Comparison(Card):
         return f'{self.a.name} → {self.b.name}, {len(self.a.rows)} rows', lines
 
     def changed(self, metric: str | None = None, n: int = 3) -> pd.DataFrame:
-        "The rows that changed most by a metric (the first one): the `n` that got worst, then the `n` that got best."
+        "The `n` rows that gained least by a metric (the first one), then the `n` that gained most."
         return _changed(self.a, self.b, metric or next(iter(self.a.metrics)), n)
 
     def _repr_html_(self) -> str:
@@ -202,20 +209,25 @@ class Comparison(Card):
         lines = [(k, f'{r["a"]:.2f}', f'{r["b"]:.2f}', f'{r["difference"]:+.2f}',
                   f'{r["low"]:+.2f} to {r["high"]:+.2f}', f'{r["p_value"]:.3f}', self.verdict(k))
                  for k, r in self.table.iterrows()]
-        changed, title = self.changed(), 'The rows that changed most: worse first'
+        changed, title = self.changed(), 'The rows that gained least, then those that gained most'
         return (html_table(lines, head, self._facts()[0])
                 + html_table(changed.itertuples(index=False), changed.columns, title))
 
-# %% ../nbs/12_scores.ipynb #b67e6778
+# %% ../nbs/12_scores.ipynb #1ef34054
 def _changed(a: Scores, b: Scores, metric: str, n: int) -> pd.DataFrame:
-    "The `n` rows that got worst by a metric and the `n` that got best, with the texts of both sides."
+    "The `n` rows that gained least by a metric, then the `n` that gained most, with the texts of both sides."
     gain = a.metrics[metric].better * (np.asarray(b.rows[metric]) - np.asarray(a.rows[metric]))
     order = np.argsort(gain, kind='stable').tolist()
     chosen = order[:n] + order[len(order) - n:] if len(order) >= 2 * n else order
     column = lambda scores, name: [scores.rows[i][name] for i in chosen]
     return pd.DataFrame({
-        'row': chosen, f'gain in {metric}': gain[chosen].round(1), 'before': column(a, 'prediction'),
-        'after': column(b, 'prediction'), 'reference': column(a, 'reference')})
+        'row': chosen, f'gain in {metric}': gain[chosen].round(1), a.name: column(a, 'prediction'),
+        f'{b.name} ' if a.name == b.name else b.name: column(b, 'prediction'), 'reference': column(a, 'reference')})
+
+# %% ../nbs/12_scores.ipynb #b6d04a02
+def _comparable(metric: str, a: Scores, b: Scores) -> bool:
+    "Perplexities can be compared only if both models' tokenizers cut the references into the same number of tokens."
+    return metric != 'perplexity' or np.array_equal(a.stats[metric][:, 1], b.stats[metric][:, 1])
 
 # %% ../nbs/12_scores.ipynb #db1e9f0e
 def compare(
@@ -228,9 +240,9 @@ def compare(
     if a.rows['reference'][:] != b.rows['reference'][:]:
         raise FTNBError(f'{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows)',
                         'they must have answered the same rows, in the same order', 'Score both on the same rows.')
-    shared = [k for k in a.metrics if k in b.metrics]
+    shared = [k for k in a.metrics if k in b.metrics and _comparable(k, a, b)]
     if not shared:
-        raise FTNBError(f'{a.name} and {b.name}', 'they have no metric in common', 'Score both with the same metrics.')
+        raise FTNBError(f'{a.name} and {b.name}', 'they have no comparable metric in common', 'Score both with the same metrics.')
     gap = lambda k: difference(a.metrics[k], a.stats[k], b.stats[k], resamples, seed)
     found = {k: (a.values[k], b.values[k], *gap(k)) for k in shared}
     table = pd.DataFrame.from_dict(found, orient='index', columns=['a', 'b', 'difference', 'low', 'high', 'p_value'])

@@ -11,8 +11,8 @@ from .core import Card, FTNBError, nearest
 from .models import LM
 
 # %% auto #0
-__all__ = ['Task', 'uses_chat', 'prompt_and_target', 'free_text', 'summarization', 'translation', 'first_label', 'sentiment',
-           'check_rows']
+__all__ = ['Task', 'uses_chat', 'prompt_and_target', 'text_in', 'free_text', 'summarization', 'translation', 'first_label',
+           'sentiment', 'check_rows']
 
 # %% ../nbs/04_tasks.ipynb #a3bf7866
 @dataclass(frozen=True, repr=False)
@@ -54,17 +54,25 @@ def prompt_and_target(
     "The prompt as the model sees it, and the target as the model should write it."
     if task.prompt is None: return '', task.target(row)
     prompt, target = task.prompt(row), task.target(row)
-    if not uses_chat(lm, task): return f'{prompt}\n\n{task.cue}'.rstrip(), f' {target}' if task.cue else target
+    if not uses_chat(lm, task): return (f'{prompt}\n\n{task.cue}', f' {target}') if task.cue else (prompt, target)
     turns = [{'role': 'user', 'content': prompt}]
     return lm.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False), target
 
-# %% ../nbs/04_tasks.ipynb #32a0e48a
-def _text(row: Mapping, column: str) -> str:
-    "The stripped text in a column; nothing else is a text."
+# %% ../nbs/04_tasks.ipynb #9832c92b
+def text_in(
+    row: Mapping,  # a row
+    column: str,  # one of its columns
+) -> str:
+    "The text in a column, as it is; nothing but a str is a text."
     value = row[column]
-    if isinstance(value, str): return value.strip()
+    if isinstance(value, str): return value
     raise FTNBError(f'column {column!r} holds {type(value).__name__} {str(value)[:40]!r}', 'it must hold a str',
                     'Convert it, or drop the row.')
+
+# %% ../nbs/04_tasks.ipynb #2dd11ca4
+def _text(row: Mapping, column: str) -> str:
+    "The text in a column, stripped at the ends."
+    return text_in(row, column).strip()
 
 # %% ../nbs/04_tasks.ipynb #5cdf6ad8
 def free_text(
@@ -94,7 +102,7 @@ def translation(
     max_new_tokens: int = 96,  # most tokens of a translation
 ) -> Task:
     "Translate a text. Chinese is judged by BLEU on its own tokenizer."
-    bleu = 'bleu_zh' if to.lower().startswith('chinese') else 'bleu'
+    bleu = 'bleu_zh' if re.search(r'chinese|mandarin|中文|汉语|漢語|^zh\b', to, re.IGNORECASE) else 'bleu'
     return Task('translation', (source, target),
                 prompt=lambda row: f'Translate into {to}.\n\n{_text(row, source)}',
                 target=lambda row: _text(row, target),
@@ -138,7 +146,8 @@ def check_rows(
     for i, row in enumerate(rows):
         n += 1
         if not isinstance(row, Mapping):
-            raise FTNBError(f'{where}[{i}] is {type(row).__name__}', 'a row must be a dict', "Use {'text': ...}.")
+            raise FTNBError(f'{where}[{i}] is {type(row).__name__}', 'a row must be a dict',
+                f'Use {{{", ".join(f"{c!r}: ..." for c in task.columns)}}}.')
         for c in task.columns:
             if c not in row: raise FTNBError(f'column {c!r}', f'{where}[{i}] does not have it', nearest(c, row))
     if not n: raise FTNBError(where, 'there are no rows', 'Check the file or the filter that they came from.')
