@@ -89,7 +89,7 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     ),
     "prompt too long": (lambda lm, d: generate(lm, "a" * 600), ["600 tokens", "context of 512", "Shorten"]),
     "no rows to score": (lambda lm, d: score(lm, [], free_text()), ["rows", "no rows", "Check"]),
-    "saving over a thesis": (lambda lm, d: save_lm(lm, d), ["is not a model folder", "Choose another folder"]),
+    "saving over a thesis": (lambda lm, d: save_lm(lm, d), ["holds more than a saved model", "Choose another folder"]),
 }
 
 
