@@ -80,9 +80,11 @@ def _check_settings(data: Encoded, lm: LM, epochs: int, lr: float, batch_size: i
         raise FTNBError('data', f'it was encoded with another tokenizer than that of {lm.name}',
                         'Encode it again with this model.')
     if not any(p.requires_grad for p in lm.model.parameters()):
-        raise FTNBError(f'model {lm.name!r}', 'every parameter is frozen', 'Set requires_grad on what should be trained.')
+        raise FTNBError(f'model {lm.name!r}', 'every parameter is frozen',
+                        'Set requires_grad on what should be trained.')
     if any(p.dtype == torch.float16 for p in lm.model.parameters() if p.requires_grad):
-        raise FTNBError(f'model {lm.name!r} in float16', 'AdamW cannot train float16 weights', 'Load it without `dtype`.')
+        raise FTNBError(f'model {lm.name!r} in float16', 'AdamW cannot train float16 weights',
+                        'Load it without `dtype`.')
 
 # %% ../nbs/10_finetuning.ipynb #a2bb4127
 def _learner(lm: LM, packed: bool, plan: list[Plan], rows: datasets.Dataset, lr: float,

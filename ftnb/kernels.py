@@ -278,7 +278,7 @@ def packs(
     "Whether this model computes documents end to end, in the number format it uses (else it needs padded batches)."
     with torch.autocast(lm.device.type, enabled=False): exact = lies_end_to_end(lm.model)
     if not exact or lm.placement.autocast is None: return exact
-    with computing(lm, packed=False): return lies_end_to_end(lm.model, tolerance=0.02)   # large logits are coarse in 16 bits
+    with computing(lm, packed=False): return lies_end_to_end(lm.model, tolerance=0.02)   # 16 bits are coarse
 
 # %% ../nbs/06_kernels.ipynb #f8a00844
 def padded_loss(

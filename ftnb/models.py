@@ -343,7 +343,7 @@ def _check_free(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return
     model = folder.is_dir() and (folder / 'config.json').exists()
     if model and all(p.is_file() and p.suffix in SAVED for p in folder.iterdir()): return
-    raise FTNBError(f'folder {str(folder)!r}', 'it exists and holds more than a saved model, and saving would replace it',
+    raise FTNBError(f'folder {str(folder)!r}', 'it holds more than a saved model, and saving would replace it',
                     'Choose another folder.')
 
 # %% ../nbs/01_models.ipynb #9cd256ea

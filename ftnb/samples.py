@@ -143,5 +143,6 @@ def sample_data(
     info = datasets.DatasetInfo(source.what, source.citation, source.homepage, source.license)
     splits: dict[str, list] = {'train': [], 'valid': [], 'test': []}
     for row in _unique(source.read(*args), source.group):
-        if max_chars is None or max(map(len, row.values())) <= max_chars: splits[_split_of(row, source.group)].append(row)
+        if max_chars and max(map(len, row.values())) > max_chars: continue
+        splits[_split_of(row, source.group)].append(row)
     return datasets.DatasetDict({k: datasets.Dataset.from_list(v, info=info) for k, v in splits.items()})

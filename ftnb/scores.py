@@ -242,7 +242,8 @@ def compare(
                         'they must have answered the same rows, in the same order', 'Score both on the same rows.')
     shared = [k for k in a.metrics if k in b.metrics and _comparable(k, a, b)]
     if not shared:
-        raise FTNBError(f'{a.name} and {b.name}', 'they have no comparable metric in common', 'Score both with the same metrics.')
+        raise FTNBError(f'{a.name} and {b.name}', 'they have no comparable metric in common',
+                        'Score both with the same metrics.')
     gap = lambda k: difference(a.metrics[k], a.stats[k], b.stats[k], resamples, seed)
     found = {k: (a.values[k], b.values[k], *gap(k)) for k in shared}
     table = pd.DataFrame.from_dict(found, orient='index', columns=['a', 'b', 'difference', 'low', 'high', 'p_value'])
