@@ -7,10 +7,10 @@ from typing import Any
 # Where each public name lives. `import ftnb` is instant; a name's module is imported when the name is first used.
 _HOME = {name: module for module, names in {
     'core': 'FTNBError choose_device doctor seeded',
-    'models': 'LM load_lm random_gpt2 save_lm tiny_lm',
-    'generation': 'generate stream',
+    'models': 'LM load_lm new_lm random_gpt2 save_lm tiny_lm train_tokenizer',
+    'generation': 'generate label_probs stream',
     'samples': 'sample_data',
-    'tasks': 'Task free_text sentiment summarization translation',
+    'tasks': 'Task dialogue free_text sentiment summarization translation',
     'data': 'Encoded encode show_tokens',
     'learner': 'Callback Learner StopTraining',
     'finetuning': 'Run finetune held_out_loss',

@@ -25,7 +25,7 @@ class Progress(Callback):
     "One line: steps, loss, tokens a second, time left. `seconds` is the time spent in steps."
     def __init__(self,
         total_steps: int,  # steps in the whole run
-        total_tokens: int,  # tokens in the whole run
+        total_tokens: int | None,  # tokens in the whole run; None: unknown
         quiet: bool = False,  # measure, but show nothing
     ):
         self.total_steps, self.total_tokens = total_steps, total_tokens
@@ -35,7 +35,8 @@ class Progress(Callback):
 
     def after_step(self, learner: Learner) -> None:
         self.seconds += time.perf_counter() - self.started
-        left = self.seconds * (self.total_tokens - learner.tokens) / learner.tokens
+        done = learner.tokens / self.total_tokens if self.total_tokens else learner.step / self.total_steps
+        left = self.seconds * max(0, 1 - done) / done
         self.line.update(f'step {learner.step} of {self.total_steps}, loss {learner.loss:.3f}, '
                          f'{self.rate(learner):,.0f} tokens/s, {clock(left)} left')
 
@@ -63,6 +64,9 @@ class HeldOut(Callback):
 
     def before_fit(self, learner: Learner) -> None: self._note(learner)
     def after_epoch(self, learner: Learner) -> None: self._note(learner)
+
+    def after_fit(self, learner: Learner) -> None:
+        if learner.status == 'finished': self._note(learner)   # it may have ended within an epoch
 
     def after_step(self, learner: Learner) -> None:
         if self.every and learner.step % self.every == 0: self._note(learner)

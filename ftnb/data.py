@@ -4,197 +4,744 @@
 
 # %% ../nbs/05_data.ipynb #2537fd5a
 from __future__ import annotations
-import html, itertools, random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib, csv, gc, hashlib, html, io, itertools, json, random, re, unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 import datasets
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import torch
+from .checks import fingerprints, near_duplicates, other_script, repeats
 from .core import Card, FTNBError, must, nearest, one_of
-from .generation import token_batches
-from .models import LM, context_length, eos_ids
-from .tasks import Task, check_rows, free_text, prompt_and_target, text_in, uses_chat
+from .generation import source_ids, token_batches
+from .models import LM, cache_folder, context_length, eos_ids, is_seq2seq, whole_folder
+from .tasks import HIDDEN, EmptyTarget, Part, Task, conversation, documents, source_and_target, task_of, uses_chat
 
 # %% auto #0
-__all__ = ['IGNORE', 'LOSSES', 'VALID_NAMES', 'Plan', 'token_pairs', 'pieces_of', 'Encoded', 'splits_of', 'task_of', 'encode',
-           'TokenView', 'show_tokens', 'Batch', 'end_to_end', 'plan_epoch']
+__all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 'READERS', 'VALID_NAMES', 'DROPS',
+           'MOST_COMPARED', 'Plan', 'SpecialText', 'token_ids', 'Tokenizing', 'Checked', 'checked', 'pieces_of',
+           'token_pairs', 'Encoded', 'length_picture', 'Split', 'rows_of', 'splits_of', 'encode', 'Settings',
+           'TokenView', 'show_tokens', 'Batch', 'end_to_end', 'PairBatch', 'side_by_side', 'plan_epoch', 'stream_steps']
+
+# %% ../nbs/05_data.ipynb #66b26c1e
+class SpecialText:
+    "Hides the names of a tokenizer's special tokens in texts, and finds them again."
+    def __init__(self, tokenizer: Any):
+        self.names = sorted({t.content for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len)[::-1]
+        self.found = re.compile('|'.join(map(re.escape, self.names)) or r'(?!)')
+
+    def hide(self, text: str) -> str:
+        "The text with each name replaced by two characters that stand for it."
+        return self.found.sub(lambda m: HIDDEN + chr(0xE000 + self.names.index(m[0])), text)
+
+    def split(self, text: str) -> list[tuple[str, bool]]:
+        "The text in stretches: as they are (False), or names that were hidden (True)."
+        pieces = re.split(f'{HIDDEN}(.)', text)
+        return [(self.names[ord(x) - 0xE000], True) if i % 2 else (x, False) for i, x in enumerate(pieces) if x]
+
+# %% ../nbs/05_data.ipynb #90a097b3
+def _stretches(special: SpecialText, document: list[Part]) -> list[tuple[str, list[Part]]]:
+    "A document as stretches of 'text', of 'literal' text that spells special tokens, and 'end's."
+    if not any(p.text is None or HIDDEN in p.text for p in document[:-1]) and document[-1].text is None:
+        return [('text', document[:-1]), ('end', document[-1:])]   # most are like this
+    pieces = []
+    for p in document:
+        if p.text is None: pieces.append(('end', p))
+        elif HIDDEN not in p.text: pieces.append(('text', p))
+        else: pieces += [('literal' if name else 'text', Part(text, p.learned)) for text, name in special.split(p.text)]
+    return [(kind, _merged([p for _, p in group])) for kind, group in itertools.groupby(pieces, key=lambda x: x[0])]
+
+def _merged(parts: list[Part]) -> list[Part]:
+    "Neighbours that are both learned, or both not, joined."
+    groups = itertools.groupby(parts, key=lambda p: p.learned)
+    return [Part(None if all(p.text is None for p in g) else ''.join(p.text or '' for p in g), learned)
+            for learned, group in groups if (g := list(group))]
+
+# %% ../nbs/05_data.ipynb #5f0d1b7c
+def _without_end(lm: LM, rows: list[list[int]]) -> list[list[int]]:
+    "Take off an end token that the tokenizer added by itself."
+    return [r[:-1] if len(r) > 1 and r[-1] == lm.tokenizer.eos_token_id else r for r in rows]
+
+# %% ../nbs/05_data.ipynb #fb92cbed
+def token_ids(
+    tokenizer: Any,  # a transformers tokenizer
+    texts: list[str],  # any texts
+    special: bool = False,  # add what the tokenizer puts around a text
+    literal: bool = False,  # names of special tokens in the texts are only text
+) -> list[list[int]]:
+    "The ids that a tokenizer gives, as quickly as it can."
+    options = dict(add_special_tokens=special, split_special_tokens=literal, return_attention_mask=False, verbose=False)
+    first = tokenizer(texts[:1], **options)['input_ids']   # this also sets the backend as the options say
+    if len(texts) == 1: return first
+    backend = getattr(tokenizer, 'backend_tokenizer', None)
+    quick = [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=special)] if backend else []
+    return quick if quick[:1] == first else tokenizer(texts, **options)['input_ids']
+
+# %% ../nbs/05_data.ipynb #8b7cdb44
+class Tokenizing:
+    "Turns documents into token ids and labels, many at a time."
+    def __init__(self, lm: LM, task: Task, special: SpecialText):
+        self.lm, self.special, self.ends = lm, special, eos_ids(lm)
+        self.begins = not uses_chat(lm, task)   # a chat template writes the token that begins a text itself
+
+    def ids(self, texts: list[str], begins: bool = False, literal: bool = False) -> list[list[int]]:
+        "Token ids of texts; `begins`: with what the tokenizer puts before a text; `literal`: no special tokens."
+        if not texts: return []
+        found = token_ids(self.lm.tokenizer, texts, begins, literal)
+        return _without_end(self.lm, found) if begins else found
+
+    def __call__(self, docs: list[list[Part]]) -> list[dict]:
+        "Token rows with `input_ids` and `labels`, one for each document."
+        work = [_stretches(self.special, d) for d in docs]
+        heads = [_heads(parts) for stretches in work for kind, parts in stretches[:1] if kind == 'text']
+        known = iter(self.ids([t for h in heads for t in h], self.begins))
+        return [self.row(stretches, known) for stretches in work]
+
+    def row(self, stretches: list[tuple[str, list[Part]]], known: Iterator[list[int]]) -> dict:
+        "One document; `known` has the ids of the beginnings of its first stretch."
+        made: list[tuple[list[int], bool]] = []
+        for n, (kind, parts) in enumerate(stretches):
+            if kind == 'end': new = [self.ends[:1] for _ in parts]
+            elif kind == 'literal': new = self.ids([p.text or '' for p in parts], literal=True)
+            elif n: new = _cut(self.ids(_heads(parts))) or self.ids([p.text or '' for p in parts])
+            else: new = self.first(parts, [next(known) for _ in parts])
+            made += zip(new, (p.learned for p in parts))
+        return _token_row(made, self.ends, trim=not self.begins)   # only a template writes more than it should
+
+    def first(self, parts: list[Part], heads: list[list[int]]) -> list[list[int]]:
+        "The ids of each part of a document's first stretch."
+        return _cut(heads) or [heads[0], *self.ids([p.text or '' for p in parts[1:]])]
+
+# %% ../nbs/05_data.ipynb #9e233225
+def _heads(parts: list[Part]) -> list[str]: return list(itertools.accumulate([p.text or '' for p in parts]))
+
+def _cut(heads: list[list[int]]) -> list[list[int]]:
+    "The ids that each head adds to the one before it; nothing, if a head does not begin with the one before it."
+    if len(heads) == 1: return heads
+    whole, ends = heads[-1], [0, *map(len, heads)]
+    if any(whole[:len(h)] != h for h in heads): return []
+    return [whole[a:b] for a, b in itertools.pairwise(ends)]
+
+# %% ../nbs/05_data.ipynb #da278e95
+IGNORE = -100  # the label of a token without loss, as everywhere in PyTorch and transformers
+
+# %% ../nbs/05_data.ipynb #91ee389b
+def _until_end(ids: list[int], ends: list[int]) -> list[int]:
+    "Labels of an answer: its ids up to its last end token, and nothing after that; all of them if there is none."
+    if not any(e in ids for e in ends): return ids
+    last = max(i for i in range(len(ids)) if ids[i] in ends)
+    return ids[:last + 1] + [IGNORE] * (len(ids) - last - 1)
+
+def _token_row(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool = False) -> dict:
+    "A token row from the ids of parts, learned or not; it ends where its last answer does, and with an end token."
+    last = max((i for i, (_, learned) in enumerate(parts) if learned), default=-1)
+    ids = list(itertools.chain.from_iterable(piece for piece, _ in parts[:last + 1]))
+    if all(learned for _, learned in parts) and not trim: labels = ids
+    else: labels = list(itertools.chain.from_iterable(
+        (_until_end(piece, ends) if trim else piece) if learned else [IGNORE] * len(piece) for piece, learned in parts[:last + 1]))
+    while labels and labels[-1] == IGNORE: labels = labels[:-1]
+    ids = ids[:len(labels)]
+    if not ids or not ends or ids[-1] in ends: return {'input_ids': ids, 'labels': labels}
+    return {'input_ids': ids + ends[:1], 'labels': labels + ends[:1]}
+
+# %% ../nbs/05_data.ipynb #f0c26e57
+BOM = '\ufeff'  # what some programs put at the beginning of a file, and forget there
+
+@dataclass
+class Checked:
+    "The usable rows of a split as conversations, and what was found on the way."
+    turns: list[list[dict]]
+    options: list[dict]  # more for the chat template, row by row
+    raw: list[Mapping]  # the rows
+    count: Counter
+
+# %% ../nbs/05_data.ipynb #347378d0
+def checked(
+    task: Task,  # what is asked
+    rows: Iterable[Mapping],  # the data
+    where: str = 'rows',  # what it is called in messages
+    bad_rows: str = 'error',  # 'error', or 'drop' (and count)
+) -> Checked:
+    "Read every row as a conversation; refuse or drop those that are none."
+    good = Checked([], [], [], Counter())
+    bad: list[tuple[int, FTNBError]] = []
+    for i, row in enumerate(rows):
+        try: turns = conversation(task, _with_columns(task, row))
+        except FTNBError as e: bad.append((i, e)); continue
+        marked = any(t['content'].startswith(BOM) for t in turns)
+        good.count['byte_order_marks'] += marked
+        good.turns.append([t | {'content': t['content'].removeprefix(BOM)} for t in turns] if marked else turns)
+        good.options.append(task.options(row) if task.options else {})
+        good.raw.append(row)
+    total = len(good.turns) + len(bad)
+    if bad and bad_rows == 'error':
+        i, e = bad[0]
+        more = f' ({len(bad)} of {total} rows are like this, or worse)' if len(bad) > 1 else ''
+        raise FTNBError(f'{where}[{i}]: {e.value}', e.rule + more, e.remedy) from e
+    good.count.update('dropped_empty_target' if isinstance(e, EmptyTarget) else 'dropped_bad_row' for _, e in bad)
+    good.count['rows'] = total
+    return good
+
+# %% ../nbs/05_data.ipynb #6f27b133
+def _with_columns(task: Task, row: Any) -> Mapping:
+    "The row, if it has the task's columns."
+    if not isinstance(row, Mapping):
+        raise FTNBError(f'a row is {type(row).__name__}', 'it must be a dict',
+                        f'Use {{{", ".join(f"{c!r}: ..." for c in task.columns)}}}.')
+    for c in task.columns:
+        if c not in row: raise FTNBError(f'column {c!r}', 'the row does not have it', nearest(c, row))
+    return row
+
+# %% ../nbs/05_data.ipynb #84aa63aa
+def _joins(c: str) -> bool:
+    "Whether a character belongs to the one before it: accents, joiners, variation selectors, skin tones."
+    return unicodedata.category(c) in ('Mn', 'Me', 'Mc') or c == '\u200d' or '\U0001f3fb' <= c <= '\U0001f3ff'
+
+def _good_cut(tokenizer: Any, ids: list[int], start: int, cut: int) -> int:
+    "The last place up to `cut` (a few tokens before it at most) where a character ends."
+    for at in range(cut, max(start + 1, cut - 12), -1):
+        before, after = tokenizer.decode(ids[max(start, at - 8):at]), tokenizer.decode(ids[at:at + 4])
+        if not before.endswith(('\ufffd', '\u200d')) and not (after and _joins(after[0])): return at
+    return cut
+
+# %% ../nbs/05_data.ipynb #30c4fe0c
+def pieces_of(
+    row: Mapping,  # `input_ids` and `labels`
+    max_len: int,  # tokens in a piece, at least 2
+    free: bool = False,  # free text: as many pieces as it takes
+    tokenizer: Any = None,  # to look for the ends of characters; None: cut anywhere
+) -> list[dict]:  # `input_ids` and `labels`
+    "Cut one row to `max_len` tokens; free text into pieces that overlap by one token."
+    ids, labels, start, pieces = row['input_ids'], row['labels'], 0, []
+    while not pieces or (free and start < len(ids) - 1):
+        cut = start + max_len
+        if cut < len(ids) and tokenizer: cut = _good_cut(tokenizer, ids, start, cut)
+        pieces.append({'input_ids': ids[start:cut], 'labels': labels[start:cut]})
+        start = cut - 1
+    return pieces
+
+# %% ../nbs/05_data.ipynb #bb1f2978
+def _learned(piece: Mapping) -> int:
+    "How many tokens of a row carry loss (nothing predicts the first token of a text)."
+    labels = piece['labels']
+    return len(labels) - labels.count(IGNORE) - (labels[:1] != [IGNORE]) if labels else 0
+
+# %% ../nbs/05_data.ipynb #70740b2c
+def _pairs(lm: LM, task: Task, rows: Checked, special: SpecialText | None) -> list[dict]:
+    "Token rows for an encoder-decoder: source ids, and target ids with an end token as labels."
+    texts = [source_and_target(task, r, t) for r, t in zip(rows.raw, rows.turns)]
+    split = bool(special)   # all names of special tokens are text: no template has written any
+    sources = source_ids(lm, [s for s, _ in texts], split)
+    targets = lm.tokenizer(text_target=[t for _, t in texts], split_special_tokens=split)['input_ids'] if texts else []
+    ends = eos_ids(lm)
+    return [{'input_ids': s, 'labels': t if t and t[-1] in ends else t + ends[:1]} for s, t in zip(sources, targets)]
+
+def _cut_pair(row: dict, max_len: int) -> dict:
+    "Both sides cut to `max_len` tokens; the source keeps its last token, which may be an end token."
+    ids, labels = row['input_ids'], row['labels']
+    return {'input_ids': ids if len(ids) <= max_len else ids[:max_len - 1] + ids[-1:], 'labels': labels[:max_len]}
 
 # %% ../nbs/05_data.ipynb #686296a5
 def token_pairs(
     lm: LM,  # a loaded model
     task: Task,  # what is asked of it
-    rows: Sequence[Mapping],  # rows with the task's columns
-) -> list[tuple[list[int], list[int]]]:  # prompt ids, and target ids with the end token
+    rows: Checked,  # from `checked`
+    allow_special: bool = False,  # names of special tokens in the texts become special tokens
+) -> list[tuple[list[int], list[int]]]:  # prompt ids, and ids of the last answer with the end token
     "Tokenize prompts and targets; the prompts exactly as they are when the model generates."
-    texts = [prompt_and_target(lm, task, r) for r in rows]
-    special = not uses_chat(lm, task)   # a chat template writes its special tokens itself
-    tok = lambda items: lm.tokenizer(items, add_special_tokens=special)['input_ids'] if items else []
-    prompts = _without_end(lm, tok([p for p, _ in texts])) if task.prompt else [[]] * len(texts)
-    wholes, end = _without_end(lm, tok([p + t for p, t in texts])), eos_ids(lm)[:1]
-    alone = lambda target: lm.tokenizer(target, add_special_tokens=False)['input_ids']
-    return [(p, (w[len(p):] if w[:len(p)] == p else alone(t)) + end) for p, w, (_, t) in zip(prompts, wholes, texts)]
+    found = _token_rows(lm, task, rows, allow_special)
+    if is_seq2seq(lm): return [(r[-1]['input_ids'], r[-1]['labels']) for r in found]
+    return [_last_answer(r[-1]) for r in found]
 
-# %% ../nbs/05_data.ipynb #569435f5
-def _without_end(lm: LM, rows: list[list[int]]) -> list[list[int]]:
-    "Take off an end token that the tokenizer added by itself."
-    return [r[:-1] if len(r) > 1 and r[-1] == lm.tokenizer.eos_token_id else r for r in rows]
+# %% ../nbs/05_data.ipynb #dad5b75c
+def _last_answer(row: dict) -> tuple[list[int], list[int]]:
+    "A token row as the ids before its last learned run, and that run."
+    at = len(row['labels'])
+    while at and row['labels'][at - 1] != IGNORE: at -= 1
+    return row['input_ids'][:at], row['input_ids'][at:]
 
-# %% ../nbs/05_data.ipynb #da278e95
-IGNORE = -100  # the label of a token without loss, as everywhere in PyTorch and transformers
+# %% ../nbs/05_data.ipynb #36eed43e
+def _token_rows(lm: LM, task: Task, rows: Checked, allow_special: bool) -> list[list[dict]]:
+    "The token rows of each row, uncut: one, or more where a chat template rewrites earlier turns."
+    special = SpecialText(lm.tokenizer)
+    if is_seq2seq(lm): return [[r] for r in _pairs(lm, task, rows, None if allow_special else special)]
+    hide = (lambda text: text) if allow_special else special.hide
+    turns = [[t | {'content': hide(t['content'])} for t in row] for row in rows.turns]
+    chat = uses_chat(lm, task)
+    docs = [documents(lm, task, t, o, chat) for t, o in zip(turns, rows.options)]
+    made = iter(Tokenizing(lm, task, special)([d for row in docs for d in row]))
+    return [[next(made) for _ in row] for row in docs]
 
-# %% ../nbs/05_data.ipynb #30c4fe0c
-def pieces_of(
-    prompt: list[int],  # token ids; empty for free text
-    target: list[int],  # token ids
-    max_len: int,  # tokens in a piece, at least 2
-) -> Iterator[dict]:  # `input_ids` and `labels`
-    "Cut one row to `max_len` tokens; free text (no prompt) into as many pieces as it needs."
-    ids, labels = prompt + target, [IGNORE] * len(prompt) + target
-    starts = [0] if prompt else range(0, max(1, len(ids) - 1), max_len - 1)   # overlapping by one token
-    for s in starts: yield {'input_ids': ids[s:s + max_len], 'labels': labels[s:s + max_len]}
-
-# %% ../nbs/05_data.ipynb #bb1f2978
-def _learned(piece: dict) -> int:
-    "How many tokens of a row carry loss (nothing predicts the first token of a text)."
-    return sum(label != IGNORE for label in piece['labels'][1:])
+# %% ../nbs/05_data.ipynb #845ed390
+LOSSES = {  # what can be lost: a count's name in the report, and on the card
+    'dropped_empty_target': 'dropped: empty target',
+    'dropped_bad_row': 'dropped: row not usable',
+    'dropped_no_target_left': 'dropped: target cut off',
+    'dropped_overlap': 'dropped: also in valid or test',
+    'dropped_duplicate': 'dropped: duplicate',
+    'dropped_near_duplicate': 'dropped: near duplicate',
+    'truncated_rows': 'rows cut',
+    'lost_target_tokens': 'target tokens cut off',
+    'without_eos': 'rows whose end is not learned',
+}
+NOTES = {  # what is worth knowing, although nothing is lost
+    'overlap': 'also in valid or test',
+    'duplicates': 'duplicates',
+    'near_duplicates': 'near duplicates',
+    'other_script': 'rows in another script',
+    'special_text': 'rows that spell special tokens',
+    'control_characters': 'rows with control characters',
+    'byte_order_marks': 'byte-order marks taken out',
+    'split_rows': 'conversations in several documents',
+    'extra_pieces': 'pieces cut from long texts',
+    'moved_cuts': 'cuts moved out of a character',
+}
 
 # %% ../nbs/05_data.ipynb #51553536
 @dataclass(repr=False)
 class Encoded(Card):
     "Token rows, ready to be trained on, and what happened to every row that was given."
-    train: datasets.Dataset  # columns input_ids and labels; -100 marks tokens without loss
+    train: Any  # datasets.Dataset with input_ids and labels (-100 marks tokens without loss); a stream for a stream
     valid: datasets.Dataset  # the same; empty if no validation rows were given
     report: dict[str, int]  # counts; validation's begin with valid_
     tokenizer: Any  # of the model that they were encoded for
     task: Task
+    pairs: bool = False  # for an encoder-decoder: input_ids are read, labels are written
+
+    @property
+    def streamed(self) -> bool: return not isinstance(self.train, datasets.Dataset)
 
     def _facts(self) -> tuple[str, dict]:
         r = self.report
+        if 'rows' not in r: return f'Encoded for {self.task.name}', {'rows': 'a stream: they are encoded as they are read'}
         share = f'{r["supervised_tokens"] / max(1, r["tokens"]):.0%}'
-        facts = {'rows': f'{r["rows"]:,} given, {r["used"]:,} used',
-                 'tokens': f'{r["tokens"]:,}, {r["supervised_tokens"]:,} of them learned ({share})',
-                 'longest row': f'{r["longest"]:,} tokens',
-                 'validation': f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used'}
-        lost = {name: why for name, why in LOSSES.items() if r.get(name) or r.get('valid_' + name)}
-        valid = lambda n: f' (validation {n:,})' if n else ''
-        facts |= {why: f'{r[name]:,}' + valid(r['valid_' + name]) for name, why in lost.items()}
-        return f'Encoded for {self.task.name}', facts if lost else facts | {'lost': 'nothing'}
+        facts = {'rows': f'{r["rows"]:,} given, {r["used"]:,} used' + ' so far' * self.streamed,
+                 'so far' if self.streamed else 'one epoch': f'{r["tokens"]:,} tokens, {r["supervised_tokens"]:,} of them learned ({share})'}
+        facts |= {side: _quantiles(r, side) for side in ('prompt', 'target') if r.get(f'{side}_tokens_100')}
+        facts |= {'validation': f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used'}
+        said = self._counts(NOTES) | (self._counts(LOSSES) or {'lost': 'nothing'})
+        return f'Encoded for {self.task.name}', facts | said
 
-# %% ../nbs/05_data.ipynb #845ed390
-LOSSES = {  # what can be lost: a count's name in the report, and on the card
-    'dropped_empty_target': 'dropped: empty target',
-    'dropped_no_target_left': 'dropped: target cut off',
-    'truncated_rows': 'rows cut',
-    'lost_target_tokens': 'target tokens cut off',
-    'without_eos': 'rows whose end is not learned',
-    'extra_pieces': 'pieces cut from long texts',
-}
+    def _counts(self, names: dict[str, str]) -> dict[str, str]:
+        "Counts that are not zero, by what they are called on the card."
+        own, valid = (lambda n: self.report.get(n, 0)), (lambda n: self.report.get(f'valid_{n}', 0))
+        beside = lambda n: f' (validation {valid(n):,})' if valid(n) else ''
+        return {what: f'{own(n):,}{beside(n)}' for n, what in names.items() if own(n) or valid(n)}
 
-# %% ../nbs/05_data.ipynb #9fc5b483
-def _encode_split(lm: LM, rows: Sequence[Mapping], task: Task, max_len: int) -> tuple[list[dict], dict[str, int]]:
-    "Encode one split; count what happened."
-    ends, kept = set(eos_ids(lm)), []
-    count = dict.fromkeys(('used', 'tokens', 'supervised_tokens', *LOSSES), 0)
-    for prompt, target in token_pairs(lm, task, rows):
-        pieces = [p for p in pieces_of(prompt, target, max_len) if _learned(p)]
-        lost = max(0, len(prompt) + len(target) - max_len) if prompt else 0
-        count['truncated_rows'] += lost > 0
-        count['lost_target_tokens'] += min(lost, len(target))
-        count['extra_pieces'] += max(0, len(pieces) - 1)
-        count['used' if pieces else 'dropped_no_target_left'] += 1
-        count['without_eos'] += bool(pieces) and pieces[-1]['input_ids'][-1] not in ends
-        kept += pieces
-    tokens, learned = sum(len(p['input_ids']) for p in kept), sum(map(_learned, kept))
-    return kept, count | {'tokens': tokens, 'supervised_tokens': learned}
+    def lengths(self) -> np.ndarray:
+        "How many tokens each training row has, both sides of a pair together."
+        sides = ('input_ids', 'labels') if self.pairs else ('input_ids',)
+        table = (self.train if self.train._indices is None else self.train.flatten_indices()).data.table
+        return sum((_list_lengths(table, side) for side in sides), np.zeros(len(self.train), int))
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + ('' if self.streamed else length_picture(self.lengths()))
+
+# %% ../nbs/05_data.ipynb #6016dd11
+def _quantiles(report: Mapping, side: str) -> str:
+    "The lengths of prompts or targets in words."
+    half, most, nearly, longest = (report[f'{side}_tokens_{q}'] for q in QUANTILES)
+    return f'half up to {half:,} tokens, 90 % to {most:,}, 99 % to {nearly:,}, longest {longest:,}'
+
+QUANTILES = (50, 90, 99, 100)
+
+# %% ../nbs/05_data.ipynb #32848dbe
+def length_picture(
+    lengths: np.ndarray,  # [rows], in tokens
+    width: int = 480,  # in pixels
+    height: int = 110,  # in pixels
+    bars: int = 40,  # at most
+) -> str:  # SVG
+    "Draw how long the rows are: how many rows have about so many tokens."
+    if not len(lengths): return ''
+    counts, edges = np.histogram(lengths, bins=min(bars, int(np.ptp(lengths)) + 1))
+    step, tall = (width - 20) / len(counts), height - 34
+    name = lambda n, a, b: f'<title>{n:,} rows of {a:,.0f} to {b:,.0f} tokens</title>'
+    shown = ''.join(f'<rect x="{10 + i * step:.1f}" y="{10 + tall * (1 - n / counts.max()):.1f}" width="{max(1, step - 1):.1f}" '
+                    f'height="{tall * n / counts.max():.1f}" fill="#3b82f6">{name(n, a, b)}</rect>'
+                    for i, (n, a, b) in enumerate(zip(counts, edges, edges[1:])))
+    word = lambda x, anchor, text: f'<text x="{x}" y="{height - 8}" font-size="11" fill="currentColor" text-anchor="{anchor}">{text}</text>'
+    words = word(10, 'start', f'{lengths.min():,}') + word(width / 2, 'middle', 'tokens in a row') + word(width - 10, 'end', f'{lengths.max():,}')
+    return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="row lengths">{shown}{words}</svg>'
+
+# %% ../nbs/05_data.ipynb #b97039db
+CONTROL = re.compile('[\x00-\x08\x0b\x0e-\x1f\x7f]')
+CHUNK = 1000  # rows that are tokenized at a time
+
+# %% ../nbs/05_data.ipynb #0a2cf2bc
+@dataclass
+class Split:
+    "What becomes of a split's rows."
+    tables: list[pa.Table]  # token rows
+    owner: list[int]  # for each token row, the number of its row
+    sizes: list[tuple[int, int]]  # for each row, tokens of its prompt and of its target, uncut
+    count: Counter
+
+    @property
+    def table(self) -> pa.Table: return pa.concat_tables(self.tables or [_table([])])
+
+# %% ../nbs/05_data.ipynb #e7ac1475
+def _encode_split(lm: LM, rows: Checked, task: Task, max_len: int, allow_special: bool) -> Split:
+    "Tokenize and cut one split; count what happened."
+    done, pairs, ends = Split([], [], [], Counter(rows.count)), is_seq2seq(lm), frozenset(eos_ids(lm))
+    kept: list[dict] = []
+    for at in range(0, len(rows.turns), CHUNK):
+        here = Checked(*(x[at:at + CHUNK] for x in (rows.turns, rows.options, rows.raw)), Counter())
+        for i, made in enumerate(_token_rows(lm, task, here, allow_special), at):
+            pieces = [p for r in made for p in (_pair_pieces(r, max_len, done) if pairs else
+                                                   _text_pieces(r, lm.tokenizer, ends, not task.answers, max_len, done))]
+            done.count['used' if pieces else 'dropped_no_target_left'] += 1
+            done.count['split_rows'] += len(made) > 1
+            done.owner += [i] * len(pieces)
+            kept += pieces
+        done.tables.append(_table(kept))   # numbers in an array take a tenth of the memory of numbers in a list
+        kept.clear()
+    return done
+
+# %% ../nbs/05_data.ipynb #1b6220d4
+def _text_pieces(row: dict, tokenizer: Any, ends: Collection[int], free: bool, max_len: int, done: Split) -> list[dict]:
+    "The pieces of one token row that have something to learn."
+    ids, labels = row['input_ids'], row['labels']
+    target = len(labels) - labels.count(IGNORE)
+    done.sizes.append((len(ids) - target, target))
+    if len(ids) > max_len: pieces = _count_cuts(pieces_of(row, max_len, free, tokenizer), target, free, max_len, done.count)
+    else: pieces = [row] if _learned(row) else []
+    done.count['without_eos'] += bool(pieces) and pieces[-1]['input_ids'][-1] not in ends
+    return pieces
+
+def _count_cuts(pieces: list[dict], target: int, free: bool, max_len: int, count: Counter) -> list[dict]:
+    "The pieces that have something to learn; what cutting has cost is counted."
+    count['moved_cuts'] += sum(len(p['input_ids']) < max_len for p in pieces[:-1 if free else None])
+    pieces = [p for p in pieces if _learned(p)]
+    count['extra_pieces'] += max(0, len(pieces) - 1)
+    if not free:
+        count['truncated_rows'] += 1
+        count['lost_target_tokens'] += target - sum(len(p['labels']) - p['labels'].count(IGNORE) for p in pieces)
+    return pieces
+
+def _pair_pieces(row: dict, max_len: int, done: Split) -> list[dict]:
+    "One pair of source and target, cut."
+    source, target = len(row['input_ids']), len(row['labels'])
+    done.sizes.append((source, target))
+    done.count['truncated_rows'] += max(source, target) > max_len
+    done.count['lost_target_tokens'] += max(0, target - max_len)
+    done.count['without_eos'] += target > max_len
+    return [_cut_pair(row, max_len)]
+
+# %% ../nbs/05_data.ipynb #b963b6a7
+def _row_texts(rows: Checked) -> list[str]:
+    "Each row's contents as one text, to be compared with others."
+    return ['\n'.join(t['content'] for t in turns) for turns in rows.turns]
+
+def _text_counts(rows: Checked, special: SpecialText) -> Counter:
+    "What is worth knowing about a split's texts."
+    texts = _row_texts(rows)
+    answers = [turns[-1]['content'] for turns in rows.turns]
+    asked = ['\n'.join(t['content'] for t in turns[:-1]) for turns in rows.turns]
+    return Counter({
+        'special_text': sum(bool(special.found.search(t)) for t in texts),
+        'control_characters': sum(bool(CONTROL.search(t)) for t in texts),
+        'other_script': int((other_script(answers) | other_script(asked)).sum())})
+
+# %% ../nbs/05_data.ipynb #4f94f296
+def _summary(done: Split, pairs: bool) -> dict[str, int]:
+    "Token counts and quantiles of lengths."
+    table = done.table
+    labels = _flat(table, 'labels') != IGNORE
+    read, written = _list_lengths(table, 'input_ids'), _list_lengths(table, 'labels')
+    firsts = 0 if pairs else int(labels[np.cumsum(written) - written].sum())   # nothing predicts the first token of a text
+    found = {'tokens': int(read.sum() + (written.sum() if pairs else 0)), 'supervised_tokens': int(labels.sum()) - firsts,
+             'pieces': len(table)}
+    for side, sizes in zip(('prompt', 'target'), zip(*done.sizes)):
+        found |= {f'{side}_tokens_{q}': int(np.quantile(sizes, q / 100, method='higher')) for q in QUANTILES}
+    return found
+
+# %% ../nbs/05_data.ipynb #3a90501a
+def _table(pieces: list[dict]) -> pa.Table:
+    "Token rows as an Arrow table; the columns exist even when there are no rows."
+    def column(name: str) -> pa.ListArray:
+        ends = np.cumsum([0, *(len(p[name]) for p in pieces)])
+        flat = np.fromiter(itertools.chain.from_iterable(p[name] for p in pieces), np.int64, int(ends[-1]))
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat))
+    return pa.table({name: column(name) for name in ('input_ids', 'labels')})
+
+def _flat(table: pa.Table, column: str) -> np.ndarray:
+    "All numbers in a column of lists, one after the other."
+    return np.concatenate([c.flatten().to_numpy() for c in table.column(column).chunks] or [np.zeros(0, np.int64)])
+
+def _list_lengths(table: pa.Table, column: str) -> np.ndarray:
+    "The lengths of the lists in a column."
+    return np.concatenate([np.diff(c.offsets.to_numpy()) for c in table.column(column).chunks] or [np.zeros(0, int)])
+
+# %% ../nbs/05_data.ipynb #105f8551
+def _decoded(path: Path) -> str:
+    "The text of a file, without a byte-order mark."
+    raw = path.read_bytes()
+    try: return raw.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        line = raw.count(b'\n', 0, e.start) + 1
+        raise FTNBError(f'file {path.name!r}, line {line}', f'byte {raw[e.start]:#04x} is not UTF-8',
+                        'Save the file as UTF-8, or read it yourself and give the rows.') from e
+
+# %% ../nbs/05_data.ipynb #bd3aecf4
+def _json_lines(path: Path) -> Iterator[dict]:
+    "The rows of a .jsonl file."
+    for n, line in enumerate(_decoded(path).split('\n'), 1):
+        if not line.strip(): continue
+        try: yield json.loads(line)
+        except json.JSONDecodeError as e:
+            raise FTNBError(f'file {path.name!r}, line {n}', f'it is not JSON ({e})', 'Correct or remove the line.') from e
+
+def _json(path: Path) -> list:
+    "The rows of a .json file, a list."
+    try: found = json.loads(_decoded(path))
+    except json.JSONDecodeError as e: raise FTNBError(f'file {path.name!r}', f'it is not JSON ({e})', 'If it has a row a line, name it .jsonl.') from e
+    if isinstance(found, list): return found
+    raise FTNBError(f'file {path.name!r}', f'it holds a {type(found).__name__}, and not a list of rows', 'Give the list of rows.')
+
+# %% ../nbs/05_data.ipynb #8722212b
+def _csv(path: Path, delimiter: str = ',') -> list[dict]:
+    "The rows of a .csv file with a header."
+    limit = csv.field_size_limit(2**31 - 1)
+    try: lines = list(csv.reader(io.StringIO(_decoded(path), newline=''), delimiter=delimiter, strict=True))
+    except csv.Error as e: raise FTNBError(f'file {path.name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
+    finally: csv.field_size_limit(limit)
+    head = lines[0] if lines else []
+    _no_twins(head, path.name)
+    for n, line in enumerate(lines[1:], 2):
+        if line and len(line) != len(head):
+            raise FTNBError(f'file {path.name!r}, row {n}', f'it has {len(line)} fields, the header {len(head)}', 'Check its quotes and commas.')
+    return [dict(zip(head, line)) for line in lines[1:] if line]
+
+def _no_twins(columns: Iterable, name: str) -> None:
+    "Refuse columns of the same name: one would silently hide the other."
+    for column, n in Counter(columns).items():
+        if n > 1: raise FTNBError(f'column {column!r} of {name}', f'there are {n} of this name', 'Rename them.')
+
+# %% ../nbs/05_data.ipynb #c252e8ca
+READERS: dict[str, Callable[[Path], Any]] = {
+    '.txt': lambda path: [{'text': _decoded(path)}], '.csv': _csv, '.tsv': lambda path: _csv(path, '\t'),
+    '.jsonl': lambda path: list(_json_lines(path)), '.json': _json,
+    '.parquet': lambda path: datasets.Dataset(pa.parquet.read_table(path))}
+
+def _read_file(name: str | Path) -> Any:
+    "The rows of a file."
+    path = Path(name).expanduser()
+    if not path.is_file():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise FTNBError(f'file {str(name)!r}', 'there is no such file', nearest(path.name, beside))
+    read = READERS[one_of(path.suffix.lower(), READERS, 'file type')]
+    try: return read(path)
+    except pa.ArrowException as e:
+        raise FTNBError(f'file {path.name!r}', f'it cannot be read as its name says', 'Write it again.') from e
+
+# %% ../nbs/05_data.ipynb #87d56cb8
+def rows_of(
+    rows: Any,  # Dataset, pandas table, list of dicts or of str, or a file
+) -> Any:  # a sequence of dicts
+    "The rows of one split, whatever they came in."
+    if isinstance(rows, Path) or (isinstance(rows, str) and Path(rows).suffix.lower() in READERS and '\n' not in rows):
+        rows = _read_file(rows)
+    if isinstance(rows, pd.DataFrame):
+        _no_twins(rows.columns, 'the table')
+        return rows.to_dict('records')
+    if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)): return rows
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+        raise FTNBError(f'rows is a {type(rows).__name__}',
+                        'it must be a Dataset, a DatasetDict, a list of dicts or of str, a table or a file',
+                        'Wrap a single text in a list.')
+    return [{'text': r} if isinstance(r, str) else r for r in rows]
 
 # %% ../nbs/05_data.ipynb #bc0f635a
 VALID_NAMES = ('valid', 'validation', 'dev', 'val')
 
-# %% ../nbs/05_data.ipynb #ac264bb9
 def splits_of(
-    rows: Any,  # DatasetDict or dict of splits, Dataset, pandas DataFrame, list of dicts, list of str
-) -> tuple[list[dict], list[dict]]:  # training and validation rows
-    "Separate training and validation rows, whatever they came in."
-    if isinstance(rows, pd.DataFrame): return rows.to_dict('records'), []
-    if isinstance(rows, Mapping):
-        if 'train' not in rows:
-            raise FTNBError(f'splits {", ".join(map(str, rows)) or "(none)"}', "there must be a split called 'train'",
-                            nearest('train', rows))
-        names = [name for name in VALID_NAMES if name in rows]
-        return splits_of(rows['train'])[0], splits_of(rows[names[0]])[0] if names else []
-    if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
-        raise FTNBError(f'rows is a {type(rows).__name__}',
-                        'it must be a Dataset, a DatasetDict, or a list of dicts or of str',
-                        'Wrap a single text in a list.')
-    return [{'text': r} if isinstance(r, str) else r for r in rows], []
-
-# %% ../nbs/05_data.ipynb #e512197e
-def task_of(
-    row: Mapping,  # the first row
-) -> Task:
-    "The task that a row's columns name by convention."
-    if not isinstance(row, Mapping):
-        raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str', "Use {'text': ...}.")
-    if {'prompt', 'completion'} <= set(row):
-        return Task('completion', ('prompt', 'completion'), chat=False,
-                    prompt=lambda r: text_in(r, 'prompt'), target=lambda r: text_in(r, 'completion'))
-    if 'text' in row: return free_text()
-    raise FTNBError(f'columns {", ".join(map(str, row)) or "(none)"}',
-                    'without a task the rows need a column text, or prompt and completion',
-                    "Name the columns with a task: summarization(text='body', summary='title').")
-
-# %% ../nbs/05_data.ipynb #0e8612ce
-def _drop_empty(task: Task, rows: Sequence[Mapping], bad_rows: str, where: str) -> list[Mapping]:
-    "Refuse or drop the rows whose target is empty."
-    empty = {i for i, r in enumerate(rows) if not task.target(r).strip()}
-    if empty and bad_rows == 'error':
-        raise FTNBError(f'{where}[{min(empty)}]', f'its target is empty ({len(empty)} of {len(rows)} rows)',
-                        "Correct the rows, or give bad_rows='drop'.")
-    return [r for i, r in enumerate(rows) if i not in empty]
-
-# %% ../nbs/05_data.ipynb #8a2acba1
-def _checked_split(lm: LM, rows: Sequence[Mapping], task: Task, max_len: int, bad_rows: str,
-                   where: str) -> tuple[list[dict], dict[str, int]]:
-    "Check one split, encode it, and make sure that something is left to learn."
-    check_rows(task, rows, where)
-    good = _drop_empty(task, rows, bad_rows, where)
-    kept, count = _encode_split(lm, good, task, max_len)
-    if not kept:
-        raise FTNBError(f'{where}: {len(rows)} rows, max_len={max_len}',
-                        'every target is empty or was cut off, so nothing is left to learn',
-                        'Raise max_len, or shorten the prompts.')
-    return kept, {'rows': len(rows)} | count | {'dropped_empty_target': len(rows) - len(good)}
-
-# %% ../nbs/05_data.ipynb #e1292e0a
-def _as_dataset(pieces: list[dict]) -> datasets.Dataset:
-    "Token rows as a Dataset; the columns exist even when there are no rows."
-    names = ('input_ids', 'labels')
-    features = datasets.Features({name: datasets.Sequence(datasets.Value('int64')) for name in names})
-    return datasets.Dataset.from_dict({name: [p[name] for p in pieces] for name in names}, features=features)
+    rows: Any,  # DatasetDict or dict of splits; or all training rows
+) -> tuple[Any, Any, Any]:  # training, validation and test rows; [] where there are none
+    "Separate the splits, whatever they came in."
+    if not isinstance(rows, Mapping): return rows_of(rows), [], []
+    if 'train' not in rows:
+        raise FTNBError(f'splits {", ".join(map(str, rows)) or "(none)"}', "there must be a split called 'train'",
+                        nearest('train', rows))
+    names = [name for name in VALID_NAMES if name in rows]
+    return rows_of(rows['train']), rows_of(rows[names[0]]) if names else [], rows_of(rows.get('test', []))
 
 # %% ../nbs/05_data.ipynb #ff445bdc
 def encode(
     lm: LM,  # the model whose tokenizer and chat template are used
-    rows: Any,  # DatasetDict, Dataset, list of dicts, or list of str
-    task: Task | None = None,  # None: the columns say it (`text`; `prompt` and `completion`)
+    rows: Any,  # DatasetDict, Dataset, IterableDataset, list of dicts or of str, pandas table, or a file
+    task: Task | None = None,  # None: the columns say it (`text`; `messages`; `prompt` and `completion`)
     max_len: int = 512,  # tokens; longer rows are cut, free text into pieces
-    bad_rows: str = 'error',  # a row with an empty target: 'error', or 'drop' (and count)
+    bad_rows: str = 'error',  # a row that cannot be used: 'error', or 'drop' (and count)
+    *,
+    drop: Collection[str] = (),  # training rows to leave out as well: 'overlap', 'duplicates', 'near_duplicates'
+    allow_special: bool = False,  # names of special tokens in the texts become special tokens
+    cache: bool | None = None,  # keep the result on disk for the same rows; None: if there are 20,000 or more
 ) -> Encoded:
     "Turn rows into token rows with labels, and report what happened to every row."
     room = context_length(lm)
     must('max_len', max_len, 2 <= max_len <= room, f'it must be from 2 to {room}, the context of the model')
     one_of(bad_rows, ('error', 'drop'), 'bad_rows')
-    train, valid = splits_of(rows)
-    if not train:
+    for what in drop: one_of(what, DROPS, 'drop')
+    train, valid, test = splits_of(rows)
+    settings = Settings(max_len, bad_rows, frozenset(drop), allow_special)
+    if isinstance(train, datasets.IterableDataset): return _stream(lm, train, valid, task, settings)
+    if not len(train):
         raise FTNBError('rows', 'there are no rows to train on', 'Check the file or the filter that they came from.')
     task = task or task_of(train[0])
-    kept, report = _checked_split(lm, train, task, max_len, bad_rows, 'train')
-    kept_valid, counts = kept[:0], dict.fromkeys(report, 0)
-    if valid: kept_valid, counts = _checked_split(lm, valid, task, max_len, bad_rows, 'valid')
-    report |= {f'valid_{k}': v for k, v in counts.items()}
-    report['longest'] = max(len(p['input_ids']) for p in kept + kept_valid)
-    return Encoded(_as_dataset(kept), _as_dataset(kept_valid), report, lm.tokenizer, task)
+    with _no_collection():
+        splits = {name: checked(task, part, name, bad_rows) for name, part in (('train', train), ('valid', valid), ('test', test))}
+        keep = len(train) >= 20_000 if cache is None else cache
+        return (_cached if keep else _encode)(lm, splits, task, settings)
+
+# %% ../nbs/05_data.ipynb #e7e3ee6d
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    "Without Python's search for reference cycles inside the block: among millions of lists it takes a fifth of the time."
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
+# %% ../nbs/05_data.ipynb #faf82496
+DROPS = ('overlap', 'duplicates', 'near_duplicates')
+
+@dataclass(frozen=True)
+class Settings:
+    "How rows are encoded."
+    max_len: int
+    bad_rows: str
+    drop: frozenset[str]
+    allow_special: bool
+
+# %% ../nbs/05_data.ipynb #5e0eb9f1
+def _encode(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> Encoded:
+    "Encode checked splits."
+    special, pairs, report = SpecialText(lm.tokenizer), is_seq2seq(lm), Counter()
+    train, marks = _without(splits['train'], splits, settings.drop)
+    found: dict[str, Split] = {}
+    for name, rows in (('train', train), ('valid', splits['valid'])):
+        done = found[name] = _encode_split(lm, rows, task, settings.max_len, settings.allow_special)
+        if name == 'train': _check_left(done, settings.max_len); done.count.update(_near(done, settings.drop)); done.count.update(marks)
+        counts = done.count | _text_counts(rows, special) | _summary(done, pairs)
+        report |= {(name + '_') * (name != 'train') + k: v for k, v in counts.items()}
+    tables = [done.table for done in found.values()]
+    _check_ids(lm, tables)
+    counts = _zeros() | _zeros('valid_') | dict(report) | {'longest': max(_list_lengths(t, 'input_ids').max(initial=0) for t in tables)}
+    return Encoded(*map(datasets.Dataset, tables), {k: int(v) for k, v in counts.items()}, lm.tokenizer, task, pairs)
+
+def _zeros(side: str = '') -> dict[str, int]:
+    "Every count of a report, at zero."
+    return dict.fromkeys((side + k for k in ('rows', 'used', 'tokens', 'supervised_tokens', *LOSSES, *NOTES)), 0)
+
+# %% ../nbs/05_data.ipynb #0a1c6ce1
+def _without(train: Checked, splits: dict[str, Checked], drop: Collection[str]) -> tuple[Checked, Counter]:
+    "Find training rows that are also in other splits, or twice in their own; leave out those that are to be dropped."
+    prints = fingerprints(_row_texts(train))
+    elsewhere = np.isin(prints, fingerprints(t for n in ('valid', 'test') for t in _row_texts(splits[n])))
+    again = repeats(prints)
+    out: np.ndarray = np.zeros(len(prints), bool)
+    count: Counter = Counter()
+    for mark, name, dropped in ((elsewhere, 'overlap', 'dropped_overlap'), (again, 'duplicates', 'dropped_duplicate')):
+        count[dropped if name in drop else name] = int((mark & ~out).sum())
+        if name in drop: out |= mark
+    kept = np.flatnonzero(~out)
+    return Checked(*([x[i] for i in kept] for x in (train.turns, train.options, train.raw)), train.count), count
+
+# %% ../nbs/05_data.ipynb #58b74500
+MOST_COMPARED = 20_000_000  # tokens; near duplicates are not looked for in larger sets
+
+def _near(done: Split, drop: Collection[str]) -> Counter:
+    "Count (and take out, if asked) the rows that are nearly the same as an earlier one, but not the same."
+    table = done.table
+    ids, lengths = _flat(table, 'input_ids'), _list_lengths(table, 'input_ids')
+    if len(ids) > MOST_COMPARED: return Counter()
+    twin = near_duplicates(ids, lengths)
+    rows = np.split(ids, np.cumsum(lengths)[:-1])
+    near = np.array([j >= 0 and not np.array_equal(rows[i], rows[j]) for i, j in enumerate(twin)], bool)
+    owner = np.array(done.owner)
+    if 'near_duplicates' not in drop: return Counter(near_duplicates=len(set(owner[near])))
+    done.tables[:] = [table.filter(pa.array(~near)).combine_chunks()]
+    done.owner[:] = owner[~near].tolist()
+    lost = len(set(owner) - set(done.owner))
+    return Counter(dropped_near_duplicate=lost, used=-lost)
+
+# %% ../nbs/05_data.ipynb #2df6d6e0
+def _check_left(done: Split, max_len: int) -> None:
+    "Refuse a training split from which nothing is left."
+    if len(done.table): return
+    raise FTNBError(f'train: {done.count["rows"]} rows, max_len={max_len}', 'every target is empty or was cut off, so nothing is left to learn',
+                    'Raise max_len, or shorten the prompts.')
+
+def _check_ids(lm: LM, tables: Iterable[pa.Table]) -> None:
+    "Refuse token ids that the model has no embedding for."
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    worst = max(int(_flat(t, column).max(initial=0)) for t in tables for column in ('input_ids', 'labels'))
+    if worst >= rows:
+        raise FTNBError(f'token {worst}', f'the model {lm.name!r} has {rows} embedding rows', 'Use the tokenizer that belongs to it.')
+
+# %% ../nbs/05_data.ipynb #1951b5f0
+def _key(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> str:
+    "A name for the result of encoding these rows with this tokenizer and these settings."
+    digest = hashlib.sha256()
+    tok = lm.tokenizer
+    chat = [tok.chat_template, task.cue, uses_chat(lm, task), task.answers, eos_ids(lm), is_seq2seq(lm), lm.model.config.model_type]
+    for part in (_VERSION, chat, settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special, tok.backend_tokenizer.to_str()):
+        digest.update(json.dumps(part, default=str).encode())
+    for name, rows in splits.items():
+        digest.update(f'\0{name}{sorted(rows.count.items())}'.encode())
+        sources = [source_and_target(task, r, t)[0] for r, t in zip(rows.raw, rows.turns)] if is_seq2seq(lm) else []
+        for row in (rows.turns, rows.options, sources): digest.update(json.dumps(row, default=str).encode())
+    return digest.hexdigest()[:32]
+
+_VERSION = 1  # of what is kept
+
+# %% ../nbs/05_data.ipynb #4fabaa6a
+def _cached(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> Encoded:
+    "Encode, or fetch what was encoded before."
+    folder = cache_folder() / 'encoded' / _key(lm, splits, task, settings)
+    if not folder.exists():
+        data = _encode(lm, splits, task, settings)
+        with whole_folder(folder, replace=False) as new:
+            for name in ('train', 'valid'): _write_arrow(getattr(data, name).data.table, new / f'{name}.arrow')
+            (new / 'report.json').write_text(json.dumps(data.report))
+    load = lambda name: datasets.Dataset.from_file(str(folder / f'{name}.arrow'))   # memory-mapped
+    report = json.loads((folder / 'report.json').read_text())
+    return Encoded(load('train'), load('valid'), report, lm.tokenizer, task, is_seq2seq(lm))
+
+# %% ../nbs/05_data.ipynb #202efa5a
+def _write_arrow(table: pa.Table, path: Path) -> None:
+    "Write a table so that it can be memory-mapped."
+    with pa.OSFile(str(path), 'wb') as file, pa.ipc.new_stream(file, table.schema) as writer: writer.write_table(table)
+
+# %% ../nbs/05_data.ipynb #156f2e43
+def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | None, settings: Settings) -> Encoded:
+    "Encode a stream lazily."
+    first = next(iter(train), None)
+    if first is None: raise FTNBError('rows', 'the stream is empty', 'Check where it comes from.')
+    task = task or task_of(first)
+    known = checked(task, valid, 'valid', settings.bad_rows)
+    done = _encode_split(lm, known, task, settings.max_len, settings.allow_special)
+    report = _zeros('valid_') | {f'valid_{k}': v for k, v in (done.count | _summary(done, is_seq2seq(lm))).items()}
+    tokens = datasets.IterableDataset.from_generator(lambda: _streamed(lm, train, task, settings, report))
+    return Encoded(tokens, datasets.Dataset(done.table), report, lm.tokenizer, task, is_seq2seq(lm))
+
+def _streamed(lm: LM, rows: Iterable, task: Task, settings: Settings, report: dict) -> Iterator[dict]:
+    "The token rows of a stream, a chunk at a time; `report` counts them, from the beginning of each pass."
+    for k in [k for k in report if not k.startswith('valid_')]: del report[k]
+    numbered = iter(rows)
+    while chunk := list(itertools.islice(numbered, CHUNK)):
+        here = checked(task, chunk, f'rows {report.get("rows", 0):,} and on: train', settings.bad_rows)
+        done = _encode_split(lm, here, task, settings.max_len, settings.allow_special)
+        counts = done.count | {k: v for k, v in _summary(done, is_seq2seq(lm)).items() if 'tokens_' not in k}
+        for k, v in counts.items(): report[k] = report.get(k, 0) + v
+        yield from done.table.to_pylist()
 
 # %% ../nbs/05_data.ipynb #9de80945
 def _token_text(tokenizer: Any, i: int) -> str:
@@ -236,8 +783,14 @@ class TokenView:
     def _repr_html_(self) -> str:
         show = lambda row: ''.join(_token_html(self.tokenizer, i, on) for i, on in _marked(row))
         return ''.join(f'<p><b>row {n}</b>: {len(r["labels"])} tokens, {_learned(r)} learned (coloured)</p>'
-                       f'<div style="white-space:pre-wrap;font-family:monospace">{show(r)}</div>'
+                       f'<div dir="auto" style="white-space:pre-wrap;font-family:monospace">{show(r)}</div>'
                        for n, r in enumerate(self.rows))
+
+# %% ../nbs/05_data.ipynb #ca442e10
+def _one_line(pair: Mapping) -> dict:
+    "Source and target of an encoder-decoder as one row, to be shown: the source read, the target learned."
+    source, target = pair['input_ids'], pair['labels']
+    return {'input_ids': source + target, 'labels': [IGNORE] * len(source) + target}
 
 # %% ../nbs/05_data.ipynb #6456307d
 def show_tokens(
@@ -247,7 +800,8 @@ def show_tokens(
 ) -> TokenView:  # shows itself in a cell
     "Show which tokens are learned, which are prompt, and where a text ends."
     chosen = getattr(data, one_of(split, ('train', 'valid'), 'split'))
-    return TokenView([chosen[i] for i in range(min(n, len(chosen)))], data.tokenizer)
+    rows = itertools.islice(chosen, n)
+    return TokenView([_one_line(r) if data.pairs else r for r in rows], data.tokenizer)
 
 # %% ../nbs/05_data.ipynb #4ac346ff
 @dataclass(frozen=True)
@@ -277,6 +831,31 @@ def end_to_end(
     places = torch.cat([torch.arange(n) for n in lengths])
     learned = sum(t != IGNORE for t in targets)
     return Batch(torch.tensor(ids)[None], places[None], torch.tensor(targets), tuple(lengths), learned)
+
+# %% ../nbs/05_data.ipynb #e150732d
+@dataclass(frozen=True)
+class PairBatch:
+    "Sources and targets for an encoder-decoder, padded on the right."
+    input_ids: torch.Tensor  # [rows, longest source]
+    attention_mask: torch.Tensor  # [rows, longest source]: 1 where there is a token
+    labels: torch.Tensor  # [rows, longest target]; -100 where there is none
+    lengths: tuple[int, ...]  # source and target together, for each row
+    learned: int  # target tokens
+
+    def to(self, device: torch.device) -> PairBatch:
+        "The same batch on another device."
+        move = lambda t: t.to(device, non_blocking=True)
+        return PairBatch(move(self.input_ids), move(self.attention_mask), move(self.labels), self.lengths, self.learned)
+
+# %% ../nbs/05_data.ipynb #161cb3ea
+def side_by_side(
+    rows: Sequence[Mapping],  # rows with `input_ids` (read) and `labels` (written)
+) -> PairBatch:
+    "Lay the sources and the targets of an encoder-decoder side by side."
+    pad = lambda items, fill: torch.nn.utils.rnn.pad_sequence([torch.tensor(x) for x in items], True, fill)
+    sources, targets = [r['input_ids'] for r in rows], [r['labels'] for r in rows]
+    return PairBatch(pad(sources, 0), pad([[1] * len(x) for x in sources], 0), pad(targets, IGNORE),
+                     tuple(len(s) + len(t) for s, t in zip(sources, targets)), sum(map(len, targets)))
 
 # %% ../nbs/05_data.ipynb #cb9b6aa3
 def _filled(items: Iterable[int], size: Sequence[int], budget: int) -> list[list[int]]:
@@ -311,3 +890,23 @@ def plan_epoch(
     if not padded: return [_filled(step, lengths, micro_tokens) for step in steps]
     alike = lambda step: token_batches([lengths[i] for i in step], micro_tokens)
     return [[[step[j] for j in group] for group in alike(step)] for step in steps]
+
+# %% ../nbs/05_data.ipynb #77b6eee7
+def stream_steps(
+    rows: Iterable[Mapping],  # token rows
+    batch_size: int = 8,  # rows in an optimizer step
+    tokens_per_step: int | None = None,  # fill steps to this many tokens instead
+    micro_tokens: int = 4096,  # most tokens in one forward pass
+    padded: bool = False,  # micro-batches will be padded
+    size: Callable[[Mapping], int] = lambda r: len(r['input_ids']),  # of a row, in tokens
+) -> Iterator[list[list[Mapping]]]:  # steps of micro-batches of rows
+    "Group the rows of a stream into steps and micro-batches, in their order."
+    step: list[Mapping] = []
+    for r in itertools.chain(rows, [None]):
+        full = len(step) >= batch_size if not tokens_per_step else sum(map(size, step)) + (size(r) if r else 0) > tokens_per_step
+        if step and (r is None or full):
+            lengths = [size(x) for x in step]
+            groups = token_batches(lengths, micro_tokens) if padded else _filled(range(len(step)), lengths, micro_tokens)
+            yield [[step[i] for i in group] for group in groups]
+            step = []
+        if r is not None: step.append(r)

@@ -4,20 +4,20 @@
 
 # %% ../nbs/10_finetuning.ipynb #6b6d8a57
 from __future__ import annotations
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 import datasets
 import torch
 from .callbacks import HeldOut, Progress, clock, loss_picture
 from .core import Card, FTNBError, must, one_of, seeded
-from .data import Encoded, Plan, end_to_end, plan_epoch
-from .kernels import computing, end_to_end_loss, packs, padded_loss, row_nats
-from .learner import Learner
-from .models import LM
+from .data import Encoded, end_to_end, plan_epoch, side_by_side, stream_steps
+from .kernels import computing, end_to_end_loss, packs, pair_loss, padded_loss, row_nats
+from .learner import Callback, Learner, StopTraining
+from .models import LM, is_seq2seq
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'held_out_loss', 'Run', 'finetune']
+__all__ = ['SCHEDULES', 'held_out_loss', 'Run', 'StopAfter', 'finetune']
 
 # %% ../nbs/10_finetuning.ipynb #7ed0857a
 def held_out_loss(
@@ -66,11 +66,14 @@ def _trend(losses: Sequence[float]) -> str:
 SCHEDULES = ('linear', 'cosine', 'constant', 'constant_with_warmup')
 
 def _check_settings(data: Encoded, lm: LM, epochs: int, lr: float, batch_size: int, tokens_per_step: int | None,
-                    micro_tokens: int, warmup: float) -> None:
+                    max_steps: int | None, micro_tokens: int, warmup: float) -> None:
     "Refuse settings that cannot work, before anything is computed."
     must('epochs', epochs, epochs >= 1, 'it must be at least 1')
     must('lr', lr, 0 < lr < 1, 'it must be above 0 and below 1; 5e-5 is usual')
     must('batch_size', batch_size, batch_size >= 1, 'it must be at least 1')
+    streamed = isinstance(data, Encoded) and not isinstance(data.train, datasets.Dataset)
+    must('max_steps', max_steps, max_steps is not None or not streamed, 'a stream has no end: say how many steps to take')
+    must('max_steps', max_steps, max_steps is None or max_steps >= 1, 'it must be at least 1')
     must('tokens_per_step', tokens_per_step, tokens_per_step is None or tokens_per_step >= 1, 'it must be at least 1')
     must('micro_tokens', micro_tokens, micro_tokens >= 1, 'it must be at least 1')
     must('warmup', warmup, 0 <= warmup < 1, 'it is a share of the steps, from 0 to below 1')
@@ -87,17 +90,40 @@ def _check_settings(data: Encoded, lm: LM, epochs: int, lr: float, batch_size: i
                         'Load it without `dtype`.')
 
 # %% ../nbs/10_finetuning.ipynb #a2bb4127
-def _learner(lm: LM, packed: bool, plan: list[Plan], rows: datasets.Dataset, lr: float,
+def _learner(lm: LM, packed: bool, batches: Callable[[int], Iterable], steps: int, lr: float,
              weight_decay: float, clip: float | None, schedule: str, warmup: float,
              callbacks: Sequence[Any]) -> Learner:
-    "Put model, batches, loss, optimizer and schedule together. `plan` has a list of steps for each epoch."
+    "Put model, batches, loss, optimizer and schedule together."
     from transformers import get_scheduler
-    steps = sum(map(len, plan))
     trained = [p for p in lm.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=lm.device.type in ('cpu', 'cuda'))
-    batches = lambda epoch: ([end_to_end([rows[i] for i in micro]) for micro in step] for step in plan[epoch])
-    return Learner(lm.model, batches, end_to_end_loss if packed else padded_loss, optimizer,
+    loss = pair_loss if is_seq2seq(lm) else end_to_end_loss if packed else padded_loss
+    return Learner(lm.model, batches, loss, optimizer,
                    get_scheduler(schedule, optimizer, round(warmup * steps), steps), clip, callbacks)
+
+# %% ../nbs/10_finetuning.ipynb #766cf0a3
+def _batches(data: Encoded, epochs: int, batch_size: int, tokens_per_step: int | None, micro_tokens: int, seed: int,
+             packed: bool) -> tuple[Callable[[int], Iterable], int | None, int | None]:
+    "The steps of each epoch; how many steps there are in all, and how many tokens (None: nobody knows)."
+    lay = side_by_side if data.pairs else end_to_end
+    if not isinstance(data.train, datasets.Dataset):
+        size = lambda r: len(r['input_ids']) + (len(r['labels']) if data.pairs else 0)
+        steps = lambda: stream_steps(data.train, batch_size, tokens_per_step, micro_tokens, not packed, size)
+        return (lambda epoch: ([lay(micro) for micro in step] for step in steps())), None, None
+    lengths, rows = data.lengths().tolist(), data.train
+    plan = [plan_epoch(lengths, batch_size, tokens_per_step, micro_tokens, seed + e, not packed) for e in range(epochs)]
+    batches = lambda epoch: ([lay([rows[i] for i in micro]) for micro in step] for step in plan[epoch])
+    return batches, sum(map(len, plan)), epochs * sum(lengths)
+
+# %% ../nbs/10_finetuning.ipynb #6e0c28b6
+class StopAfter(Callback):
+    "End training after a number of steps."
+    def __init__(self,
+        steps: int,  # optimizer steps
+    ): self.steps = steps
+
+    def after_step(self, learner: Learner) -> None:
+        if learner.step >= self.steps: raise StopTraining
 
 # %% ../nbs/10_finetuning.ipynb #3a3a11aa
 def finetune(
@@ -108,6 +134,7 @@ def finetune(
     batch_size: int = 8,  # rows in an optimizer step
     *,
     tokens_per_step: int | None = None,  # fill a step to this many tokens instead of `batch_size` rows
+    max_steps: int | None = None,  # end after so many optimizer steps; a stream needs it
     micro_tokens: int = 4096,  # most tokens in a forward pass; lower it if memory runs out, the gradient stays the same
     schedule: str = 'linear',  # 'linear', 'cosine', 'constant' or 'constant_with_warmup'
     warmup: float = 0.1,  # share of the steps in which the learning rate rises
@@ -119,13 +146,15 @@ def finetune(
     progress: bool = True,  # show a line of progress
 ) -> Run:  # `.lm` is the same model, `.losses`, `.tokens_per_s`, `.status` ...
     "Fine-tune a model on encoded rows. Interrupting it (■, Ctrl-C) keeps the model as far as it got."
-    _check_settings(data, lm, epochs, lr, batch_size, tokens_per_step, micro_tokens, warmup)
+    _check_settings(data, lm, epochs, lr, batch_size, tokens_per_step, max_steps, micro_tokens, warmup)
     one_of(schedule, SCHEDULES, 'schedule')
-    lengths, packed = [len(r) for r in data.train['input_ids']], packs(lm)
-    plan = [plan_epoch(lengths, batch_size, tokens_per_step, micro_tokens, seed + e, not packed) for e in range(epochs)]
-    shown = Progress(sum(map(len, plan)), epochs * sum(lengths), quiet=not progress)
+    packed = packs(lm)
+    batches, steps, tokens = _batches(data, epochs, batch_size, tokens_per_step, micro_tokens, seed, packed)
+    total = min(n for n in (max_steps, steps) if n is not None)
+    shown = Progress(total, tokens if total == steps else None, quiet=not progress)
     held = HeldOut(lambda: held_out_loss(lm, data.valid, micro_tokens, packed), valid_every)
     watching = [shown, held] if len(data.valid) else [shown]
-    learner = _learner(lm, packed, plan, data.train, lr, weight_decay, clip, schedule, warmup, [*watching, *callbacks])
+    learner = _learner(lm, packed, batches, total, lr, weight_decay, clip, schedule, warmup,
+                       [*watching, *callbacks, *([] if total == steps else [StopAfter(total)])])
     with seeded(seed), computing(lm, packed): learner.fit(epochs)
     return Run(lm, learner.losses, learner.tokens, shown.seconds, learner.status, held.seen, packed)

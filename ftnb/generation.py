@@ -4,17 +4,18 @@
 
 # %% ../nbs/02_generation.ipynb #137ccfff
 from __future__ import annotations
-import contextlib, inspect, zlib
+import contextlib, copy, inspect, zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 import torch
 from .core import FTNBError, StatusLine, must
-from .models import LM, context_length, eos_ids
+from .models import LM, context_length, eos_ids, is_seq2seq
 
 # %% auto #0
-__all__ = ['Prompt', 'prompt_ids', 'evaluating', 'Decoder', 'steps', 'stream', 'token_batches', 'generate']
+__all__ = ['Prompt', 'prompt_ids', 'source_ids', 'evaluating', 'Decoder', 'PairDecoder', 'decoder_start', 'steps', 'stream',
+           'token_batches', 'generate', 'answer_nats', 'label_probs']
 
 # %% ../nbs/02_generation.ipynb #53c52d22
 Prompt = str | Sequence[int]
@@ -31,9 +32,19 @@ def prompt_ids(
             raise FTNBError(f'prompt {i} is {type(p).__name__}', 'a prompt is a str or a list of token ids',
                             'Convert it with str(...).')
     texts = [p for p in prompts if isinstance(p, str)]
-    encoded = iter(lm.tokenizer(texts)['input_ids'] if texts else [])
-    found = [_open_ended(lm, next(encoded)) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
+    if is_seq2seq(lm): encoded = iter(source_ids(lm, texts))
+    else: encoded = (_open_ended(lm, ids) for ids in (lm.tokenizer(texts)['input_ids'] if texts else []))
+    found = [next(encoded) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
     return [ids or _beginning(lm) for ids in found]
+
+# %% ../nbs/02_generation.ipynb #1a38390f
+def source_ids(
+    lm: LM,  # an encoder-decoder
+    texts: list[str],  # what it is to read
+    literal: bool = False,  # names of special tokens in the texts are only text
+) -> list[list[int]]:
+    "Token ids of texts for an encoder, with whatever its tokenizer puts around a text."
+    return lm.tokenizer(texts, split_special_tokens=literal, verbose=False)['input_ids'] if texts else []
 
 # %% ../nbs/02_generation.ipynb #e63d3cea
 def _open_ended(lm: LM, ids: list[int]) -> list[int]:
@@ -130,6 +141,14 @@ class Decoder:
         self.cache = getattr(out, 'past_key_values', None)   # None: the whole text is read again in the next step
         return out.logits[:, -1].float()
 
+    def branch(self, ids: torch.Tensor) -> torch.Tensor:
+        "Logits after each of some more tokens, `[rows, tokens]`; nothing is changed. For after `logits()`."
+        mask = torch.cat([self.mask, torch.ones_like(ids)], 1)
+        new = ids if self.cache is not None else torch.cat([self.ids, ids], 1)
+        where = {'position_ids': (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1]:]} if self.places else {}
+        out = self.model(input_ids=new, attention_mask=mask, past_key_values=copy.deepcopy(self.cache), use_cache=True, **where)
+        return out.logits[:, -ids.shape[1]:].float()
+
     def append(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> None:
         "Add one token to every row; with `keep` (row numbers), go on with those rows only."
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
@@ -137,6 +156,57 @@ class Decoder:
         if keep is not None:
             self.ids, self.mask = self.ids[keep], self.mask[keep]
             if self.cache is not None: self.cache.reorder_cache(keep)
+
+# %% ../nbs/02_generation.ipynb #d4a08147
+class PairDecoder(Decoder):
+    "The same for an encoder-decoder: sources are read once, targets are written."
+    def __init__(self, lm: LM, rows: list[list[int]]):
+        self.model, self.cache, longest = lm.model, None, max(map(len, rows))
+        ids = torch.tensor([r + r[-1:] * (longest - len(r)) for r in rows], device=lm.device)
+        self.source = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows], device=lm.device)
+        self.read = self.model.get_encoder()(input_ids=ids, attention_mask=self.source).last_hidden_state
+        self.ids = torch.full((len(rows), 1), decoder_start(lm), device=lm.device)
+
+    def logits(self) -> torch.Tensor:
+        "Run the decoder over what it has not seen yet; return the next token's logits, `[rows, vocabulary]`."
+        new = self.ids if self.cache is None else self.ids[:, -1:]
+        out = self.model(encoder_outputs=(self.read,), attention_mask=self.source, decoder_input_ids=new,
+                         past_key_values=self.cache, use_cache=True)
+        self.cache = getattr(out, 'past_key_values', None)
+        return out.logits[:, -1].float()
+
+    def branch(self, ids: torch.Tensor) -> torch.Tensor:
+        "Logits after each of some more tokens, `[rows, tokens]`; nothing is changed."
+        out = self.model(encoder_outputs=(self.read,), attention_mask=self.source, use_cache=False,
+                         decoder_input_ids=torch.cat([self.ids, ids], 1))
+        return out.logits[:, -ids.shape[1]:].float()
+
+    def append(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> None:
+        "Add one token to every row; with `keep` (row numbers), go on with those rows only."
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        if keep is None: return
+        self.ids, self.source, self.read = self.ids[keep], self.source[keep], self.read[keep]
+        if self.cache is not None: self.cache.reorder_cache(keep)
+
+# %% ../nbs/02_generation.ipynb #6a143a05
+def decoder_start(
+    lm: LM,  # an encoder-decoder
+) -> int:  # a token id
+    "What an encoder-decoder's target begins with."
+    generation = getattr(lm.model, 'generation_config', None)
+    for source in (lm.model.config, generation):
+        if getattr(source, 'decoder_start_token_id', None) is not None: return source.decoder_start_token_id
+    raise FTNBError(f'model {lm.name!r}', 'its configuration has no decoder_start_token_id', 'Set it in lm.model.config.')
+
+# %% ../nbs/02_generation.ipynb #9d5c62c1
+def _model_rules(lm: LM) -> list:
+    "What a model's own generation settings force or forbid: the first token (a language, say), tokens that are none."
+    from transformers import ForcedBOSTokenLogitsProcessor, SuppressTokensLogitsProcessor
+    config, found = getattr(lm.model, 'generation_config', None), []
+    if not is_seq2seq(lm) or config is None: return found
+    if config.forced_bos_token_id is not None: found.append(ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id))
+    never = [*(config.suppress_tokens or []), *(b[0] for b in config.bad_words_ids or [] if len(b) == 1)]
+    return [*found, SuppressTokensLogitsProcessor(never, device=lm.device)] if never else found
 
 # %% ../nbs/02_generation.ipynb #567f6fdd
 @torch.inference_mode()
@@ -148,7 +218,8 @@ def steps(
     uniforms: torch.Tensor | None = None,  # [rows, max_new_tokens] in [0, 1) to sample with; None: greedy
 ) -> Iterator[dict[int, int]]:  # at each step, {row: its next token}; a row ends with an end token
     "The decoding loop: yield the next token of every unfinished row, step by step."
-    text, live = Decoder(lm, rows), torch.arange(len(rows), device=lm.device)
+    with evaluating(lm): text = (PairDecoder if is_seq2seq(lm) else Decoder)(lm, rows)
+    live = torch.arange(len(rows), device=lm.device)
     ends, ended = torch.tensor(eos_ids(lm), device=lm.device), torch.zeros_like(live, dtype=torch.bool)
     for step in range(max_new_tokens):
         with evaluating(lm): logits = text.logits()   # and not around `yield`: the caller's code is its own
@@ -165,7 +236,7 @@ def steps(
 def _text(lm: LM, prompt: list[int], new: list[int]) -> str:
     "What `new` adds to the text of `prompt` (some tokenizers drop a leading space when a piece is decoded alone)."
     decode = lambda ids: lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return decode(prompt + new)[len(decode(prompt)):]
+    return decode(new) if is_seq2seq(lm) else decode(prompt + new)[len(decode(prompt)):]
 
 # %% ../nbs/02_generation.ipynb #97e4c226
 def stream(
@@ -200,9 +271,9 @@ def _pieces(lm: LM, prompt: list[int], tokens: Iterator[dict[int, int]]) -> Iter
 def _prepare(lm: LM, prompts: Sequence[Prompt], max_new_tokens: int, *options) -> tuple[list, list[list[int]]]:
     "Check everything that can be checked before the model runs."
     must('max_new_tokens', max_new_tokens, max_new_tokens >= 1, 'it must be at least 1')
-    adjust, rows, room = _adjustments(*options), prompt_ids(lm, prompts), context_length(lm)
+    adjust, rows, room = _model_rules(lm) + _adjustments(*options), prompt_ids(lm, prompts), context_length(lm)
     for i, r in enumerate(rows):
-        if len(r) + max_new_tokens > room:
+        if (max(len(r), max_new_tokens) if is_seq2seq(lm) else len(r) + max_new_tokens) > room:
             raise FTNBError(f'prompt {i} has {len(r)} tokens',
                             f'with {max_new_tokens} new ones it exceeds the context of {room}',
                             'Shorten the prompt or lower max_new_tokens.')
@@ -276,3 +347,46 @@ def _generate(lm: LM, rows: list[list[int]], n: int, adjust: list, uniforms: tor
         done += len(group)
     line.close(f'generated {len(rows)} texts, {sum(map(len, new)):,} tokens')
     return [_text(lm, r, t) for r, t in zip(rows, new)]
+
+# %% ../nbs/02_generation.ipynb #7ac7bbdb
+@torch.inference_mode()
+def answer_nats(
+    lm: LM,  # a loaded model
+    rows: list[list[int]],  # token ids of the prompts
+    answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of as many answers
+    batch_tokens: int = 8192,  # rows × longest prompt in one batch
+) -> np.ndarray:  # [prompts, answers]
+    "The nats of each answer after its prompt: minus the log of its probability."
+    found: np.ndarray = np.zeros((len(rows), len(answers[0]) if len(rows) else 0))
+    for group in token_batches([len(r) for r in rows], batch_tokens):
+        with evaluating(lm):
+            text = (PairDecoder if is_seq2seq(lm) else Decoder)(lm, [rows[i] for i in group])
+            first = text.logits()
+            for j in range(found.shape[1]): found[group, j] = _nats_after(text, first, [answers[i][j] for i in group])
+    return found
+
+# %% ../nbs/02_generation.ipynb #e015a6f6
+def _nats_after(text: Decoder, first: torch.Tensor, answers: list[list[int]]) -> np.ndarray:
+    "The nats of one answer a row, given the logits of its first token; `text` stays as it is."
+    longest = max(map(len, answers))
+    ids = torch.tensor([a + [0] * (longest - len(a)) for a in answers], device=first.device)
+    logits = first[:, None]
+    if longest > 1: logits = torch.cat([logits, text.branch(ids[:, :-1])], 1)
+    nats = -logits.log_softmax(-1).gather(2, ids[..., None])[..., 0]
+    real = torch.arange(longest, device=first.device)[None] < torch.tensor([[len(a)] for a in answers], device=first.device)
+    return (nats * real).sum(1).double().cpu().numpy()
+
+# %% ../nbs/02_generation.ipynb #ff8d6ccb
+def label_probs(
+    lm: LM,  # a loaded model
+    prompt: str | Sequence[Prompt],  # a prompt, or a list of them
+    labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
+) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
+    "How probable each of a few answers is, compared with the others."
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if len(labels) < 2: raise FTNBError(f'labels={labels!r}', 'there must be two or more', 'Give all answers to choose from.')
+    ids = [lm.tokenizer(label, add_special_tokens=False)['input_ids'] for label in labels]
+    nats = answer_nats(lm, _prepare(lm, prompts, max(map(len, ids)), 0., None, None, 1.)[1], [ids] * len(prompts))
+    odds = np.exp(nats.min(1, keepdims=True) - nats)
+    found = [dict(zip(labels, map(float, row))) for row in odds / odds.sum(1, keepdims=True)]
+    return found[0] if isinstance(prompt, str) else found

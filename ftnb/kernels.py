@@ -11,14 +11,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from .core import seeded
-from .data import IGNORE, Batch, end_to_end, plan_epoch
+from .data import IGNORE, Batch, PairBatch, end_to_end, plan_epoch, side_by_side
 from .generation import evaluating
-from .models import LM, quietly
+from .models import LM, is_seq2seq, quietly
 
 # %% auto #0
 __all__ = ['NAME', 'padded_nats', 'document_attention', 'end_to_end_attention', 'hidden_states', 'head_of',
            'linear_cross_entropy', 'end_to_end_loss', 'end_to_end_nats', 'lies_end_to_end', 'computing', 'packs',
-           'padded_loss', 'row_nats']
+           'padded_loss', 'pair_nats', 'pair_loss', 'row_nats']
 
 # %% ../nbs/06_kernels.ipynb #c4443d42
 def _rectangle(batch: Batch, flat: torch.Tensor, fill: int) -> torch.Tensor:
@@ -276,6 +276,7 @@ def packs(
     lm: LM,  # a loaded model
 ) -> bool:
     "Whether this model computes documents end to end, in the number format it uses (else it needs padded batches)."
+    if is_seq2seq(lm): return False
     with torch.autocast(lm.device.type, enabled=False): exact = lies_end_to_end(lm.model)
     if not exact or lm.placement.autocast is None: return exact
     with computing(lm, packed=False): return lies_end_to_end(lm.model, tolerance=0.02)   # 16 bits are coarse
@@ -288,6 +289,25 @@ def padded_loss(
     "The loss of a batch the ordinary way, for models that cannot lie end to end."
     return padded_nats(model, batch).sum()
 
+# %% ../nbs/06_kernels.ipynb #c9251695
+def pair_nats(
+    model: Any,  # a transformers encoder-decoder
+    batch: PairBatch,  # on the model's device
+) -> torch.Tensor:  # [learned] nats of each target token, row by row
+    "The nats of the targets of an encoder-decoder."
+    before = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_input_ids=before,
+                   use_cache=False).logits
+    chosen = batch.labels != IGNORE
+    return F.cross_entropy(logits[chosen].float(), batch.labels[chosen], reduction='none')
+
+def pair_loss(
+    model: Any,  # a transformers encoder-decoder
+    batch: PairBatch,  # on the model's device
+) -> torch.Tensor:  # the sum of nats over its targets
+    "The loss of an encoder-decoder."
+    return pair_nats(model, batch).sum()
+
 # %% ../nbs/06_kernels.ipynb #be45a5c3
 def row_nats(
     lm: LM,  # a loaded model
@@ -296,16 +316,18 @@ def row_nats(
     packed: bool | None = None,  # documents end to end; None: ask the model
 ) -> tuple[np.ndarray, np.ndarray]:  # for each row: nats of its targets, summed; how many targets it has
     "How surprised the model is by each row's targets."
+    pairs = is_seq2seq(lm)
     packed = packs(lm) if packed is None else packed
-    nats_of = end_to_end_nats if packed else padded_nats
+    nats_of = pair_nats if pairs else end_to_end_nats if packed else padded_nats
     nats: np.ndarray = np.zeros(len(rows))
     targets: np.ndarray = np.zeros(len(rows), int)
-    (micros,) = plan_epoch([len(r['input_ids']) for r in rows], len(rows), micro_tokens=micro_tokens,
-                           padded=not packed)
+    sizes = [len(r['input_ids']) + (len(r['labels']) if pairs else 0) for r in rows]
+    (micros,) = plan_epoch(sizes, len(rows), micro_tokens=micro_tokens, padded=not packed)
     with evaluating(lm), computing(lm, packed), torch.no_grad():
         for micro in micros:
-            batch = end_to_end([rows[i] for i in micro])
-            counts = [int((t != IGNORE).sum()) for t in batch.targets.split(batch.lengths)]
+            some = [rows[i] for i in micro]
+            batch: Any = side_by_side(some) if pairs else end_to_end(some)
+            counts = [int((t != IGNORE).sum()) for t in (batch.labels if pairs else batch.targets.split(batch.lengths))]
             targets[micro] = counts
             nats[micro] = [float(n.cpu().double().sum()) for n in nats_of(lm.model, batch.to(lm.device)).split(counts)]
     return nats, targets

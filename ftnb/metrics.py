@@ -143,6 +143,10 @@ METRICS: dict[str, Callable[..., TextMetric]] = {
     'f1': lambda: TextMetric(
         'f1', _f1_stats, _f1_combine, 'f1|macro over reference labels|percent|ftnb',
         what='Macro-F1, as scikit-learn defines it.'),
+    'label_accuracy': lambda: _mean_of(
+        'label_accuracy', 'Share of rows whose most probable label is the reference.', lambda p, r: p == r),
+    'log_loss': lambda: TextMetric(
+        'log_loss', _pairs, ratio, 'log_loss|nats / rows|ftnb', -1, 'Nats of the right label, per row; less is better.'),
     'perplexity': lambda: TextMetric(
         'perplexity', _pairs, _exp_ratio, 'perplexity|exp(nats / tokens)|ftnb', -1,
         'exp of nats per token; less is better.'),
@@ -150,7 +154,7 @@ METRICS: dict[str, Callable[..., TextMetric]] = {
         'bits_per_byte', _pairs, _bits, 'bits_per_byte|nats / bytes / ln 2|ftnb', -1,
         'Bits per byte of text; less is better.'),
 }
-NUMERIC = ('perplexity', 'bits_per_byte')  # their predictions and references are numbers
+NUMERIC = ('perplexity', 'bits_per_byte', 'log_loss')  # their predictions and references are numbers
 
 # %% ../nbs/11_metrics.ipynb #ae40f4b8
 def text_metric(

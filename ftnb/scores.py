@@ -11,12 +11,12 @@ import datasets
 import numpy as np
 import pandas as pd
 from .core import Card, FTNBError, html_table, must
-from .data import pieces_of, splits_of, token_pairs
-from .generation import generate
+from .data import IGNORE, Checked, checked, pieces_of, rows_of, token_pairs
+from .generation import answer_nats, generate
 from .kernels import row_nats
 from .metrics import TextMetric, _check_pairs, text_metric
-from .models import LM, context_length
-from .tasks import Task, check_rows
+from .models import LM, context_length, is_seq2seq
+from .tasks import Task, last_answer
 
 # %% auto #0
 __all__ = ['interval', 'Scores', 'score_texts', 'score', 'difference', 'Comparison', 'compare']
@@ -114,18 +114,44 @@ def _one_split(rows: Any) -> Sequence[Mapping]:
     "The rows of one split; a whole `DatasetDict` would be scored on what it was trained on."
     if isinstance(rows, Mapping):
         raise FTNBError(f'splits {", ".join(map(str, rows))}', 'the rows of one split are scored', "Give rows['test'].")
-    return splits_of(rows)[0]
+    given = rows_of(rows)
+    if not isinstance(given, (list, datasets.Dataset)): given = list(given)   # a stream
+    if not len(given): raise FTNBError('rows', 'there are no rows', 'Check the file or the filter that they came from.')
+    return given
 
 # %% ../nbs/12_scores.ipynb #5252e770
 def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task) -> dict[str, np.ndarray]:
     "Statistics of perplexity (and, for free text, bits per byte), row by row."
-    pieces = [list(pieces_of(p, t, context_length(lm))) for p, t in pairs]
+    whole = (lambda p, t: {'input_ids': p, 'labels': t}) if is_seq2seq(lm) \
+        else lambda p, t: {'input_ids': p + t, 'labels': [IGNORE] * len(p) + t}
+    pieces = [pieces_of(whole(p, t), context_length(lm), free=not task.answers) for p, t in pairs]
     owner: np.ndarray = np.repeat(np.arange(len(pairs)), [len(row) for row in pieces])
     nats, tokens = (np.bincount(owner, x, len(pairs)) for x in row_nats(lm, [p for row in pieces for p in row]))
     found = {'perplexity': np.stack([nats, tokens], 1)}
-    if task.prompt: return found
+    if task.answers: return found
     texts = lm.tokenizer.batch_decode([t[1:] for _, t in pairs], skip_special_tokens=True)
     return found | {'bits_per_byte': np.stack([nats, [len(text.encode()) for text in texts]], 1)}
+
+# %% ../nbs/12_scores.ipynb #3a55431e
+def _label_rows(rows: Checked, label: str) -> Checked:
+    "The same rows with another answer."
+    said = lambda turns: [*last_answer(turns)[0], {'role': 'assistant', 'content': label}]
+    return Checked([said(t) for t in rows.turns], rows.options, rows.raw, rows.count)
+
+def _label_probs(lm: LM, task: Task, rows: Checked, prompts: list[list[int]], allow_special: bool) -> np.ndarray:
+    "The probability of each label, as a share of all of them, `[rows, labels]`."
+    answers = [[t for _, t in token_pairs(lm, task, _label_rows(rows, label), allow_special)] for label in task.labels]
+    nats = answer_nats(lm, prompts, list(zip(*answers)))
+    odds = np.exp(nats.min(1, keepdims=True) - nats)
+    return odds / odds.sum(1, keepdims=True)
+
+# %% ../nbs/12_scores.ipynb #fa1459ca
+def _label_stats(probs: np.ndarray, labels: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    "Statistics of what the label probabilities are judged by."
+    right = np.array([labels.index(r) for r in references])
+    hit, price = probs.argmax(1) == right, -np.log(probs[np.arange(len(right)), right].clip(1e-12))
+    one = np.ones(len(right))
+    return {'label_accuracy': np.stack([100. * hit, one], 1), 'log_loss': np.stack([price, one], 1)}
 
 # %% ../nbs/12_scores.ipynb #d20f1697
 def _answers(lm: LM, task: Task, prompts: list[list[int]], max_new_tokens: int | None, progress: bool,
@@ -145,20 +171,23 @@ def score(
     seed: int = 0,  # of the bootstrap
     name: str | None = None,  # what the scores are called; None: the model's name
     progress: bool = True,  # show a line of progress
+    allow_special: bool = False,  # names of special tokens in the texts become special tokens, as in `encode`
     **decoding,  # options of `generate`: temperature, top_p ...
 ) -> Scores:
     "Let a model answer held-out rows, and judge the answers."
     must('resamples', resamples, resamples >= 100, 'it must be at least 100')
-    given = _one_split(rows)
-    check_rows(task, given)
-    pairs, references = token_pairs(lm, task, given), [task.target(r) for r in given]
+    given = checked(task, _one_split(rows))
+    pairs, references = token_pairs(lm, task, given, allow_special), [last_answer(t)[1] for t in given.turns]
     prompts = [p for p, _ in pairs]
-    answers = _answers(lm, task, prompts, max_new_tokens, progress, decoding) if task.prompt else [None] * len(given)
-    metrics = {m: text_metric(m) for m in task.metrics} if task.prompt else {}
-    surprise = _surprise(lm, pairs, task)
-    stats = {m: c.stats(answers, references) for m, c in metrics.items()} | surprise
+    answers = _answers(lm, task, prompts, max_new_tokens, progress, decoding) if task.answers else [None] * len(prompts)
+    stats = {m: text_metric(m).stats(answers, references) for m in (task.metrics if task.answers else ())}
     columns = {'prompt': lm.tokenizer.batch_decode(prompts), 'prediction': answers, 'reference': references}
-    return _scores(name or lm.name, metrics | {m: text_metric(m) for m in surprise}, stats, columns, resamples, seed)
+    if task.labels:
+        probs = _label_probs(lm, task, given, prompts, allow_special)
+        stats |= _label_stats(probs, task.labels, references)
+        columns |= {f'p({label})': probs[:, i].tolist() for i, label in enumerate(task.labels)}
+    stats |= _surprise(lm, pairs, task)
+    return _scores(name or lm.name, {m: text_metric(m) for m in stats}, stats, columns, resamples, seed)
 
 # %% ../nbs/12_scores.ipynb #e51355e6
 def difference(

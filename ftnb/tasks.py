@@ -7,31 +7,138 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 from .core import Card, FTNBError, nearest
-from .models import LM
+from .models import LM, is_seq2seq
 
 # %% auto #0
-__all__ = ['Task', 'uses_chat', 'prompt_and_target', 'text_in', 'free_text', 'summarization', 'translation', 'first_label',
-           'sentiment', 'check_rows']
+__all__ = ['ROLES', 'HIDDEN', 'END', 'Task', 'as_text', 'checked_turns', 'EmptyTarget', 'conversation', 'last_answer',
+           'uses_chat', 'Part', 'documents', 'prompt_and_target', 'source_and_target', 'text_in', 'free_text',
+           'summarization', 'translation', 'first_label', 'sentiment', 'dialogue', 'task_of']
 
-# %% ../nbs/04_tasks.ipynb #a3bf7866
+# %% ../nbs/04_tasks.ipynb #1a6c26c6
 @dataclass(frozen=True, repr=False)
 class Task(Card):
     "What is asked of a model, row by row."
     name: str
     columns: tuple[str, ...]  # what a row must have
-    target: Callable[[Mapping], str]  # row -> what the model should write
+    target: Callable[[Mapping], str] | None = None  # row -> what the model should write
     prompt: Callable[[Mapping], str] | None = None  # row -> what it is shown; None: nothing, the text itself is learned
+    source: Callable[[Mapping], str] | None = None  # row -> what an encoder-decoder reads; None: the prompt
+    turns: Callable[[Mapping], list] | None = None  # row -> a conversation, instead of prompt and target
     cue: str = ''  # ends the prompt of a model without a chat template: 'Summary:'
     metrics: tuple[str, ...] = ()  # names for `ftnb.metrics.metric`
     read: Callable[[str], str] = str.strip  # the model's text -> the prediction that is judged
+    labels: tuple[str, ...] = ()  # the only targets there are, if so: their probabilities are judged as well
     max_new_tokens: int = 64  # most tokens of an answer
     chat: bool | None = None  # use the model's chat template; None: if it has one
+    options: Callable[[Mapping], dict] | None = None  # row -> more for the chat template, such as its tools
+
+    @property
+    def answers(self) -> bool:
+        "Whether the model answers something (else it continues nothing: free text)."
+        return self.prompt is not None or self.turns is not None
 
     def _facts(self) -> tuple[str, dict]:
+        kind = 'conversation' if self.turns else 'prompt and target' if self.prompt else 'free text'
         return f'Task {self.name}', {
-            'columns': ', '.join(self.columns), 'kind': 'prompt and target' if self.prompt else 'free text',
+            'columns': ', '.join(self.columns), 'kind': kind,
             'judged by': ', '.join((*self.metrics, 'perplexity')), 'answers': f'at most {self.max_new_tokens} tokens'}
+
+# %% ../nbs/04_tasks.ipynb #3c246ee9
+ROLES = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant'}  # other names, and ours
+
+def _turn(turn: Any) -> dict:
+    "One turn as a dict with `role` and `content`, and whatever else it has."
+    if not isinstance(turn, Mapping):
+        raise FTNBError(f'a turn is {type(turn).__name__} {str(turn)[:40]!r}', 'it must be a dict with role and content',
+                        "Use {'role': 'user', 'content': ...}.")
+    kept = {k: v for k, v in turn.items() if v is not None}
+    if 'role' not in kept and 'from' in kept: kept |= {'role': kept.pop('from'), 'content': kept.pop('value', None)}
+    role, content = str(kept.get('role', '')).lower(), kept.get('content')
+    if isinstance(content, (list, tuple)): content = _parts_text(content)
+    if content is None and 'tool_calls' in kept: content = ''
+    return kept | {'role': ROLES.get(role, role), 'content': as_text(content, 'the content of a turn')}
+
+# %% ../nbs/04_tasks.ipynb #4257cc19
+def _parts_text(parts: Sequence[Any]) -> str:
+    "The text of a content in parts; images and sounds are refused."
+    for p in parts:
+        if not isinstance(p, Mapping) or p.get('type', 'text') != 'text':
+            raise FTNBError(f'a part of a turn is {str(p)[:40]!r}', 'only parts of type text can be learned',
+                            'Leave the row out.')
+    return ''.join(as_text(p.get('text'), 'a part of a turn') for p in parts)
+
+# %% ../nbs/04_tasks.ipynb #eb9ccb63
+HIDDEN = '\ufdd0'  # a noncharacter, which no text may hold: `encode` marks with it what must not become a special token
+
+# %% ../nbs/04_tasks.ipynb #eb92e65f
+def as_text(
+    value: Any,  # what should be a text
+    what: str,  # what it is called in the message: "column 'text'"
+) -> str:  # `value`, unchanged
+    "Return `value` if it is a text that can be written; else raise an `FTNBError`."
+    if isinstance(value, str):
+        try: value.isascii() or value.encode()
+        except UnicodeEncodeError as e:
+            raise FTNBError(f'{what} holds {value[e.start]!r} at character {e.start}', 'it is half of a character',
+                            'Read the data again as UTF-8, or drop the row.') from None
+        if HIDDEN in value: raise FTNBError(f'{what} holds U+FDD0', 'it is not a character', 'Take it out.')
+        return value
+    if value is None or value != value:
+        raise FTNBError(f'{what} is missing ({value})', 'it must hold a text', 'Fill it in, or drop the row.')
+    remedy = "Decode it: value.decode('utf-8')." if isinstance(value, bytes) else 'Convert it, or drop the row.'
+    raise FTNBError(f'{what} holds {type(value).__name__} {str(value)[:40]!r}', 'it must hold a str', remedy)
+
+# %% ../nbs/04_tasks.ipynb #16ed31e7
+def checked_turns(
+    turns: Any,  # a list of turns
+) -> list[dict]:  # the same turns, each with `role` and `content`
+    "Check a conversation: a list of turns, at most one system turn (the first), and something to learn."
+    if isinstance(turns, (str, Mapping)) or not isinstance(turns, Iterable):
+        raise FTNBError(f'a conversation is {type(turns).__name__}', 'it must be a list of turns',
+                        "Use [{'role': 'user', 'content': ...}, {'role': 'assistant', 'content': ...}].")
+    found = [_turn(t) for t in turns]
+    roles = [t['role'] for t in found]
+    for i, role in enumerate(roles):
+        if role in ('system', 'developer') and i:
+            raise FTNBError(f'turn {i} is a {role} turn', 'only the first turn can be one', 'Join it with the first.')
+        if role not in ('system', 'developer', 'user', 'assistant', 'tool'):
+            raise FTNBError(f'turn {i} has the role {role!r}', 'it is not a role', nearest(role, ['system', 'user', 'assistant', 'tool']))
+    if not any(map(_is_learned, found)):
+        raise FTNBError(f'a conversation of {" and ".join(roles) or "no turns"}', 'no turn in it is learned',
+                        'Each needs at least one assistant turn.')
+    return found
+
+# %% ../nbs/04_tasks.ipynb #adcb0f28
+def _is_learned(turn: Mapping) -> bool: return turn['role'] == 'assistant' and turn.get('weight', 1) != 0
+
+# %% ../nbs/04_tasks.ipynb #a7c355aa
+class EmptyTarget(FTNBError):
+    "A row has nothing to learn."
+
+def conversation(
+    task: Task,  # what is asked
+    row: Mapping,  # a row with the task's columns
+) -> list[dict]:  # turns
+    "A row as a conversation, whatever its task."
+    if task.turns: turns = checked_turns(task.turns(row))
+    elif task.target is None: raise FTNBError(f'task {task.name!r}', 'it has neither target nor turns', 'Give one.')
+    else:
+        asked = [{'role': 'user', 'content': as_text(task.prompt(row), 'the prompt')}] if task.prompt else []
+        turns = [*asked, {'role': 'assistant', 'content': as_text(task.target(row), 'the target')}]
+    learned = [t for t in turns if _is_learned(t)]
+    if not any(t['content'].strip() or 'tool_calls' in t for t in learned):
+        raise EmptyTarget('its target', 'it is empty', "Correct the row, or give bad_rows='drop'.")
+    return turns
+
+# %% ../nbs/04_tasks.ipynb #9d447a9a
+def last_answer(
+    turns: list[dict],  # a conversation
+) -> tuple[list[dict], str]:  # the turns before it, and its text
+    "The last turn that is learned: what a score asks the model for."
+    at = max(i for i, t in enumerate(turns) if _is_learned(t))
+    return turns[:at], turns[at]['content']
 
 # %% ../nbs/04_tasks.ipynb #aeb39007
 def uses_chat(
@@ -43,7 +150,66 @@ def uses_chat(
     if task.chat and not has:
         raise FTNBError(f'model {lm.name!r}', f'task {task.name!r} asks for a chat template, and it has none',
                         'Leave `chat` out.')
-    return task.prompt is not None and has and task.chat is not False
+    return task.answers and has and task.chat is not False
+
+# %% ../nbs/04_tasks.ipynb #6e8d5263
+class Part(NamedTuple):
+    "A stretch of a document."
+    text: str | None  # None: the model's end token
+    learned: bool  # whether it carries loss
+
+END = Part(None, True)
+
+# %% ../nbs/04_tasks.ipynb #a014f662
+def _plain(task: Task, turns: list[dict]) -> list[Part]:
+    "A conversation without a chat template. A single question and answer are joined by the task's cue."
+    if len(turns) == 1: return [Part(turns[0]['content'], True), END]
+    if not task.turns:
+        prompt, target = (t['content'] for t in turns)
+        joint = (f'{prompt}\n\n{task.cue}', f' {target}') if task.cue else (prompt, target)
+        return [Part(joint[0], False), Part(joint[1], True), END]
+    parts = []
+    for i, t in enumerate(turns):
+        parts.append(Part('\n' * (i > 0) + f'{t["role"].capitalize()}:', False))
+        parts += [Part(f' {t["content"]}', _is_learned(t))] + [Part(None, _is_learned(t))] * (t['role'] == 'assistant')
+    return parts
+
+# %% ../nbs/04_tasks.ipynb #e5120016
+def _chat(lm: LM, turns: list[dict], options: dict) -> list[list[Part]]:
+    "A conversation through the model's chat template: one document, or one for each answer."
+    render = lambda some, ask=False: _rendered(lm, some, ask, options)
+    whole, spans, parts, at = render(turns), [], [], 0
+    for i, t in enumerate(turns):
+        if not _is_learned(t): continue
+        before, after = render(turns[:i], True), whole if i + 1 == len(turns) else render(turns[:i + 1])
+        spans.append([Part(before, False), Part(after[len(before):] if after.startswith(before) else t['content'], True)])
+        parts += [Part(whole[at:len(before)], False), spans[-1][1]]
+        at = len(before) + len(spans[-1][1].text or '')
+    joined = ''.join(p.text or '' for p in parts)
+    return [parts] if whole.startswith(joined) and all(joined.startswith(s[0].text or '') for s in spans) else spans
+
+# %% ../nbs/04_tasks.ipynb #18f98e94
+def _rendered(lm: LM, turns: list[dict], ask: bool, options: dict) -> str:
+    "The text of a conversation, as the model's chat template writes it."
+    from jinja2 import TemplateError
+    bare = [{k: v for k, v in t.items() if k != 'weight'} for t in turns]
+    try: return lm.tokenizer.apply_chat_template(bare, tokenize=False, add_generation_prompt=ask, **options)
+    except (TemplateError, TypeError) as e:
+        raise FTNBError(f'a conversation of {" and ".join(t["role"] for t in turns) or "no turns"}',
+                        f'the chat template of {lm.name!r} refuses it ({str(e)[:120]})',
+                        'Change the order of the turns, or drop the row.') from e
+
+# %% ../nbs/04_tasks.ipynb #c2f1d890
+def documents(
+    lm: LM,  # a loaded model
+    task: Task,  # what is asked of it
+    turns: list[dict],  # a row as a conversation
+    options: dict | None = None,  # more for the chat template
+    chat: bool | None = None,  # what `uses_chat(lm, task)` has said; None: ask it
+) -> list[list[Part]]:  # one document, or more where a chat template rewrites earlier turns
+    "What a model learns from a row."
+    if chat is None: chat = uses_chat(lm, task)
+    return _chat(lm, turns, options or {}) if chat else [_plain(task, turns)]
 
 # %% ../nbs/04_tasks.ipynb #0f94916e
 def prompt_and_target(
@@ -51,12 +217,28 @@ def prompt_and_target(
     task: Task,  # what is asked of it
     row: Mapping,  # a row with the task's columns
 ) -> tuple[str, str]:  # joined, they are the text that the model learns, but for the end token
-    "The prompt as the model sees it, and the target as the model should write it."
-    if task.prompt is None: return '', task.target(row)
-    prompt, target = task.prompt(row), task.target(row)
-    if not uses_chat(lm, task): return (f'{prompt}\n\n{task.cue}', f' {target}') if task.cue else (prompt, target)
-    turns = [{'role': 'user', 'content': prompt}]
-    return lm.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False), target
+    "The prompt as the model sees it, and the last answer as the model should write it."
+    turns = conversation(task, row)
+    if is_seq2seq(lm): return source_and_target(task, row, turns)
+    parts = [p for p in documents(lm, task, turns, task.options(row) if task.options else None)[-1] if p.text]
+    last = max(i for i, p in enumerate(parts) if p.learned)
+    target = last_answer(turns)[1] if uses_chat(lm, task) else parts[last].text
+    return ''.join(p.text or '' for p in parts[:last]), str(target)
+
+# %% ../nbs/04_tasks.ipynb #639f5317
+def source_and_target(
+    task: Task,  # what is asked
+    row: Mapping,  # a row with the task's columns
+    turns: list[dict],  # the same row as a conversation
+) -> tuple[str, str]:
+    "What an encoder-decoder reads, and what it should write."
+    if not task.answers:
+        raise FTNBError(f'task {task.name!r}', 'an encoder-decoder reads one text and writes another',
+                        'Use a task with prompt and target, or a decoder-only model.')
+    before, target = last_answer(turns)
+    if task.source: return as_text(task.source(row), 'the source'), target
+    if not task.turns: return before[0]['content'], target
+    return '\n'.join(f'{t["role"].capitalize()}: {t["content"]}' for t in before), target
 
 # %% ../nbs/04_tasks.ipynb #9832c92b
 def text_in(
@@ -64,10 +246,7 @@ def text_in(
     column: str,  # one of its columns
 ) -> str:
     "The text in a column, as it is; nothing but a str is a text."
-    value = row[column]
-    if isinstance(value, str): return value
-    raise FTNBError(f'column {column!r} holds {type(value).__name__} {str(value)[:40]!r}', 'it must hold a str',
-                    'Convert it, or drop the row.')
+    return as_text(row[column], f'column {column!r}')
 
 # %% ../nbs/04_tasks.ipynb #2dd11ca4
 def _text(row: Mapping, column: str) -> str:
@@ -81,17 +260,20 @@ def free_text(
     "Learn to write like the text itself: stories, news, poems, code."
     return Task('free text', (text,), target=lambda row: _text(row, text), max_new_tokens=100)
 
+# %% ../nbs/04_tasks.ipynb #ba521e20
+def _joined(instruction: str | None, text: str) -> str: return f'{instruction}\n\n{text}' if instruction else text
+
 # %% ../nbs/04_tasks.ipynb #cc0d9511
 def summarization(
     text: str = 'text',  # the column with the text
     summary: str = 'summary',  # the column with its summary
-    instruction: str = 'Summarize the following text in one sentence.',  # begins the prompt
+    instruction: str | None = None,  # begins the prompt; None: a sentence, or nothing for an encoder-decoder
     max_new_tokens: int = 48,  # most tokens of a summary
 ) -> Task:
     "Write a summary of a text."
-    return Task('summarization', (text, summary),
-                prompt=lambda row: f'{instruction}\n\n{_text(row, text)}',
-                target=lambda row: _text(row, summary),
+    begin = 'Summarize the following text in one sentence.' if instruction is None else instruction
+    return Task('summarization', (text, summary), lambda row: _text(row, summary),
+                lambda row: _joined(begin, _text(row, text)), lambda row: _joined(instruction, _text(row, text)),
                 cue='Summary:', metrics=('rougeL', 'rouge1', 'rouge2', 'chrf'), max_new_tokens=max_new_tokens)
 
 # %% ../nbs/04_tasks.ipynb #b0b25b42
@@ -99,13 +281,14 @@ def translation(
     source: str = 'source',  # the column with the text
     target: str = 'target',  # the column with its translation
     to: str = 'French',  # the target language, as the prompt names it
+    instruction: str | None = None,  # begins the prompt; None: 'Translate into ...', or nothing for an encoder-decoder
     max_new_tokens: int = 96,  # most tokens of a translation
 ) -> Task:
     "Translate a text. Chinese is judged by BLEU on its own tokenizer."
     bleu = 'bleu_zh' if re.search(r'chinese|mandarin|中文|汉语|漢語|^zh\b', to, re.IGNORECASE) else 'bleu'
-    return Task('translation', (source, target),
-                prompt=lambda row: f'Translate into {to}.\n\n{_text(row, source)}',
-                target=lambda row: _text(row, target),
+    begin = f'Translate into {to}.' if instruction is None else instruction
+    return Task('translation', (source, target), lambda row: _text(row, target),
+                lambda row: _joined(begin, _text(row, source)), lambda row: _joined(instruction, _text(row, source)),
                 cue=f'{to}:', metrics=(bleu, 'chrf', 'ter'), max_new_tokens=max_new_tokens)
 
 # %% ../nbs/04_tasks.ipynb #ea13b6fd
@@ -132,22 +315,54 @@ def sentiment(
                         f'Give `labels=`, or correct the row. {nearest(value, labels)}')
     question = f'Is the following text {" or ".join(labels)}? Answer with one word.'
     return Task('sentiment', (text, label),
-                prompt=lambda row: f'{question}\n\n{_text(row, text)}', target=target, cue='Label:',
-                metrics=('accuracy', 'f1'), read=lambda s: first_label(s, labels), max_new_tokens=max_new_tokens)
+                prompt=lambda row: _joined(question, _text(row, text)), target=target, cue='Label:',
+                source=lambda row: _text(row, text), metrics=('accuracy', 'f1'), labels=tuple(labels),
+                read=lambda s: first_label(s, labels), max_new_tokens=max_new_tokens)
 
-# %% ../nbs/04_tasks.ipynb #55fe89f0
-def check_rows(
-    task: Task,  # what is asked
-    rows: Iterable[Mapping],  # the data
-    where: str = 'rows',  # what the data is called in the message
-) -> None:
-    "Raise an `FTNBError` unless there are rows and every row has the task's columns."
-    n = 0
-    for i, row in enumerate(rows):
-        n += 1
-        if not isinstance(row, Mapping):
-            raise FTNBError(f'{where}[{i}] is {type(row).__name__}', 'a row must be a dict',
-                f'Use {{{", ".join(f"{c!r}: ..." for c in task.columns)}}}.')
-        for c in task.columns:
-            if c not in row: raise FTNBError(f'column {c!r}', f'{where}[{i}] does not have it', nearest(c, row))
-    if not n: raise FTNBError(where, 'there are no rows', 'Check the file or the filter that they came from.')
+# %% ../nbs/04_tasks.ipynb #9ba45ea3
+def dialogue(
+    messages: str = 'messages',  # the column with the turns
+    system: str | None = None,  # a system turn to begin every conversation that has none
+    max_new_tokens: int = 64,  # most tokens of an answer
+) -> Task:
+    "Answer in a conversation of several turns."
+    def turns(row: Mapping) -> list:
+        found = checked_turns(row[messages])
+        return found if not system or found[0]['role'] == 'system' else [{'role': 'system', 'content': system}, *found]
+    return Task('dialogue', (messages,), turns=turns, metrics=('chrf', 'rougeL', 'bleu'), max_new_tokens=max_new_tokens)
+
+# %% ../nbs/04_tasks.ipynb #96bdf44f
+def _template_options(row: Mapping) -> dict:
+    "What a row's own columns say to the chat template."
+    tools = {'tools': row['tools']} if row.get('tools') else {}
+    return tools | {k: v for k, v in (row.get('chat_template_kwargs') or {}).items() if v is not None}
+
+def _prompt_then_completion(row: Mapping) -> list[dict]:
+    "The turns of a conversational `prompt` and `completion`; only the completion's are learned."
+    asked, answered = ([_turn(t) for t in row[k]] for k in ('prompt', 'completion'))
+    return [t | {'weight': 0} for t in asked] + answered
+
+# %% ../nbs/04_tasks.ipynb #807b781f
+def task_of(
+    row: Mapping,  # the first row
+) -> Task:
+    "The task that a row's columns name by convention."
+    if not isinstance(row, Mapping):
+        raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str', "Use {'text': ...}.")
+    spoken: dict[str, Any] = dict(metrics=('chrf', 'rougeL', 'bleu'), options=_template_options)
+    if {'prompt', 'completion'} <= set(row):
+        if isinstance(row['prompt'], list):
+            return Task('completion', ('prompt', 'completion'), turns=_prompt_then_completion, **spoken)
+        return Task('completion', ('prompt', 'completion'), lambda r: text_in(r, 'completion'),
+                    lambda r: text_in(r, 'prompt'), metrics=('chrf', 'rougeL', 'bleu'), chat=False)
+    for column in ('messages', 'conversations'):
+        if column in row: return Task('dialogue', (column,), turns=lambda r: r[column], **spoken)
+    if 'text' in row: return free_text()
+    raise FTNBError(f'columns {", ".join(map(str, row)) or "(none)"}',
+                    'without a task the rows need a column text, messages, or prompt and completion', _column_help(row))
+
+# %% ../nbs/04_tasks.ipynb #1869a6c0
+def _column_help(row: Mapping) -> str:
+    "What to do about columns that follow no convention."
+    if {'chosen', 'rejected'} <= set(row): return "To learn the preferred answers, rename 'chosen' to 'completion'."
+    return "Name the columns with a task: summarization(text='body', summary='title')."
