@@ -25,7 +25,7 @@ def repeats(
     prints: np.ndarray,  # [rows], from `fingerprints`
 ) -> np.ndarray:  # [rows], bool: whether an earlier row is the same
     "Mark every row that repeats an earlier one."
-    seen_again = np.ones(len(prints), bool)
+    seen_again: np.ndarray = np.ones(len(prints), bool)
     seen_again[np.unique(prints, return_index=True)[1]] = False
     return seen_again
 
@@ -39,7 +39,7 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 # %% ../nbs/04_checks.ipynb #e70c3e4b
 def _window(ids: np.ndarray, size: int) -> np.ndarray:
     "The hash of the run of `size` tokens that begins at each place, and ends within `ids`, `[len(ids) - size + 1]`."
-    found = np.zeros(max(0, len(ids) - size + 1), np.uint64)
+    found: np.ndarray = np.zeros(max(0, len(ids) - size + 1), np.uint64)
     for j in range(size if len(found) else 0):
         found *= np.uint64(0x9e3779b97f4a7c15)
         found += ids[j:len(found) + j]
@@ -59,9 +59,9 @@ def _shingles(ids: np.ndarray, lengths: np.ndarray, size: int = 5) -> tuple[np.n
     order = np.argsort(row, kind='stable') if few else slice(None)
     return hashes[order], row[order]
 
-# %% ../nbs/04_checks.ipynb #708a445e
+# %% ../nbs/04_checks.ipynb #e4de1261
 def _own(hashes: np.ndarray, rows: int) -> np.ndarray:
-    "Which shingles are not shared by more than a tenth of the rows (ten at least); counted in a quarter of a million bins."
+    "Which shingles are shared by a tenth of the rows at most (or by ten); counted in 262,144 bins."
     bins = (hashes & np.uint64(2**18 - 1)).astype(np.int64)
     return np.bincount(bins, minlength=2**18)[bins] <= max(10, rows // 10)
 

@@ -140,10 +140,11 @@ def _until_end(ids: list[int], ends: list[int]) -> list[int]:
 def _token_row(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool = False) -> dict:
     "A token row from the ids of parts, learned or not; it ends where its last answer does, and with an end token."
     last = max((i for i, (_, learned) in enumerate(parts) if learned), default=-1)
-    ids = list(itertools.chain.from_iterable(piece for piece, _ in parts[:last + 1]))
-    if all(learned for _, learned in parts) and not trim: labels = ids
-    else: labels = list(itertools.chain.from_iterable(
-        (_until_end(piece, ends) if trim else piece) if learned else [IGNORE] * len(piece) for piece, learned in parts[:last + 1]))
+    parts, joined = parts[:last + 1], itertools.chain.from_iterable
+    ids = list(joined(piece for piece, _ in parts))
+    kept = (lambda piece: _until_end(piece, ends)) if trim else (lambda piece: piece)
+    if not trim and all(learned for _, learned in parts): labels = ids
+    else: labels = list(joined(kept(piece) if learned else [IGNORE] * len(piece) for piece, learned in parts))
     while labels and labels[-1] == IGNORE: labels = labels[:-1]
     ids = ids[:len(labels)]
     if not ids or not ends or ids[-1] in ends: return {'input_ids': ids, 'labels': labels}
@@ -160,6 +161,12 @@ class Checked:
     raw: list[Mapping]  # the rows
     count: Counter
 
+    def at(self, places: Iterable[int]) -> Checked:
+        "Some of the rows."
+        some = list(places)
+        pick = lambda column: [column[i] for i in some]
+        return Checked(pick(self.turns), pick(self.options), pick(self.raw), self.count)
+
 # %% ../nbs/05_data.ipynb #347378d0
 def checked(
     task: Task,  # what is asked
@@ -172,7 +179,9 @@ def checked(
     bad: list[tuple[int, FTNBError]] = []
     for i, row in enumerate(rows):
         try: turns = conversation(task, _with_columns(task, row))
-        except FTNBError as e: bad.append((i, e)); continue
+        except FTNBError as e:
+            bad.append((i, e))
+            continue
         marked = any(t['content'].startswith(BOM) for t in turns)
         good.count['byte_order_marks'] += marked
         good.turns.append([t | {'content': t['content'].removeprefix(BOM)} for t in turns] if marked else turns)
@@ -180,10 +189,10 @@ def checked(
         good.raw.append(row)
     total = len(good.turns) + len(bad)
     if bad and bad_rows == 'error':
-        i, e = bad[0]
+        i, first = bad[0]
         more = f' ({len(bad)} of {total} rows are like this, or worse)' if len(bad) > 1 else ''
-        raise FTNBError(f'{where}[{i}]: {e.value}', e.rule + more, e.remedy) from e
-    good.count.update('dropped_empty_target' if isinstance(e, EmptyTarget) else 'dropped_bad_row' for _, e in bad)
+        raise FTNBError(f'{where}[{i}]: {first.value}', first.rule + more, first.remedy) from first
+    good.count.update('dropped_empty_target' if isinstance(x, EmptyTarget) else 'dropped_bad_row' for _, x in bad)
     good.count['rows'] = total
     return good
 
@@ -217,7 +226,8 @@ def pieces_of(
     tokenizer: Any = None,  # to look for the ends of characters; None: cut anywhere
 ) -> list[dict]:  # `input_ids` and `labels`
     "Cut one row to `max_len` tokens; free text into pieces that overlap by one token."
-    ids, labels, start, pieces = row['input_ids'], row['labels'], 0, []
+    ids, labels, start = row['input_ids'], row['labels'], 0
+    pieces: list[dict] = []
     while not pieces or (free and start < len(ids) - 1):
         cut = start + max_len
         if cut < len(ids) and tokenizer: cut = _good_cut(tokenizer, ids, start, cut)
@@ -318,14 +328,14 @@ class Encoded(Card):
 
     def _facts(self) -> tuple[str, dict]:
         r = self.report
-        if 'rows' not in r: return f'Encoded for {self.task.name}', {'rows': 'a stream: they are encoded as they are read'}
-        share = f'{r["supervised_tokens"] / max(1, r["tokens"]):.0%}'
+        title = f'Encoded for {self.task.name}'
+        if 'rows' not in r: return title, {'rows': 'a stream: they are encoded as they are read'}
         facts = {'rows': f'{r["rows"]:,} given, {r["used"]:,} used' + ' so far' * self.streamed,
-                 'so far' if self.streamed else 'one epoch': f'{r["tokens"]:,} tokens, {r["supervised_tokens"]:,} of them learned ({share})'}
+                 'so far' if self.streamed else 'one epoch': _share(r)}
         facts |= {side: _quantiles(r, side) for side in ('prompt', 'target') if r.get(f'{side}_tokens_100')}
-        facts |= {'validation': f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used'}
+        facts['validation'] = f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used' if r['valid_rows'] else 'no rows'
         said = self._counts(NOTES) | (self._counts(LOSSES) or {'lost': 'nothing'})
-        return f'Encoded for {self.task.name}', facts | said
+        return title, facts | said
 
     def _counts(self, names: dict[str, str]) -> dict[str, str]:
         "Counts that are not zero, by what they are called on the card."
@@ -342,7 +352,12 @@ class Encoded(Card):
     def _repr_html_(self) -> str:
         return super()._repr_html_() + ('' if self.streamed else length_picture(self.lengths()))
 
-# %% ../nbs/05_data.ipynb #6016dd11
+# %% ../nbs/05_data.ipynb #ec556d1e
+def _share(report: Mapping) -> str:
+    "Tokens, and how many of them are learned, in words."
+    tokens, learned = report['tokens'], report['supervised_tokens']
+    return f'{tokens:,} tokens, {learned:,} of them learned ({learned / max(1, tokens):.0%})'
+
 def _quantiles(report: Mapping, side: str) -> str:
     "The lengths of prompts or targets in words."
     half, most, nearly, longest = (report[f'{side}_tokens_{q}'] for q in QUANTILES)
@@ -361,13 +376,20 @@ def length_picture(
     if not len(lengths): return ''
     counts, edges = np.histogram(lengths, bins=min(bars, int(np.ptp(lengths)) + 1))
     step, tall = (width - 20) / len(counts), height - 34
-    name = lambda n, a, b: f'<title>{n:,} rows of {a:,.0f} to {b:,.0f} tokens</title>'
-    shown = ''.join(f'<rect x="{10 + i * step:.1f}" y="{10 + tall * (1 - n / counts.max()):.1f}" width="{max(1, step - 1):.1f}" '
-                    f'height="{tall * n / counts.max():.1f}" fill="#3b82f6">{name(n, a, b)}</rect>'
+    columns = ''.join(_bar(10 + i * step, 10 + tall, max(1, step - 1), tall * n / counts.max(),
+                         f'{n:,} rows of {a:,.0f} to {b:,.0f} tokens')
                     for i, (n, a, b) in enumerate(zip(counts, edges, edges[1:])))
-    word = lambda x, anchor, text: f'<text x="{x}" y="{height - 8}" font-size="11" fill="currentColor" text-anchor="{anchor}">{text}</text>'
-    words = word(10, 'start', f'{lengths.min():,}') + word(width / 2, 'middle', 'tokens in a row') + word(width - 10, 'end', f'{lengths.max():,}')
-    return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="row lengths">{shown}{words}</svg>'
+    word = lambda x, anchor, text: (f'<text x="{x}" y="{height - 8}" font-size="11" fill="currentColor" '
+                                    f'text-anchor="{anchor}">{text}</text>')
+    words = ((10, 'start', f'{lengths.min():,}'), (width / 2, 'middle', 'tokens in a row'),
+             (width - 10, 'end', f'{lengths.max():,}'))
+    return (f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+            f'aria-label="row lengths">{columns}{"".join(word(*w) for w in words)}</svg>')
+
+def _bar(x: float, bottom: float, width: float, height: float, title: str) -> str:
+    "One bar of a histogram."
+    return (f'<rect x="{x:.1f}" y="{bottom - height:.1f}" width="{width:.1f}" height="{height:.1f}" fill="#3b82f6">'
+            f'<title>{title}</title></rect>')
 
 # %% ../nbs/05_data.ipynb #b97039db
 CONTROL = re.compile('[\x00-\x08\x0b\x0e-\x1f\x7f]')
@@ -391,10 +413,11 @@ def _encode_split(lm: LM, rows: Checked, task: Task, max_len: int, allow_special
     done, pairs, ends = Split([], [], [], Counter(rows.count)), is_seq2seq(lm), frozenset(eos_ids(lm))
     kept: list[dict] = []
     for at in range(0, len(rows.turns), CHUNK):
-        here = Checked(*(x[at:at + CHUNK] for x in (rows.turns, rows.options, rows.raw)), Counter())
+        here = rows.at(range(at, min(at + CHUNK, len(rows.turns))))
         for i, made in enumerate(_token_rows(lm, task, here, allow_special), at):
-            pieces = [p for r in made for p in (_pair_pieces(r, max_len, done) if pairs else
-                                                   _text_pieces(r, lm.tokenizer, ends, not task.answers, max_len, done))]
+            cut = (lambda r: _pair_pieces(r, max_len, done)) if pairs else \
+                (lambda r: _text_pieces(r, lm.tokenizer, ends, not task.answers, max_len, done))
+            pieces = [p for r in made for p in cut(r)]
             done.count['used' if pieces else 'dropped_no_target_left'] += 1
             done.count['split_rows'] += len(made) > 1
             done.owner += [i] * len(pieces)
@@ -409,8 +432,9 @@ def _text_pieces(row: dict, tokenizer: Any, ends: Collection[int], free: bool, m
     ids, labels = row['input_ids'], row['labels']
     target = len(labels) - labels.count(IGNORE)
     done.sizes.append((len(ids) - target, target))
-    if len(ids) > max_len: pieces = _count_cuts(pieces_of(row, max_len, free, tokenizer), target, free, max_len, done.count)
-    else: pieces = [row] if _learned(row) else []
+    pieces = [row] if _learned(row) else []
+    if len(ids) > max_len:
+        pieces = _count_cuts(pieces_of(row, max_len, free, tokenizer), target, free, max_len, done.count)
     done.count['without_eos'] += bool(pieces) and pieces[-1]['input_ids'][-1] not in ends
     return pieces
 
@@ -454,9 +478,9 @@ def _summary(done: Split, pairs: bool) -> dict[str, int]:
     table = done.table
     labels = _flat(table, 'labels') != IGNORE
     read, written = _list_lengths(table, 'input_ids'), _list_lengths(table, 'labels')
-    firsts = 0 if pairs else int(labels[np.cumsum(written) - written].sum())   # nothing predicts the first token of a text
-    found = {'tokens': int(read.sum() + (written.sum() if pairs else 0)), 'supervised_tokens': int(labels.sum()) - firsts,
-             'pieces': len(table)}
+    firsts = 0 if pairs else int(labels[np.cumsum(written) - written].sum())   # nothing predicts a text's first token
+    found = {'tokens': int(read.sum() + (written.sum() if pairs else 0)),
+             'supervised_tokens': int(labels.sum()) - firsts, 'pieces': len(table)}
     for side, sizes in zip(('prompt', 'target'), zip(*done.sizes)):
         found |= {f'{side}_tokens_{q}': int(np.quantile(sizes, q / 100, method='higher')) for q in QUANTILES}
     return found
@@ -495,14 +519,18 @@ def _json_lines(path: Path) -> Iterator[dict]:
         if not line.strip(): continue
         try: yield json.loads(line)
         except json.JSONDecodeError as e:
-            raise FTNBError(f'file {path.name!r}, line {n}', f'it is not JSON ({e})', 'Correct or remove the line.') from e
+            what = f'file {path.name!r}, line {n}'
+            raise FTNBError(what, f'it is not JSON ({e})', 'Correct or remove the line.') from e
 
 def _json(path: Path) -> list:
     "The rows of a .json file, a list."
     try: found = json.loads(_decoded(path))
-    except json.JSONDecodeError as e: raise FTNBError(f'file {path.name!r}', f'it is not JSON ({e})', 'If it has a row a line, name it .jsonl.') from e
+    except json.JSONDecodeError as e:
+        remedy = 'If it has a row a line, name it .jsonl.'
+        raise FTNBError(f'file {path.name!r}', f'it is not JSON ({e})', remedy) from e
     if isinstance(found, list): return found
-    raise FTNBError(f'file {path.name!r}', f'it holds a {type(found).__name__}, and not a list of rows', 'Give the list of rows.')
+    raise FTNBError(f'file {path.name!r}', f'it holds a {type(found).__name__}, and not a list of rows',
+                    'Give the list of rows.')
 
 # %% ../nbs/05_data.ipynb #8722212b
 def _csv(path: Path, delimiter: str = ',') -> list[dict]:
@@ -515,7 +543,8 @@ def _csv(path: Path, delimiter: str = ',') -> list[dict]:
     _no_twins(head, path.name)
     for n, line in enumerate(lines[1:], 2):
         if line and len(line) != len(head):
-            raise FTNBError(f'file {path.name!r}, row {n}', f'it has {len(line)} fields, the header {len(head)}', 'Check its quotes and commas.')
+            raise FTNBError(f'file {path.name!r}, row {n}', f'it has {len(line)} fields, the header {len(head)}',
+                            'Check its quotes and commas.')
     return [dict(zip(head, line)) for line in lines[1:] if line]
 
 def _no_twins(columns: Iterable, name: str) -> None:
@@ -538,7 +567,7 @@ def _read_file(name: str | Path) -> Any:
     read = READERS[one_of(path.suffix.lower(), READERS, 'file type')]
     try: return read(path)
     except pa.ArrowException as e:
-        raise FTNBError(f'file {path.name!r}', f'it cannot be read as its name says', 'Write it again.') from e
+        raise FTNBError(f'file {path.name!r}', 'it cannot be read as its name says', 'Write it again.') from e
 
 # %% ../nbs/05_data.ipynb #87d56cb8
 def rows_of(
@@ -595,14 +624,15 @@ def encode(
         raise FTNBError('rows', 'there are no rows to train on', 'Check the file or the filter that they came from.')
     task = task or task_of(train[0])
     with _no_collection():
-        splits = {name: checked(task, part, name, bad_rows) for name, part in (('train', train), ('valid', valid), ('test', test))}
+        parts = {'train': train, 'valid': valid, 'test': test}
+        splits = {name: checked(task, part, name, bad_rows) for name, part in parts.items()}
         keep = len(train) >= 20_000 if cache is None else cache
         return (_cached if keep else _encode)(lm, splits, task, settings)
 
 # %% ../nbs/05_data.ipynb #e7e3ee6d
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    "Without Python's search for reference cycles inside the block: among millions of lists it takes a fifth of the time."
+    "Without Python's search for reference cycles inside the block: among so many lists it takes a fifth of the time."
     was = gc.isenabled()
     gc.disable()
     try: yield
@@ -623,18 +653,23 @@ class Settings:
 # %% ../nbs/05_data.ipynb #5e0eb9f1
 def _encode(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> Encoded:
     "Encode checked splits."
-    special, pairs, report = SpecialText(lm.tokenizer), is_seq2seq(lm), Counter()
+    special, pairs = SpecialText(lm.tokenizer), is_seq2seq(lm)
+    report: dict[str, int] = {}
     train, marks = _without(splits['train'], splits, settings.drop)
     found: dict[str, Split] = {}
     for name, rows in (('train', train), ('valid', splits['valid'])):
         done = found[name] = _encode_split(lm, rows, task, settings.max_len, settings.allow_special)
-        if name == 'train': _check_left(done, settings.max_len); done.count.update(_near(done, settings.drop)); done.count.update(marks)
+        if name == 'train':
+            _check_left(done, settings.max_len)
+            done.count.update(marks)
+            done.count.update(_near(done, settings.drop))
         counts = done.count | _text_counts(rows, special) | _summary(done, pairs)
         report |= {(name + '_') * (name != 'train') + k: v for k, v in counts.items()}
     tables = [done.table for done in found.values()]
     _check_ids(lm, tables)
-    counts = _zeros() | _zeros('valid_') | dict(report) | {'longest': max(_list_lengths(t, 'input_ids').max(initial=0) for t in tables)}
-    return Encoded(*map(datasets.Dataset, tables), {k: int(v) for k, v in counts.items()}, lm.tokenizer, task, pairs)
+    longest = max(int(_list_lengths(t, 'input_ids').max(initial=0)) for t in tables)
+    counts = _zeros() | _zeros('valid_') | report | {'longest': longest}
+    return Encoded(datasets.Dataset(tables[0]), datasets.Dataset(tables[1]), counts, lm.tokenizer, task, pairs)
 
 def _zeros(side: str = '') -> dict[str, int]:
     "Every count of a report, at zero."
@@ -651,8 +686,7 @@ def _without(train: Checked, splits: dict[str, Checked], drop: Collection[str]) 
     for mark, name, dropped in ((elsewhere, 'overlap', 'dropped_overlap'), (again, 'duplicates', 'dropped_duplicate')):
         count[dropped if name in drop else name] = int((mark & ~out).sum())
         if name in drop: out |= mark
-    kept = np.flatnonzero(~out)
-    return Checked(*([x[i] for i in kept] for x in (train.turns, train.options, train.raw)), train.count), count
+    return train.at(np.flatnonzero(~out)), count
 
 # %% ../nbs/05_data.ipynb #58b74500
 MOST_COMPARED = 20_000_000  # tokens; near duplicates are not looked for in larger sets
@@ -676,7 +710,8 @@ def _near(done: Split, drop: Collection[str]) -> Counter:
 def _check_left(done: Split, max_len: int) -> None:
     "Refuse a training split from which nothing is left."
     if len(done.table): return
-    raise FTNBError(f'train: {done.count["rows"]} rows, max_len={max_len}', 'every target is empty or was cut off, so nothing is left to learn',
+    raise FTNBError(f'train: {done.count["rows"]} rows, max_len={max_len}',
+                    'every target is empty or was cut off, so nothing is left to learn',
                     'Raise max_len, or shorten the prompts.')
 
 def _check_ids(lm: LM, tables: Iterable[pa.Table]) -> None:
@@ -684,15 +719,18 @@ def _check_ids(lm: LM, tables: Iterable[pa.Table]) -> None:
     rows = lm.model.get_input_embeddings().weight.shape[0]
     worst = max(int(_flat(t, column).max(initial=0)) for t in tables for column in ('input_ids', 'labels'))
     if worst >= rows:
-        raise FTNBError(f'token {worst}', f'the model {lm.name!r} has {rows} embedding rows', 'Use the tokenizer that belongs to it.')
+        raise FTNBError(f'token {worst}', f'the model {lm.name!r} has {rows} embedding rows',
+                        'Use the tokenizer that belongs to it.')
 
 # %% ../nbs/05_data.ipynb #1951b5f0
 def _key(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> str:
     "A name for the result of encoding these rows with this tokenizer and these settings."
     digest = hashlib.sha256()
     tok = lm.tokenizer
-    chat = [tok.chat_template, task.cue, uses_chat(lm, task), task.answers, eos_ids(lm), is_seq2seq(lm), lm.model.config.model_type]
-    for part in (_VERSION, chat, settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special, tok.backend_tokenizer.to_str()):
+    how = [task.cue, uses_chat(lm, task), task.answers, bool(task.turns), is_seq2seq(lm), eos_ids(lm),
+           tok.chat_template]
+    given = [settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special]
+    for part in (_VERSION, how, given, tok.backend_tokenizer.to_str()):
         digest.update(json.dumps(part, default=str).encode())
     for name, rows in splits.items():
         digest.update(f'\0{name}{sorted(rows.count.items())}'.encode())
@@ -743,29 +781,42 @@ def _streamed(lm: LM, rows: Iterable, task: Task, settings: Settings, report: di
         for k, v in counts.items(): report[k] = report.get(k, 0) + v
         yield from done.table.to_pylist()
 
-# %% ../nbs/05_data.ipynb #9de80945
-def _token_text(tokenizer: Any, i: int) -> str:
-    "One token as text, with line ends made visible; the raw piece where it is only part of a character."
-    text = tokenizer.decode([i])
-    return tokenizer.convert_ids_to_tokens(i) if '\ufffd' in text else text.replace('\n', '↵\n')
-
-# %% ../nbs/05_data.ipynb #f97966a0
-def _token_html(tokenizer: Any, i: int, learned: bool) -> str:
-    "One token as a span: coloured if it carries loss, grey if not, framed if it is special."
-    style = 'background:rgba(46,160,67,.30);border-radius:3px' if learned else 'opacity:.6'
-    if i in tokenizer.all_special_ids: style += ';border:1px solid currentColor;border-radius:3px;font-weight:bold'
-    return f'<span style="{style}">{html.escape(_token_text(tokenizer, i))}</span>'
-
 # %% ../nbs/05_data.ipynb #3b842112
 def _marked(row: dict) -> list[tuple[int, bool]]:
     "The tokens of a row, each with whether it carries loss."
     return [(i, label != IGNORE and at > 0) for at, (i, label) in enumerate(zip(row['input_ids'], row['labels']))]
 
+def _units(tokenizer: Any, row: dict) -> Iterator[tuple[list[int], bool]]:
+    "Tokens that can be shown: one, or as many as it takes to make a whole character."
+    held: list[int] = []
+    flag = False
+    for i, learned in _marked(row):
+        if held and learned != flag: yield held, flag; held = []
+        held, flag = [*held, i], learned
+        if len(held) < 12 and '\ufffd' in tokenizer.decode(held): continue
+        yield held, flag
+        held = []
+    if held: yield held, flag
+
+# %% ../nbs/05_data.ipynb #9de80945
+def _token_text(tokenizer: Any, ids: list[int]) -> str:
+    "Tokens as text, with line ends made visible; raw pieces where they are only part of a character."
+    text = tokenizer.decode(ids)
+    return ''.join(tokenizer.convert_ids_to_tokens(ids)) if '\ufffd' in text else text.replace('\n', '↵\n')
+
+def _token_html(tokenizer: Any, ids: list[int], learned: bool) -> str:
+    "Tokens as a span: coloured if they carry loss, grey if not, framed if special; underlined if there are several."
+    style = 'background:rgba(46,160,67,.30);border-radius:3px' if learned else 'opacity:.6'
+    if ids[0] in tokenizer.all_special_ids: style += ';border:1px solid currentColor;border-radius:3px;font-weight:bold'
+    several = f' title="{len(ids)} tokens"' if len(ids) > 1 else ''
+    if several: style += ';text-decoration:underline dotted'
+    return f'<span style="{style}"{several}>{html.escape(_token_text(tokenizer, ids))}</span>'
+
 def _token_line(tokenizer: Any, row: dict) -> str:
-    "A row as plain text: the tokens that carry loss in brackets, one by one."
+    "A row as plain text: what carries loss in brackets, token by token (or character by character)."
     line = ''
-    for learned, run in itertools.groupby(_marked(row), key=lambda m: m[1]):
-        texts = [_token_text(tokenizer, i) for i, _ in run]
+    for learned, run in itertools.groupby(_units(tokenizer, row), key=lambda u: u[1]):
+        texts = [_token_text(tokenizer, ids) for ids, _ in run]
         line += f'⟦{"|".join(texts)}⟧' if learned else ''.join(texts)
     return line
 
@@ -781,7 +832,7 @@ class TokenView:
         return '\n\n'.join(f'{head(n, r)}\n{_token_line(self.tokenizer, r)}' for n, r in enumerate(self.rows))
 
     def _repr_html_(self) -> str:
-        show = lambda row: ''.join(_token_html(self.tokenizer, i, on) for i, on in _marked(row))
+        show = lambda row: ''.join(_token_html(self.tokenizer, ids, on) for ids, on in _units(self.tokenizer, row))
         return ''.join(f'<p><b>row {n}</b>: {len(r["labels"])} tokens, {_learned(r)} learned (coloured)</p>'
                        f'<div dir="auto" style="white-space:pre-wrap;font-family:monospace">{show(r)}</div>'
                        for n, r in enumerate(self.rows))
@@ -903,10 +954,12 @@ def stream_steps(
     "Group the rows of a stream into steps and micro-batches, in their order."
     step: list[Mapping] = []
     for r in itertools.chain(rows, [None]):
-        full = len(step) >= batch_size if not tokens_per_step else sum(map(size, step)) + (size(r) if r else 0) > tokens_per_step
+        if not tokens_per_step: full = len(step) >= batch_size
+        else: full = sum(map(size, step)) + (size(r) if r else 0) > tokens_per_step
         if step and (r is None or full):
             lengths = [size(x) for x in step]
-            groups = token_batches(lengths, micro_tokens) if padded else _filled(range(len(step)), lengths, micro_tokens)
+            if padded: groups = token_batches(lengths, micro_tokens)
+            else: groups = _filled(range(len(step)), lengths, micro_tokens)
             yield [[step[i] for i in group] for group in groups]
             step = []
         if r is not None: step.append(r)

@@ -72,7 +72,7 @@ def _check_settings(data: Encoded, lm: LM, epochs: int, lr: float, batch_size: i
     must('lr', lr, 0 < lr < 1, 'it must be above 0 and below 1; 5e-5 is usual')
     must('batch_size', batch_size, batch_size >= 1, 'it must be at least 1')
     streamed = isinstance(data, Encoded) and not isinstance(data.train, datasets.Dataset)
-    must('max_steps', max_steps, max_steps is not None or not streamed, 'a stream has no end: say how many steps to take')
+    must('max_steps', max_steps, max_steps is not None or not streamed, 'a stream has no end: say how many steps')
     must('max_steps', max_steps, max_steps is None or max_steps >= 1, 'it must be at least 1')
     must('tokens_per_step', tokens_per_step, tokens_per_step is None or tokens_per_step >= 1, 'it must be at least 1')
     must('micro_tokens', micro_tokens, micro_tokens >= 1, 'it must be at least 1')

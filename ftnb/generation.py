@@ -146,7 +146,8 @@ class Decoder:
         mask = torch.cat([self.mask, torch.ones_like(ids)], 1)
         new = ids if self.cache is not None else torch.cat([self.ids, ids], 1)
         where = {'position_ids': (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1]:]} if self.places else {}
-        out = self.model(input_ids=new, attention_mask=mask, past_key_values=copy.deepcopy(self.cache), use_cache=True, **where)
+        out = self.model(input_ids=new, attention_mask=mask, past_key_values=copy.deepcopy(self.cache),
+                         use_cache=True, **where)
         return out.logits[:, -ids.shape[1]:].float()
 
     def append(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> None:
@@ -193,16 +194,17 @@ def decoder_start(
     lm: LM,  # an encoder-decoder
 ) -> int:  # a token id
     "What an encoder-decoder's target begins with."
-    generation = getattr(lm.model, 'generation_config', None)
-    for source in (lm.model.config, generation):
-        if getattr(source, 'decoder_start_token_id', None) is not None: return source.decoder_start_token_id
-    raise FTNBError(f'model {lm.name!r}', 'its configuration has no decoder_start_token_id', 'Set it in lm.model.config.')
+    for source in (lm.model.config, getattr(lm.model, 'generation_config', None)):
+        if (found := getattr(source, 'decoder_start_token_id', None)) is not None: return found
+    raise FTNBError(f'model {lm.name!r}', 'its configuration has no decoder_start_token_id',
+                    'Set it in lm.model.config.')
 
 # %% ../nbs/02_generation.ipynb #9d5c62c1
 def _model_rules(lm: LM) -> list:
     "What a model's own generation settings force or forbid: the first token (a language, say), tokens that are none."
     from transformers import ForcedBOSTokenLogitsProcessor, SuppressTokensLogitsProcessor
-    config, found = getattr(lm.model, 'generation_config', None), []
+    config = getattr(lm.model, 'generation_config', None)
+    found: list = []
     if not is_seq2seq(lm) or config is None: return found
     if config.forced_bos_token_id is not None: found.append(ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id))
     never = [*(config.suppress_tokens or []), *(b[0] for b in config.bad_words_ids or [] if len(b) == 1)]
@@ -373,8 +375,8 @@ def _nats_after(text: Decoder, first: torch.Tensor, answers: list[list[int]]) ->
     logits = first[:, None]
     if longest > 1: logits = torch.cat([logits, text.branch(ids[:, :-1])], 1)
     nats = -logits.log_softmax(-1).gather(2, ids[..., None])[..., 0]
-    real = torch.arange(longest, device=first.device)[None] < torch.tensor([[len(a)] for a in answers], device=first.device)
-    return (nats * real).sum(1).double().cpu().numpy()
+    real = torch.arange(longest)[None] < torch.tensor([[len(a)] for a in answers])
+    return (nats.double().cpu() * real).sum(1).numpy()
 
 # %% ../nbs/02_generation.ipynb #ff8d6ccb
 def label_probs(
@@ -384,7 +386,7 @@ def label_probs(
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
     "How probable each of a few answers is, compared with the others."
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if len(labels) < 2: raise FTNBError(f'labels={labels!r}', 'there must be two or more', 'Give all answers to choose from.')
+    must('labels', labels, len(labels) >= 2, 'there must be two or more')
     ids = [lm.tokenizer(label, add_special_tokens=False)['input_ids'] for label in labels]
     nats = answer_nats(lm, _prepare(lm, prompts, max(map(len, ids)), 0., None, None, 1.)[1], [ids] * len(prompts))
     odds = np.exp(nats.min(1, keepdims=True) - nats)

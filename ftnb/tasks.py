@@ -4,7 +4,7 @@
 
 # %% ../nbs/04_tasks.ipynb #40fc64d1
 from __future__ import annotations
-import re
+import operator, re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ ROLES = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assi
 def _turn(turn: Any) -> dict:
     "One turn as a dict with `role` and `content`, and whatever else it has."
     if not isinstance(turn, Mapping):
-        raise FTNBError(f'a turn is {type(turn).__name__} {str(turn)[:40]!r}', 'it must be a dict with role and content',
+        raise FTNBError(f'a turn is {type(turn).__name__} {str(turn)[:40]!r}', 'it must be a dict',
                         "Use {'role': 'user', 'content': ...}.")
     kept = {k: v for k, v in turn.items() if v is not None}
     if 'role' not in kept and 'from' in kept: kept |= {'role': kept.pop('from'), 'content': kept.pop('value', None)}
@@ -104,7 +104,8 @@ def checked_turns(
         if role in ('system', 'developer') and i:
             raise FTNBError(f'turn {i} is a {role} turn', 'only the first turn can be one', 'Join it with the first.')
         if role not in ('system', 'developer', 'user', 'assistant', 'tool'):
-            raise FTNBError(f'turn {i} has the role {role!r}', 'it is not a role', nearest(role, ['system', 'user', 'assistant', 'tool']))
+            known = ['system', 'user', 'assistant', 'tool']
+            raise FTNBError(f'turn {i} has the role {role!r}', 'it is not a role', nearest(role, known))
     if not any(map(_is_learned, found)):
         raise FTNBError(f'a conversation of {" and ".join(roles) or "no turns"}', 'no turn in it is learned',
                         'Each needs at least one assistant turn.')
@@ -182,7 +183,8 @@ def _chat(lm: LM, turns: list[dict], options: dict) -> list[list[Part]]:
     for i, t in enumerate(turns):
         if not _is_learned(t): continue
         before, after = render(turns[:i], True), whole if i + 1 == len(turns) else render(turns[:i + 1])
-        spans.append([Part(before, False), Part(after[len(before):] if after.startswith(before) else t['content'], True)])
+        said = after[len(before):] if after.startswith(before) else t['content']
+        spans.append([Part(before, False), Part(said, True)])
         parts += [Part(whole[at:len(before)], False), spans[-1][1]]
         at = len(before) + len(spans[-1][1].text or '')
     joined = ''.join(p.text or '' for p in parts)
@@ -329,7 +331,7 @@ def dialogue(
     def turns(row: Mapping) -> list:
         found = checked_turns(row[messages])
         return found if not system or found[0]['role'] == 'system' else [{'role': 'system', 'content': system}, *found]
-    return Task('dialogue', (messages,), turns=turns, metrics=('chrf', 'rougeL', 'bleu'), max_new_tokens=max_new_tokens)
+    return Task('dialogue', (messages,), turns=turns, metrics=('chrf', 'rougeL'), max_new_tokens=max_new_tokens)
 
 # %% ../nbs/04_tasks.ipynb #96bdf44f
 def _template_options(row: Mapping) -> dict:
@@ -349,14 +351,14 @@ def task_of(
     "The task that a row's columns name by convention."
     if not isinstance(row, Mapping):
         raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str', "Use {'text': ...}.")
-    spoken: dict[str, Any] = dict(metrics=('chrf', 'rougeL', 'bleu'), options=_template_options)
+    spoken: dict[str, Any] = dict(metrics=('chrf', 'rougeL'), options=_template_options)
     if {'prompt', 'completion'} <= set(row):
         if isinstance(row['prompt'], list):
             return Task('completion', ('prompt', 'completion'), turns=_prompt_then_completion, **spoken)
         return Task('completion', ('prompt', 'completion'), lambda r: text_in(r, 'completion'),
-                    lambda r: text_in(r, 'prompt'), metrics=('chrf', 'rougeL', 'bleu'), chat=False)
+                    lambda r: text_in(r, 'prompt'), metrics=('chrf', 'rougeL'), chat=False)
     for column in ('messages', 'conversations'):
-        if column in row: return Task('dialogue', (column,), turns=lambda r: r[column], **spoken)
+        if column in row: return Task('dialogue', (column,), turns=operator.itemgetter(column), **spoken)
     if 'text' in row: return free_text()
     raise FTNBError(f'columns {", ".join(map(str, row)) or "(none)"}',
                     'without a task the rows need a column text, messages, or prompt and completion', _column_help(row))

@@ -60,11 +60,11 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     "no column in row 1": (lambda lm, d: encode(lm, [ROW, {"text": "b"}], summarization()), ["'summary'", "train[1]"]),
     "no convention": (
         lambda lm, d: encode(lm, [{"body": "b"}]),
-        ["body", "text, or prompt and completion", "Name the columns"],
+        ["body", "text, messages, or prompt and completion", "Name the columns"],
     ),
     "empty target": (
         lambda lm, d: encode(lm, [ROW, ROW | {"summary": " "}], summarization()),
-        ["train[1]", "empty (1 of 2", "bad_rows='drop'"],
+        ["train[1]", "it is empty", "bad_rows='drop'"],
     ),
     "targets cut off": (
         lambda lm, d: encode(lm, [ROW], summarization(), max_len=8),
