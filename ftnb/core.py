@@ -80,7 +80,7 @@ def html_table(
     title: str = '',  # a caption above the table
 ) -> str:  # an HTML table, every text escaped
     "Lay `rows` out as a small HTML table that reads well in light and dark themes."
-    style = 'text-align:left;vertical-align:top;white-space:pre-wrap'
+    style = 'text-align:left;vertical-align:top;white-space:pre-wrap;padding:2px 14px 2px 0'
     cell = lambda tag, x: f'<{tag} style="{style}">{html.escape(str(x))}</{tag}>'
     line = lambda tag, r: '<tr>' + ''.join(cell(tag, x) for x in r) + '</tr>'
     caption = f'<caption style="text-align:left;font-weight:bold">{html.escape(title)}</caption>' if title else ''
