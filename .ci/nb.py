@@ -286,6 +286,13 @@ def readme(check: bool = False) -> int:
 # The website
 
 
+class Cells(DocmentTbl):
+    """A parameter table in which `str | None` does not end the cell."""
+
+    def _row(self, name: str, props: Any) -> list[str]:
+        return [str(x).replace("|", "\\|") if "|" in str(x) else x for x in super()._row(name, props)]
+
+
 class ParameterTable(BasicMarkdownRenderer):
     """nbdev's page of a symbol, with the table of parameters that its documentation comments describe."""
 
@@ -296,7 +303,7 @@ class ParameterTable(BasicMarkdownRenderer):
     def _repr_markdown_(self) -> str:
         # nbdev finds the source line by the name within the module
         self.fn = self.fn.removeprefix(f"{self.sym.__module__}.")
-        table = DocmentTbl(self.sym)
+        table = Cells(self.sym)
         if table.has_docment:
             self.dm = re.sub(r" +# .*", "", str(self.dm))  # the signature need not repeat the table
         return f"{super()._repr_markdown_()}\n\n{table}\n"

@@ -4,7 +4,7 @@
 
 # %% ../nbs/05_data.ipynb #2537fd5a
 from __future__ import annotations
-import contextlib, csv, gc, hashlib, html, io, itertools, json, random, re, unicodedata
+import contextlib, csv, difflib, gc, hashlib, html, io, itertools, json, random, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -598,6 +598,9 @@ def splits_of(
         raise FTNBError(f'splits {", ".join(map(str, rows)) or "(none)"}', "there must be a split called 'train'",
                         nearest('train', rows))
     names = [name for name in VALID_NAMES if name in rows]
+    for name in set(rows) - {'train', 'test', *VALID_NAMES}:   # a misspelt one would vanish
+        if difflib.get_close_matches(str(name), VALID_NAMES, cutoff=0.75):
+            raise FTNBError(f'split {name!r}', 'it is no name of a split', nearest(str(name), VALID_NAMES))
     return rows_of(rows['train']), rows_of(rows[names[0]]) if names else [], rows_of(rows.get('test', []))
 
 # %% ../nbs/05_data.ipynb #ff445bdc
@@ -605,7 +608,7 @@ def encode(
     lm: LM,  # the model whose tokenizer and chat template are used
     rows: Any,  # DatasetDict, Dataset, IterableDataset, list of dicts or of str, pandas table, or a file
     task: Task | None = None,  # None: the columns say it (`text`; `messages`; `prompt` and `completion`)
-    max_len: int = 512,  # tokens; longer rows are cut, free text into pieces
+    max_len: int | None = None,  # tokens; longer rows are cut, free text into pieces; None: 512, or the model's context
     bad_rows: str = 'error',  # a row that cannot be used: 'error', or 'drop' (and count)
     *,
     drop: Collection[str] = (),  # training rows to leave out as well: 'overlap', 'duplicates', 'near_duplicates'
@@ -613,9 +616,12 @@ def encode(
     cache: bool | None = None,  # keep the result on disk for the same rows; None: if there are 20,000 or more
 ) -> Encoded:
     "Turn rows into token rows with labels, and report what happened to every row."
+    _check_kinds(lm, task)
     room = context_length(lm)
+    max_len = min(512, room) if max_len is None else max_len
     must('max_len', max_len, 2 <= max_len <= room, f'it must be from 2 to {room}, the context of the model')
     one_of(bad_rows, ('error', 'drop'), 'bad_rows')
+    if isinstance(drop, str): drop = (drop,)
     for what in drop: one_of(what, DROPS, 'drop')
     train, valid, test = splits_of(rows)
     settings = Settings(max_len, bad_rows, frozenset(drop), allow_special)
@@ -638,6 +644,14 @@ def _no_collection() -> Iterator[None]:
     try: yield
     finally:
         if was: gc.enable()
+
+# %% ../nbs/05_data.ipynb #79f486f1
+def _check_kinds(lm: Any, task: Any) -> None:
+    "Refuse arguments in the wrong places."
+    if not isinstance(lm, LM):
+        raise FTNBError(f'lm is {type(lm).__name__} {str(lm)[:40]!r}', 'it must be an LM', "Use load_lm('...') first.")
+    if task is not None and not isinstance(task, Task):
+        raise FTNBError(f'task is {type(task).__name__}', 'it must be a Task', 'Call its constructor: summarization().')
 
 # %% ../nbs/05_data.ipynb #faf82496
 DROPS = ('overlap', 'duplicates', 'near_duplicates')

@@ -82,6 +82,9 @@ def _check_settings(data: Encoded, lm: LM, epochs: int, lr: float, batch_size: i
     if len(data.tokenizer) != len(lm.tokenizer) or data.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
         raise FTNBError('data', f'it was encoded with another tokenizer than that of {lm.name}',
                         'Encode it again with this model.')
+    if data.pairs != is_seq2seq(lm):
+        raise FTNBError('data', f'it was encoded for another kind of model than {lm.name}',
+                        'Encode it again with this model.')
     if not any(p.requires_grad for p in lm.model.parameters()):
         raise FTNBError(f'model {lm.name!r}', 'every parameter is frozen',
                         'Set requires_grad on what should be trained.')
@@ -134,7 +137,7 @@ def finetune(
     batch_size: int = 8,  # rows in an optimizer step
     *,
     tokens_per_step: int | None = None,  # fill a step to this many tokens instead of `batch_size` rows
-    max_steps: int | None = None,  # end after so many optimizer steps; a stream needs it
+    max_steps: int | None = None,  # end after so many optimizer steps, if `epochs` have not ended; a stream needs it
     micro_tokens: int = 4096,  # most tokens in a forward pass; lower it if memory runs out, the gradient stays the same
     schedule: str = 'linear',  # 'linear', 'cosine', 'constant' or 'constant_with_warmup'
     warmup: float = 0.1,  # share of the steps in which the learning rate rises

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pandas as pd
 from .core import Card, FTNBError, html_table, must
-from .data import IGNORE, Checked, checked, pieces_of, rows_of, token_pairs
+from .data import IGNORE, Checked, _check_kinds, checked, pieces_of, rows_of, token_pairs
 from .generation import answer_nats, generate
 from .kernels import row_nats
 from .metrics import TextMetric, _check_pairs, text_metric
@@ -175,6 +175,7 @@ def score(
     **decoding,  # options of `generate`: temperature, top_p ...
 ) -> Scores:
     "Let a model answer held-out rows, and judge the answers."
+    _check_kinds(lm, task)
     must('resamples', resamples, resamples >= 100, 'it must be at least 100')
     given = checked(task, _one_split(rows))
     pairs, references = token_pairs(lm, task, given, allow_special), [last_answer(t)[1] for t in given.turns]
