@@ -52,8 +52,8 @@ def _shingles(ids: np.ndarray, lengths: np.ndarray, size: int = 5) -> tuple[np.n
     for j in range(1, size): inside[(ends - j)[lengths >= j]] = False   # these runs would go on in the next row
     long, short = lengths >= size, (lengths < size) & (lengths > 0)
     runs = _window(ids, size)[inside[:max(0, len(ids) - size + 1)]]
-    few = [_mixed(np.array([len(x), *np.r_[x, np.zeros(size, np.uint64)][:size]], np.uint64)).sum()
-           for x in (ids[e - n:e] for e, n in zip(ends[short], lengths[short]))]
+    padded = (np.r_[ids[e - n:e], np.zeros(size - n, np.uint64)] for e, n in zip(ends[short], lengths[short]))
+    few = [_window(x, size)[0] for x in padded]
     row = np.r_[np.repeat(np.flatnonzero(long), (lengths - size + 1)[long]), np.flatnonzero(short)]
     hashes = np.r_[runs, np.array(few, np.uint64)]
     order = np.argsort(row, kind='stable') if few else slice(None)

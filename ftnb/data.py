@@ -18,12 +18,13 @@ import pyarrow.parquet
 import torch
 from .checks import fingerprints, near_duplicates, other_script, repeats
 from .core import Card, FTNBError, must, nearest, one_of
-from .generation import source_ids, token_batches
+from .generation import open_ended, source_ids, token_batches
 from .models import LM, cache_folder, context_length, eos_ids, is_seq2seq, whole_folder
-from .tasks import HIDDEN, EmptyTarget, Part, Task, conversation, documents, source_and_target, task_of, uses_chat
+from .tasks import (HIDDEN, EmptyTarget, Part, Task, check_kinds, conversation, documents, source_and_target,
+                        task_of, uses_chat)
 
 # %% auto #0
-__all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 'READERS', 'VALID_NAMES', 'DROPS',
+__all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 'READERS', 'FILE_NAME', 'VALID_NAMES', 'DROPS',
            'MOST_COMPARED', 'Plan', 'SpecialText', 'token_ids', 'Tokenizing', 'Checked', 'checked', 'pieces_of',
            'token_pairs', 'Encoded', 'length_picture', 'Split', 'rows_of', 'splits_of', 'encode', 'Settings',
            'TokenView', 'show_tokens', 'Batch', 'end_to_end', 'PairBatch', 'side_by_side', 'plan_epoch', 'stream_steps']
@@ -47,6 +48,8 @@ class SpecialText:
 # %% ../nbs/05_data.ipynb #90a097b3
 def _stretches(special: SpecialText, document: list[Part]) -> list[tuple[str, list[Part]]]:
     "A document as stretches of 'text', of 'literal' text that spells special tokens, and 'end's."
+    if HIDDEN in (document[0].text or ''):   # what a tokenizer puts before a text comes before a literal one, too
+        document = [Part('', document[0].learned), *document]
     if not any(p.text is None or HIDDEN in p.text for p in document[:-1]) and document[-1].text is None:
         return [('text', document[:-1]), ('end', document[-1:])]   # most are like this
     pieces = []
@@ -65,7 +68,7 @@ def _merged(parts: list[Part]) -> list[Part]:
 # %% ../nbs/05_data.ipynb #5f0d1b7c
 def _without_end(lm: LM, rows: list[list[int]]) -> list[list[int]]:
     "Take off an end token that the tokenizer added by itself."
-    return [r[:-1] if len(r) > 1 and r[-1] == lm.tokenizer.eos_token_id else r for r in rows]
+    return [open_ended(lm, r) for r in rows]
 
 # %% ../nbs/05_data.ipynb #fb92cbed
 def token_ids(
@@ -303,6 +306,7 @@ NOTES = {  # what is worth knowing, although nothing is lost
     'overlap': 'also in valid or test',
     'duplicates': 'duplicates',
     'near_duplicates': 'near duplicates',
+    'uncompared_tokens': 'tokens not searched for near duplicates',
     'other_script': 'rows in another script',
     'special_text': 'rows that spell special tokens',
     'control_characters': 'rows with control characters',
@@ -422,7 +426,7 @@ def _encode_split(lm: LM, rows: Checked, task: Task, max_len: int, allow_special
             done.count['split_rows'] += len(made) > 1
             done.owner += [i] * len(pieces)
             kept += pieces
-        done.tables.append(_table(kept))   # numbers in an array take a tenth of the memory of numbers in a list
+        done.tables.append(_table(kept))   # numbers in an array take less memory than numbers in a list
         kept.clear()
     return done
 
@@ -570,11 +574,14 @@ def _read_file(name: str | Path) -> Any:
         raise FTNBError(f'file {path.name!r}', 'it cannot be read as its name says', 'Write it again.') from e
 
 # %% ../nbs/05_data.ipynb #87d56cb8
+# a str that means a file, also one that cannot be read
+FILE_NAME = re.compile(r'[^\n]*\.(txt|csv|tsv|jsonl|json|parquet)|\S+\.\w{1,7}', re.IGNORECASE)
+
 def rows_of(
     rows: Any,  # Dataset, pandas table, list of dicts or of str, or a file
 ) -> Any:  # a sequence of dicts
     "The rows of one split, whatever they came in."
-    if isinstance(rows, Path) or (isinstance(rows, str) and Path(rows).suffix.lower() in READERS and '\n' not in rows):
+    if isinstance(rows, Path) or (isinstance(rows, str) and FILE_NAME.fullmatch(rows)):
         rows = _read_file(rows)
     if isinstance(rows, pd.DataFrame):
         _no_twins(rows.columns, 'the table')
@@ -616,7 +623,7 @@ def encode(
     cache: bool | None = None,  # keep the result on disk for the same rows; None: if there are 20,000 or more
 ) -> Encoded:
     "Turn rows into token rows with labels, and report what happened to every row."
-    _check_kinds(lm, task)
+    check_kinds(lm, task)
     room = context_length(lm)
     max_len = min(512, room) if max_len is None else max_len
     must('max_len', max_len, 2 <= max_len <= room, f'it must be from 2 to {room}, the context of the model')
@@ -638,20 +645,12 @@ def encode(
 # %% ../nbs/05_data.ipynb #e7e3ee6d
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    "Without Python's search for reference cycles inside the block: among so many lists it takes a fifth of the time."
+    "Without Python's search for reference cycles inside the block: among so many lists it would take long."
     was = gc.isenabled()
     gc.disable()
     try: yield
     finally:
         if was: gc.enable()
-
-# %% ../nbs/05_data.ipynb #79f486f1
-def _check_kinds(lm: Any, task: Any) -> None:
-    "Refuse arguments in the wrong places."
-    if not isinstance(lm, LM):
-        raise FTNBError(f'lm is {type(lm).__name__} {str(lm)[:40]!r}', 'it must be an LM', "Use load_lm('...') first.")
-    if task is not None and not isinstance(task, Task):
-        raise FTNBError(f'task is {type(task).__name__}', 'it must be a Task', 'Call its constructor: summarization().')
 
 # %% ../nbs/05_data.ipynb #faf82496
 DROPS = ('overlap', 'duplicates', 'near_duplicates')
@@ -709,7 +708,7 @@ def _near(done: Split, drop: Collection[str]) -> Counter:
     "Count (and take out, if asked) the rows that are nearly the same as an earlier one, but not the same."
     table = done.table
     ids, lengths = _flat(table, 'input_ids'), _list_lengths(table, 'input_ids')
-    if len(ids) > MOST_COMPARED: return Counter()
+    if len(ids) > MOST_COMPARED: return Counter(uncompared_tokens=len(ids))
     twin = near_duplicates(ids, lengths)
     rows = np.split(ids, np.cumsum(lengths)[:-1])
     near = np.array([j >= 0 and not np.array_equal(rows[i], rows[j]) for i, j in enumerate(twin)], bool)

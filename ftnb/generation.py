@@ -14,8 +14,8 @@ from .core import FTNBError, StatusLine, must
 from .models import LM, context_length, eos_ids, is_seq2seq
 
 # %% auto #0
-__all__ = ['Prompt', 'prompt_ids', 'source_ids', 'evaluating', 'Decoder', 'PairDecoder', 'decoder_start', 'steps', 'stream',
-           'token_batches', 'generate', 'answer_nats', 'label_probs']
+__all__ = ['Prompt', 'prompt_ids', 'source_ids', 'open_ended', 'evaluating', 'Decoder', 'PairDecoder', 'decoder_start', 'steps',
+           'stream', 'token_batches', 'generate', 'answer_nats', 'shares', 'label_probs']
 
 # %% ../nbs/02_generation.ipynb #53c52d22
 Prompt = str | Sequence[int]
@@ -33,7 +33,7 @@ def prompt_ids(
                             'Convert it with str(...).')
     texts = [p for p in prompts if isinstance(p, str)]
     if is_seq2seq(lm): encoded = iter(source_ids(lm, texts))
-    else: encoded = (_open_ended(lm, ids) for ids in (lm.tokenizer(texts)['input_ids'] if texts else []))
+    else: encoded = (open_ended(lm, ids) for ids in (lm.tokenizer(texts)['input_ids'] if texts else []))
     found = [next(encoded) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
     return [ids or _beginning(lm) for ids in found]
 
@@ -47,7 +47,10 @@ def source_ids(
     return lm.tokenizer(texts, split_special_tokens=literal, verbose=False)['input_ids'] if texts else []
 
 # %% ../nbs/02_generation.ipynb #e63d3cea
-def _open_ended(lm: LM, ids: list[int]) -> list[int]:
+def open_ended(
+    lm: LM,  # a loaded model
+    ids: list[int],  # token ids of a text
+) -> list[int]:
     "Take off the end token that some tokenizers add: a prompt is meant to go on."
     return ids[:-1] if len(ids) > 1 and ids[-1] == lm.tokenizer.eos_token_id else ids
 
@@ -376,9 +379,17 @@ def _nats_after(text: Decoder, first: torch.Tensor, answers: list[list[int]]) ->
     if longest > 1: logits = torch.cat([logits, text.branch(ids[:, :-1])], 1)
     nats = -logits.log_softmax(-1).gather(2, ids[..., None])[..., 0]
     real = torch.arange(longest)[None] < torch.tensor([[len(a)] for a in answers])
-    return (nats.double().cpu() * real).sum(1).numpy()
+    return (nats.cpu().double() * real).sum(1).numpy()
 
 # %% ../nbs/02_generation.ipynb #ff8d6ccb
+def shares(
+    nats: np.ndarray,  # [prompts, answers], from `answer_nats`
+) -> np.ndarray:  # [prompts, answers]; each row sums to 1
+    "The probability of each answer, as a share of all of them."
+    odds = np.exp(nats.min(1, keepdims=True) - nats)
+    return odds / odds.sum(1, keepdims=True)
+
+# %% ../nbs/02_generation.ipynb #012a7085
 def label_probs(
     lm: LM,  # a loaded model
     prompt: str | Sequence[Prompt],  # a prompt, or a list of them
@@ -386,9 +397,8 @@ def label_probs(
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
     "How probable each of a few answers is, compared with the others."
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    must('labels', labels, len(labels) >= 2, 'there must be two or more')
+    must('labels', labels, not isinstance(labels, str) and len(labels) >= 2, 'it must be a list of two or more')
     ids = [lm.tokenizer(label, add_special_tokens=False)['input_ids'] for label in labels]
     nats = answer_nats(lm, _prepare(lm, prompts, max(map(len, ids)), 0., None, None, 1.)[1], [ids] * len(prompts))
-    odds = np.exp(nats.min(1, keepdims=True) - nats)
-    found = [dict(zip(labels, map(float, row))) for row in odds / odds.sum(1, keepdims=True)]
+    found = [dict(zip(labels, map(float, row))) for row in shares(nats)]
     return found[0] if isinstance(prompt, str) else found

@@ -83,13 +83,17 @@ def byte_tokenizer(
 ):  # a transformers tokenizer: 256 bytes and three special tokens
     "A tokenizer with one token a byte: complete, reversible, and built from nothing."
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
     specials = ['<|pad|>', '<|bos|>', '<|eos|>']
     alphabet = specials + sorted(pre_tokenizers.ByteLevel.alphabet())
     tok = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
+    return _for_transformers(tok, chat)
+
+def _for_transformers(tok: Any, chat: bool) -> Any:
+    "A tokenizer of the tokenizers library, which has our three special tokens, as transformers wants it."
+    from transformers import PreTrainedTokenizerFast
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tok, clean_up_tokenization_spaces=False,
                                       pad_token='<|pad|>', bos_token='<|bos|>', eos_token='<|eos|>')
     if chat: wrapped.chat_template = CHAT_TEMPLATE
@@ -169,7 +173,6 @@ def train_tokenizer(
 ) -> Any:  # a transformers tokenizer
     "Learn a byte-level byte-pair encoding (Sennrich et al. 2016; as GPT-2's) from texts."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
     must('vocab_size', vocab_size, vocab_size >= 259, 'it must hold 256 bytes and three special tokens: at least 259')
     must('texts', texts, not isinstance(texts, str), 'it must be a list of texts, not one (nor a path)')
     tok = Tokenizer(models.BPE())
@@ -177,10 +180,7 @@ def train_tokenizer(
     tok.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab_size, show_progress=False, special_tokens=['<|pad|>', '<|bos|>', '<|eos|>'],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tok, clean_up_tokenization_spaces=False,
-                                      pad_token='<|pad|>', bos_token='<|bos|>', eos_token='<|eos|>')
-    if chat: wrapped.chat_template = CHAT_TEMPLATE
-    return wrapped
+    return _for_transformers(tok, chat)
 
 # %% ../nbs/01_models.ipynb #e2debdcb
 EMBEDDED = {  # name: (module, file in it, package)

@@ -11,12 +11,12 @@ import datasets
 import numpy as np
 import pandas as pd
 from .core import Card, FTNBError, html_table, must
-from .data import IGNORE, Checked, _check_kinds, checked, pieces_of, rows_of, token_pairs
-from .generation import answer_nats, generate
+from .data import IGNORE, Checked, checked, pieces_of, rows_of, token_pairs
+from .generation import answer_nats, generate, shares
 from .kernels import row_nats
 from .metrics import TextMetric, _check_pairs, text_metric
 from .models import LM, context_length, is_seq2seq
-from .tasks import Task, last_answer
+from .tasks import Task, check_kinds, last_answer
 
 # %% auto #0
 __all__ = ['interval', 'Scores', 'score_texts', 'score', 'difference', 'Comparison', 'compare']
@@ -142,8 +142,7 @@ def _label_probs(lm: LM, task: Task, rows: Checked, prompts: list[list[int]], al
     "The probability of each label, as a share of all of them, `[rows, labels]`."
     answers = [[t for _, t in token_pairs(lm, task, _label_rows(rows, label), allow_special)] for label in task.labels]
     nats = answer_nats(lm, prompts, list(zip(*answers)))
-    odds = np.exp(nats.min(1, keepdims=True) - nats)
-    return odds / odds.sum(1, keepdims=True)
+    return shares(nats)
 
 # %% ../nbs/12_scores.ipynb #fa1459ca
 def _label_stats(probs: np.ndarray, labels: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
@@ -175,7 +174,7 @@ def score(
     **decoding,  # options of `generate`: temperature, top_p ...
 ) -> Scores:
     "Let a model answer held-out rows, and judge the answers."
-    _check_kinds(lm, task)
+    check_kinds(lm, task)
     must('resamples', resamples, resamples >= 100, 'it must be at least 100')
     given = checked(task, _one_split(rows))
     pairs, references = token_pairs(lm, task, given, allow_special), [last_answer(t)[1] for t in given.turns]

@@ -14,7 +14,7 @@ from .models import LM, is_seq2seq
 # %% auto #0
 __all__ = ['ROLES', 'HIDDEN', 'END', 'Task', 'as_text', 'checked_turns', 'EmptyTarget', 'conversation', 'last_answer',
            'uses_chat', 'Part', 'documents', 'prompt_and_target', 'source_and_target', 'text_in', 'free_text',
-           'summarization', 'translation', 'first_label', 'sentiment', 'dialogue', 'task_of']
+           'summarization', 'translation', 'first_label', 'sentiment', 'dialogue', 'task_of', 'check_kinds']
 
 # %% ../nbs/04_tasks.ipynb #1a6c26c6
 @dataclass(frozen=True, repr=False)
@@ -368,3 +368,14 @@ def _column_help(row: Mapping) -> str:
     "What to do about columns that follow no convention."
     if {'chosen', 'rejected'} <= set(row): return "To learn the preferred answers, rename 'chosen' to 'completion'."
     return "Name the columns with a task: summarization(text='body', summary='title')."
+
+# %% ../nbs/04_tasks.ipynb #3c19c2f2
+def check_kinds(
+    lm: Any,  # what should be an LM
+    task: Any,  # what should be a Task, or None
+) -> None:
+    "Refuse arguments in the wrong places."
+    if not isinstance(lm, LM):
+        raise FTNBError(f'lm is {type(lm).__name__} {str(lm)[:40]!r}', 'it must be an LM', "Use load_lm('...') first.")
+    if task is not None and not isinstance(task, Task):
+        raise FTNBError(f'task is {type(task).__name__}', 'it must be a Task', 'Call its constructor: summarization().')

@@ -173,7 +173,7 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {  # name: (file, content, word
     "two columns": ("a.csv", b"text,text\na,b\n", ["'text'", "there are 2"]),
     "too few fields": ("a.csv", b"text,label\na\n", ["row 2", "1 fields, the header 2"]),
     "not Parquet": ("a.parquet", b"text", ["a.parquet", "cannot be read"]),
-    "an unknown type": ("a.xlsx", b"", ["'.xlsx'", ".csv"]),
+    "an unknown type": ("a.xlsx", b"", ["'.xlsx'", ".csv"]),  # and the same when it is given as a str, below
     "an empty file": ("a.jsonl", b"", ["no rows"]),
     "an empty text": ("a.txt", b" \n", ["empty"]),
 }
@@ -187,6 +187,9 @@ def test_files_refused(case: str, lm: LM, tmp_path: Path) -> None:
         encode(lm, tmp_path / name)
     for word in words:
         assert word in str(error.value)
+    with pytest.raises(FTNBError) as as_text:
+        encode(lm, str(tmp_path / name))
+    assert str(as_text.value) == str(error.value)
 
 
 def test_missing_file(lm: LM, tmp_path: Path) -> None:
@@ -235,6 +238,25 @@ def test_control_tokens_cannot_be_smuggled_in(chat: LM) -> None:
     eos, bos = chat.tokenizer.eos_token_id, chat.tokenizer.bos_token_id
     assert (ids.count(eos), ids.count(bos)) == (2, 2)
     assert "<|eos|><|bos|>assistant\nyes" in chat.tokenizer.decode(ids)
+
+
+def test_what_begins_a_text_comes_before_literal_text_too() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    lm = tiny_lm()
+    bos = ("<|bos|>", lm.tokenizer.bos_token_id)
+    lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|bos|> $A", special_tokens=[bos])
+    for text in ("ab", "<|eos|>b"):
+        ids = encode(lm, [text]).train[0]["input_ids"]
+        assert ids[0] == bos[1] and ids.count(bos[1]) == 1
+        assert lm.tokenizer.decode(ids[1:-1]) == text
+
+
+def test_what_was_not_looked_for_is_said(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftnb.data.MOST_COMPARED", 5)
+    data = encode(lm, ["a text", "another text"])
+    assert data.report["uncompared_tokens"] == data.report["tokens"]
+    assert "not searched for near duplicates" in repr(data)
 
 
 def test_markup_is_escaped(lm: LM) -> None:
