@@ -4,7 +4,7 @@
 
 # %% ../nbs/05_data.ipynb #2537fd5a
 from __future__ import annotations
-import contextlib, csv, difflib, gc, hashlib, html, io, itertools, json, random, re, unicodedata
+import contextlib, csv, dataclasses, difflib, gc, hashlib, html, io, itertools, json, random, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ from .tasks import (HIDDEN, EmptyTarget, Part, Task, check_kinds, conversation, 
 __all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 'READERS', 'FILE_NAME', 'VALID_NAMES', 'DROPS',
            'MOST_COMPARED', 'Plan', 'SpecialText', 'token_ids', 'Tokenizing', 'Checked', 'checked', 'pieces_of',
            'token_pairs', 'Encoded', 'length_picture', 'Split', 'rows_of', 'splits_of', 'encode', 'Settings',
-           'TokenView', 'show_tokens', 'Batch', 'end_to_end', 'PairBatch', 'side_by_side', 'plan_epoch', 'stream_steps']
+           'save_encoded', 'load_encoded', 'TokenView', 'show_tokens', 'Batch', 'end_to_end', 'PairBatch',
+           'side_by_side', 'plan_epoch', 'stream_steps']
 
 # %% ../nbs/05_data.ipynb #66b26c1e
 class SpecialText:
@@ -350,7 +351,7 @@ class Encoded(Card):
     def lengths(self) -> np.ndarray:
         "How many tokens each training row has, both sides of a pair together."
         sides = ('input_ids', 'labels') if self.pairs else ('input_ids',)
-        table = (self.train if self.train._indices is None else self.train.flatten_indices()).data.table
+        table = _flat_table(self.train)
         return sum((_list_lengths(table, side) for side in sides), np.zeros(len(self.train), int))
 
     def _repr_html_(self) -> str:
@@ -505,6 +506,10 @@ def _flat(table: pa.Table, column: str) -> np.ndarray:
 def _list_lengths(table: pa.Table, column: str) -> np.ndarray:
     "The lengths of the lists in a column."
     return np.concatenate([np.diff(c.offsets.to_numpy()) for c in table.column(column).chunks] or [np.zeros(0, int)])
+
+def _flat_table(rows: datasets.Dataset) -> pa.Table:
+    "The rows of a data set as an Arrow table, in their order (`select` and `shuffle` only note another one)."
+    return (rows if rows._indices is None else rows.flatten_indices()).data.table
 
 # %% ../nbs/05_data.ipynb #105f8551
 def _decoded(path: Path) -> str:
@@ -757,16 +762,29 @@ _VERSION = 1  # of what is kept
 def _cached(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> Encoded:
     "Encode, or fetch what was encoded before."
     folder = cache_folder() / 'encoded' / _key(lm, splits, task, settings)
-    if not folder.exists():
-        data = _encode(lm, splits, task, settings)
-        with whole_folder(folder, replace=False) as new:
-            for name in ('train', 'valid'): _write_arrow(getattr(data, name).data.table, new / f'{name}.arrow')
-            (new / 'report.json').write_text(json.dumps(data.report))
-    load = lambda name: datasets.Dataset.from_file(str(folder / f'{name}.arrow'))   # memory-mapped
-    report = json.loads((folder / 'report.json').read_text())
-    return Encoded(load('train'), load('valid'), report, lm.tokenizer, task, is_seq2seq(lm))
+    if not folder.exists(): save_encoded(_encode(lm, splits, task, settings), folder)
+    return load_encoded(folder, lm, task)
 
 # %% ../nbs/05_data.ipynb #202efa5a
+def save_encoded(
+    data: Encoded,  # not a stream
+    folder: str | Path,  # a new folder
+) -> None:
+    "Write encoded rows and their report to a folder, which appears whole or not at all."
+    with whole_folder(folder, replace=False) as new:
+        for name in ('train', 'valid'): _write_arrow(_flat_table(getattr(data, name)), new / f'{name}.arrow')
+        (new / 'report.json').write_text(json.dumps(data.report))
+
+def load_encoded(
+    folder: str | Path,  # what `save_encoded` has written
+    lm: LM,  # the model that the rows were encoded for
+    task: Task,  # what is asked of it
+) -> Encoded:  # memory-mapped
+    "Encoded rows from a folder."
+    load = lambda name: datasets.Dataset.from_file(str(Path(folder) / f'{name}.arrow'))
+    report = json.loads((Path(folder) / 'report.json').read_text())
+    return Encoded(load('train'), load('valid'), report, lm.tokenizer, task, is_seq2seq(lm))
+
 def _write_arrow(table: pa.Table, path: Path) -> None:
     "Write a table so that it can be memory-mapped."
     with pa.OSFile(str(path), 'wb') as file, pa.ipc.new_stream(file, table.schema) as writer: writer.write_table(table)
@@ -874,17 +892,48 @@ class Batch:
     input_ids: torch.Tensor  # [1, tokens]
     position_ids: torch.Tensor  # [1, tokens]: 0, 1, 2 ... in each document
     targets: torch.Tensor  # [tokens]: the next token of the same document, or -100
-    lengths: tuple[int, ...]  # of the documents; they sum to `tokens`
-    learned: int  # how many targets are not -100
+    chosen: torch.Tensor  # [learned]: which of the tokens have a target
+    starts: torch.Tensor  # [documents + 1], int32: where each document begins, and where the last one ends
+    lengths: tuple[int, ...]  # of the documents
+    rows: tuple[int, ...] = ()  # the numbers of their rows, if known
+    longest: int | None = None  # most tokens in a document, if every batch is to have the same; None: as it is
+
+    @property
+    def learned(self) -> int: return len(self.chosen)
 
     def to(self, device: torch.device) -> Batch:
         "The same batch on another device."
-        move = lambda t: t.to(device, non_blocking=True)
-        return Batch(move(self.input_ids), move(self.position_ids), move(self.targets), self.lengths, self.learned)
+        return _moved(self, lambda t: t.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        "The same batch in memory from which a GPU can copy while it computes."
+        return _moved(self, torch.Tensor.pin_memory)
+
+    def halves(self) -> list[Batch]:
+        "The same documents in two batches; one batch, if there is only one document."
+        half, n = (len(self.lengths) + 1) // 2, len(self.lengths)
+        return [self] if n == 1 else [_part(self, 0, half), _part(self, half, n)]
+
+# %% ../nbs/05_data.ipynb #37fd22f6
+def _moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    "A batch with every tensor moved."
+    tensors = {k: move(v) for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+    return dataclasses.replace(batch, **tensors)
+
+def _part(batch: Batch, first: int, last: int) -> Batch:
+    "Some of a batch's documents, from number `first` to the one before `last`."
+    a, b = sum(batch.lengths[:first]), sum(batch.lengths[:last])
+    chosen = batch.chosen[(batch.chosen >= a) & (batch.chosen < b)] - a
+    return dataclasses.replace(
+        batch, input_ids=batch.input_ids[:, a:b], position_ids=batch.position_ids[:, a:b], targets=batch.targets[a:b],
+        chosen=chosen, starts=batch.starts[first:last + 1] - a, lengths=batch.lengths[first:last],
+        rows=batch.rows[first:last])
 
 # %% ../nbs/05_data.ipynb #c31f7fc5
 def end_to_end(
     rows: Iterable[Mapping],  # rows with `input_ids` and `labels`
+    numbers: Sequence[int] = (),  # of the rows, to be kept with the batch
+    shape: tuple[int, int] | None = None,  # fill up to so many tokens and documents: every batch has the same shape
 ) -> Batch:
     "Lay documents end to end."
     ids, targets, lengths = [], [], []
@@ -892,9 +941,12 @@ def end_to_end(
         ids += r['input_ids']
         targets += [*r['labels'][1:], IGNORE]
         lengths.append(len(r['input_ids']))
-    places = torch.cat([torch.arange(n) for n in lengths])
-    learned = sum(t != IGNORE for t in targets)
-    return Batch(torch.tensor(ids)[None], places[None], torch.tensor(targets), tuple(lengths), learned)
+    spare, empty = (max(0, shape[0] - len(ids)), max(0, shape[1] - len(lengths))) if shape else (0, 0)
+    places = torch.cat([torch.arange(n) for n in (*lengths, spare)])
+    wanted = torch.tensor(targets + [IGNORE] * spare)
+    starts = torch.tensor([0, *lengths, spare, *[0] * empty] if shape else [0, *lengths]).cumsum(0).int()
+    return Batch(torch.tensor(ids + [0] * spare)[None], places[None], wanted, (wanted != IGNORE).nonzero()[:, 0],
+                 starts, tuple(lengths), tuple(numbers), len(wanted) if shape else None)
 
 # %% ../nbs/05_data.ipynb #e150732d
 @dataclass(frozen=True)
@@ -905,21 +957,39 @@ class PairBatch:
     labels: torch.Tensor  # [rows, longest target]; -100 where there is none
     lengths: tuple[int, ...]  # source and target together, for each row
     learned: int  # target tokens
+    rows: tuple[int, ...] = ()  # the numbers of the rows, if known
 
     def to(self, device: torch.device) -> PairBatch:
         "The same batch on another device."
-        move = lambda t: t.to(device, non_blocking=True)
-        return PairBatch(move(self.input_ids), move(self.attention_mask), move(self.labels), self.lengths, self.learned)
+        return _moved(self, lambda t: t.to(device, non_blocking=True))
+
+    def pinned(self) -> PairBatch:
+        "The same batch in memory from which a GPU can copy while it computes."
+        return _moved(self, torch.Tensor.pin_memory)
+
+    def halves(self) -> list[PairBatch]:
+        "The same rows in two batches; one batch, if there is only one row."
+        half = (len(self.lengths) + 1) // 2
+        if half == len(self.lengths): return [self]
+        return [_pair_part(self, slice(half)), _pair_part(self, slice(half, None))]
+
+# %% ../nbs/05_data.ipynb #04b11a15
+def _pair_part(batch: PairBatch, some: slice) -> PairBatch:
+    "Some of a batch's rows."
+    labels = batch.labels[some]
+    return PairBatch(batch.input_ids[some], batch.attention_mask[some], labels, batch.lengths[some],
+                     int((labels != IGNORE).sum()), batch.rows[some])
 
 # %% ../nbs/05_data.ipynb #161cb3ea
 def side_by_side(
     rows: Sequence[Mapping],  # rows with `input_ids` (read) and `labels` (written)
+    numbers: Sequence[int] = (),  # of the rows, to be kept with the batch
 ) -> PairBatch:
     "Lay the sources and the targets of an encoder-decoder side by side."
     pad = lambda items, fill: torch.nn.utils.rnn.pad_sequence([torch.tensor(x) for x in items], True, fill)
     sources, targets = [r['input_ids'] for r in rows], [r['labels'] for r in rows]
     return PairBatch(pad(sources, 0), pad([[1] * len(x) for x in sources], 0), pad(targets, IGNORE),
-                     tuple(len(s) + len(t) for s, t in zip(sources, targets)), sum(map(len, targets)))
+                     tuple(len(s) + len(t) for s, t in zip(sources, targets)), sum(map(len, targets)), tuple(numbers))
 
 # %% ../nbs/05_data.ipynb #cb9b6aa3
 def _filled(items: Iterable[int], size: Sequence[int], budget: int) -> list[list[int]]:
@@ -937,6 +1007,11 @@ def _filled(items: Iterable[int], size: Sequence[int], budget: int) -> list[list
 # %% ../nbs/05_data.ipynb #5561acdd
 Plan = list[list[list[int]]]  # steps of micro-batches of row numbers
 
+# %% ../nbs/05_data.ipynb #5e9778cf
+def _bucketed(order: list[int], size: Sequence[int], window: int) -> list[int]:
+    "Shuffled rows, sorted by length within each `window` of them: neighbours are alike, and still mostly random."
+    return [i for at in range(0, len(order), window) for i in sorted(order[at:at + window], key=lambda i: -size[i])]
+
 # %% ../nbs/05_data.ipynb #61fa85f4
 def plan_epoch(
     lengths: Sequence[int],  # of the rows, in tokens
@@ -947,11 +1022,13 @@ def plan_epoch(
     padded: bool = False,  # micro-batches will be padded: count rows × longest, and put rows of like length together
 ) -> Plan:
     "Shuffle the rows and group them into steps and micro-batches, without padding and without waste."
-    order = list(range(len(lengths)))
-    random.Random(seed).shuffle(order)
+    order, chance = list(range(len(lengths))), random.Random(seed)
+    chance.shuffle(order)
+    if padded: order = _bucketed(order, lengths, 50 * batch_size)
     if tokens_per_step: steps = _filled(order, lengths, tokens_per_step)
     else: steps = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
     if not padded: return [_filled(step, lengths, micro_tokens) for step in steps]
+    chance.shuffle(steps)
     alike = lambda step: token_batches([lengths[i] for i in step], micro_tokens)
     return [[[step[j] for j in group] for group in alike(step)] for step in steps]
 

@@ -5,11 +5,12 @@
 # %% ../nbs/06_kernels.ipynb #12fb75f9
 from __future__ import annotations
 import contextlib, importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from .core import seeded
 from .data import IGNORE, Batch, PairBatch, end_to_end, plan_epoch, side_by_side
 from .generation import evaluating
@@ -29,6 +30,7 @@ def _rectangle(batch: Batch, flat: torch.Tensor, fill: int) -> torch.Tensor:
 def padded_nats(
     model: Any,  # a transformers causal language model
     batch: Batch,  # documents end to end; they are padded here
+    smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # [learned] nats of each target token, in the order of the batch
     "The ordinary computation: a padded rectangle, whole logits, cross-entropy. The reference, and the fallback."
     ids, mask = _rectangle(batch, batch.input_ids[0], 0), _rectangle(batch, torch.ones_like(batch.targets), 0)
@@ -37,7 +39,7 @@ def padded_nats(
     chosen = targets != IGNORE
     logits = logits[chosen]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, targets[chosen], reduction='none')
+    return F.cross_entropy(logits, targets[chosen], reduction='none', label_smoothing=smoothing)
 
 # %% ../nbs/06_kernels.ipynb #a73e9e40
 NAME = 'ftnb_documents'  # what our attention is called in transformers' registry
@@ -79,6 +81,13 @@ def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Ten
                        enable_gqa=q.shape[1] != k.shape[1])[None]
 
 # %% ../nbs/06_kernels.ipynb #f2e756a8
+def _by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int],
+                 *how: Any) -> torch.Tensor:
+    "Causal attention within each document, one after the other: `[1, tokens, heads, width]`."
+    docs = zip(*(t.split(list(lengths), 2) for t in (q, k, v)))
+    return torch.cat([_one_document(*d, *how).transpose(1, 2) for d in docs], 1)
+
+# %% ../nbs/06_kernels.ipynb #42d54c7c
 def document_attention(
     module: torch.nn.Module,  # the attention layer that calls
     q: torch.Tensor,  # [1, heads, tokens, width]
@@ -90,18 +99,16 @@ def document_attention(
     sliding_window: int | None = None,  # tokens that a position can see, itself included
     softcap: float | None = None,  # of the scores
     doc_lengths: Sequence[int] = (),  # lengths of the documents
-    cu_seq_lens_q: torch.Tensor | None = None,  # their cumulative lengths, int32, on the device
+    cu_seq_lens_q: torch.Tensor | None = None,  # their cumulative lengths, int32, on the device: use the CUDA kernel
+    max_length_q: int = 0,  # the longest document, for that kernel
     **_,  # what other attention functions take
 ) -> tuple[torch.Tensor, None]:  # [1, tokens, heads, width]
     "Attention in which each document, end to end with others, sees only itself (transformers' attention interface)."
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     q, k = q.to(v.dtype), k.to(v.dtype)   # under autocast, rotary positions have made them float32 again
     if cu_seq_lens_q is not None and v.dtype in (torch.float16, torch.bfloat16) and not softcap and not dropout:
-        return _varlen(q, k, v, cu_seq_lens_q, max(doc_lengths), scale, sliding_window), None
-    lengths = list(doc_lengths)
-    docs = zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2))
-    out = [_one_document(*d, scale, softcap, sliding_window, dropout).transpose(1, 2) for d in docs]
-    return torch.cat(out, 1), None
+        return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scale, sliding_window), None
+    return _by_document(q, k, v, doc_lengths, scale, softcap, sliding_window, dropout), None
 
 # %% ../nbs/06_kernels.ipynb #4c94dfa9
 @contextlib.contextmanager
@@ -128,14 +135,15 @@ def _use_varlen(device: torch.device) -> bool:
 def hidden_states(
     model: Any,  # a transformers causal language model, inside `end_to_end_attention`
     batch: Batch,  # on the model's device
+    body: Callable | None = None,  # a compiled form of `model.base_model`; None: that itself
 ) -> torch.Tensor:  # [learned, hidden]
     "The model's last hidden states at the positions that have a target, and only there."
-    starts = None
-    if _use_varlen(batch.input_ids.device):
-        starts = torch.tensor([0, *batch.lengths]).cumsum(0).to(batch.input_ids.device, torch.int32, non_blocking=True)
-    out = model.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False,
-                           doc_lengths=batch.lengths, cu_seq_lens_q=starts)
-    return out.last_hidden_state[0][batch.targets != IGNORE]
+    spare = batch.input_ids.shape[1] - sum(batch.lengths)   # where a batch was filled up
+    lengths, kernel = (*batch.lengths, spare) if spare else batch.lengths, _use_varlen(batch.input_ids.device)
+    where = dict(cu_seq_lens_q=batch.starts, max_length_q=batch.longest or max(lengths)) if kernel else {}
+    if not (kernel and batch.longest): where['doc_lengths'] = lengths   # for compiled code every batch looks the same
+    out = (body or model.base_model)(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **where)
+    return out.last_hidden_state[0].index_select(0, batch.chosen)
 
 # %% ../nbs/06_kernels.ipynb #4049e10a
 def head_of(
@@ -151,18 +159,22 @@ def head_of(
 def _logits(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float,
             cap: float | None) -> torch.Tensor:
     "Logits of a chunk of positions, in float32 (float64 stays float64)."
-    z = F.linear(h, weight, bias)
+    return _finished(F.linear(h, weight, bias), scale, cap)
+
+def _finished(z: torch.Tensor, scale: float, cap: float | None) -> torch.Tensor:
+    "What a model does to the output of its last layer, in float32."
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     if scale != 1: z = z * scale
     return cap * torch.tanh(z / cap) if cap else z
 
 # %% ../nbs/06_kernels.ipynb #6cc34d9d
 def _logits_gradient(z: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: float,
-                     cap: float | None) -> torch.Tensor:
+                     cap: float | None, smoothing: float) -> torch.Tensor:
     "The gradient of the summed loss with respect to `h @ weight.T + bias`. Overwrites the logits `z`."
     slope = 1 - (z / cap) ** 2 if cap else None   # of the soft cap, from its output
     grad = z.sub_(lse[:, None]).exp_()
-    grad[torch.arange(len(targets), device=z.device), targets] -= 1
+    if smoothing: grad -= smoothing / z.shape[1]
+    grad[torch.arange(len(targets), device=z.device), targets] -= 1 - smoothing
     if slope is not None: grad *= slope
     return grad.mul_(scale) if scale != 1 else grad
 
@@ -170,16 +182,17 @@ def _logits_gradient(z: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, 
 class _LinearCrossEntropy(torch.autograd.Function):
     "Sum of cross-entropies of a linear layer; its gradients are computed in the forward pass."
     @staticmethod
-    def forward(ctx, h, weight, bias, targets, scale, cap, chunk):
+    def forward(ctx, h, weight, bias, targets, scale, cap, smoothing, chunk):
         wants = ctx.needs_input_grad[:3]
         gh, gw, gb = (torch.zeros_like(t) if want else None for t, want in zip((h, weight, bias), wants))
         total = torch.zeros((), device=h.device, dtype=torch.promote_types(h.dtype, torch.float32))
         for hc, tc, at in zip(h.split(chunk), targets.split(chunk), range(0, len(h), chunk)):
             z = _logits(hc, weight, bias, scale, cap)
             lse = z.logsumexp(1)
-            total += (lse - z.gather(1, tc[:, None])[:, 0]).sum()
+            total += (lse - (1 - smoothing) * z.gather(1, tc[:, None])[:, 0]).sum()
+            if smoothing: total -= smoothing * z.mean(1).sum()
             if any(wants):
-                gz = _logits_gradient(z, tc, lse, scale, cap).to(hc.dtype)
+                gz = _logits_gradient(z, tc, lse, scale, cap, smoothing).to(hc.dtype)
                 _accumulate(gz, hc, weight, gh, gw, gb, at)
         ctx.save_for_backward(gh, gw, gb)
         return total
@@ -187,14 +200,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        return *(None if g is None else g.mul_(upstream) for g in ctx.saved_tensors), None, None, None, None
+        return *(None if g is None else g.mul_(upstream) for g in ctx.saved_tensors), *[None] * 5
 
 # %% ../nbs/06_kernels.ipynb #9e1cf868
 def _accumulate(gz: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, gh: torch.Tensor | None,
                 gw: torch.Tensor | None, gb: torch.Tensor | None, at: int) -> None:
     "Add one chunk's gradients; the chunk begins at position `at`."
     if gh is not None: gh[at:at + len(h)] = gz @ weight
-    if gw is not None: gw.addmm_(gz.T.to(gw.dtype), h.to(gw.dtype))
+    if gw is not None and gw.dtype == h.dtype: gw.addmm_(gz.T, h)
+    elif gw is not None: gw += gz.T @ h   # 16-bit products, added up in float32
     if gb is not None: gb += gz.sum(0)
 
 # %% ../nbs/06_kernels.ipynb #64c4d25f
@@ -205,20 +219,33 @@ def linear_cross_entropy(
     bias: torch.Tensor | None = None,  # [vocabulary]
     scale: float = 1.,  # the logits are multiplied by it
     cap: float | None = None,  # then soft-capped: cap * tanh(logits / cap)
-    chunk: int | None = None,  # positions at a time; None: as many as make 64 million logits
+    smoothing: float = 0.,  # share of each target that is spread over all tokens (label smoothing)
+    chunk: int | None = None,  # positions at a time; None: as many as make 16 million logits
 ) -> torch.Tensor:  # the sum of nats, a scalar in float32
     "Cross-entropy of a linear layer's outputs, summed, without ever holding all logits. Differentiable once."
-    chunk = chunk or max(16, 2**26 // weight.shape[0])
-    return _LinearCrossEntropy.apply(h, weight, bias, targets, scale, cap, chunk)
+    chunk = chunk or max(16, 2**24 // weight.shape[0])
+    return _LinearCrossEntropy.apply(h, weight, bias, targets, scale, cap, smoothing, chunk)
+
+# %% ../nbs/06_kernels.ipynb #bb2f9a6b
+def _head_nats(model: Any, h: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+    "The sum of nats of some positions, through whatever the model's output layer is."
+    head, how = model.get_output_embeddings(), head_of(model)
+    nats = lambda hc, tc: F.cross_entropy(_finished(head(hc), how['scale'], how['cap']), tc, reduction='sum',
+                                          label_smoothing=smoothing)
+    chunks = zip(h.split(256), targets.split(256))
+    return sum((checkpoint(nats, hc, tc, use_reentrant=False) for hc, tc in chunks), torch.zeros((), device=h.device))
 
 # %% ../nbs/06_kernels.ipynb #5689e11e
 def end_to_end_loss(
     model: Any,  # a transformers causal language model, inside `end_to_end_attention`
     batch: Batch,  # on the model's device
+    smoothing: float = 0.,  # label smoothing
+    body: Callable | None = None,  # a compiled form of `model.base_model`; None: that itself
 ) -> torch.Tensor:  # the sum of nats over its targets
     "The loss of documents laid end to end: no padding, no logits matrix."
-    targets = batch.targets[batch.targets != IGNORE]
-    return linear_cross_entropy(hidden_states(model, batch), targets=targets, **head_of(model))
+    h, targets = hidden_states(model, batch, body), batch.targets.index_select(0, batch.chosen)
+    if type(model.get_output_embeddings()) is not torch.nn.Linear: return _head_nats(model, h, targets, smoothing)
+    return linear_cross_entropy(h, targets=targets, smoothing=smoothing, **head_of(model))
 
 # %% ../nbs/06_kernels.ipynb #935d0364
 def end_to_end_nats(
@@ -226,10 +253,11 @@ def end_to_end_nats(
     batch: Batch,  # on the model's device
 ) -> torch.Tensor:  # [learned] nats of each target token
     "The nats of each target token, for scoring; some positions at a time, without gradients."
-    targets, head = batch.targets[batch.targets != IGNORE], head_of(model)
+    targets, how, head = batch.targets.index_select(0, batch.chosen), head_of(model), model.get_output_embeddings()
     with torch.no_grad():
-        chunks = zip(hidden_states(model, batch).split(1024), targets.split(1024))
-        return torch.cat([F.cross_entropy(_logits(h, **head), t, reduction='none') for h, t in chunks])
+        chunks = zip(hidden_states(model, batch).split(256), targets.split(256))
+        return torch.cat([F.cross_entropy(_finished(head(h), how['scale'], how['cap']), t, reduction='none')
+                          for h, t in chunks])
 
 # %% ../nbs/06_kernels.ipynb #494a789b
 def _probe(model: Any, first: int) -> Batch:
@@ -285,28 +313,31 @@ def packs(
 def padded_loss(
     model: Any,  # a transformers causal language model
     batch: Batch,  # documents end to end; they are padded here
+    smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # the sum of nats over its targets
     "The loss of a batch the ordinary way, for models that cannot lie end to end."
-    return padded_nats(model, batch).sum()
+    return padded_nats(model, batch, smoothing).sum()
 
 # %% ../nbs/06_kernels.ipynb #c9251695
 def pair_nats(
     model: Any,  # a transformers encoder-decoder
     batch: PairBatch,  # on the model's device
+    smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # [learned] nats of each target token, row by row
     "The nats of the targets of an encoder-decoder."
     before = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_input_ids=before,
                    use_cache=False).logits
     chosen = batch.labels != IGNORE
-    return F.cross_entropy(logits[chosen].float(), batch.labels[chosen], reduction='none')
+    return F.cross_entropy(logits[chosen].float(), batch.labels[chosen], reduction='none', label_smoothing=smoothing)
 
 def pair_loss(
     model: Any,  # a transformers encoder-decoder
     batch: PairBatch,  # on the model's device
+    smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # the sum of nats over its targets
     "The loss of an encoder-decoder."
-    return pair_nats(model, batch).sum()
+    return pair_nats(model, batch, smoothing).sum()
 
 # %% ../nbs/06_kernels.ipynb #be45a5c3
 def row_nats(

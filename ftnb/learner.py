@@ -4,14 +4,14 @@
 
 # %% ../nbs/07_learner.ipynb #0d0a2f61
 from __future__ import annotations
-import math
-from collections.abc import Callable, Iterable, Sequence
+import contextlib, gc, math, signal, threading, warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 import torch
 from .core import FTNBError
 
 # %% auto #0
-__all__ = ['Callback', 'StopTraining', 'Countable', 'Learner']
+__all__ = ['Callback', 'StopTraining', 'Countable', 'uninterrupted', 'out_of_memory', 'NotFinite', 'Stepper', 'Learner']
 
 # %% ../nbs/07_learner.ipynb #a273fc22
 class Callback:
@@ -21,6 +21,10 @@ class Callback:
     def after_step(self, learner: Learner) -> None: "After step number `learner.step`, whose loss is `learner.loss`."
     def after_epoch(self, learner: Learner) -> None: "After every batch was used once."
     def after_fit(self, learner: Learner) -> None: "At the end, however it came about; see `learner.status`."
+    def state_dict(self) -> dict:
+        "What must be known to go on in another process."
+        return {}
+    def load_state_dict(self, state: dict) -> None: "Go on from what `state_dict` gave."
 
 # %% ../nbs/07_learner.ipynb #65bfb7f4
 class StopTraining(Exception):
@@ -33,78 +37,208 @@ class Countable(Protocol):
     def learned(self) -> int: "How many targets it has."
     @property
     def lengths(self) -> Sequence[int]: "The lengths of its documents."
-    def to(self, device: torch.device) -> Any: ...
+    def to(self, device: torch.device) -> Any: "The same batch on a device."
+    def halves(self) -> list: "The same batch in two, or alone in a list if that cannot be."
+
+# %% ../nbs/07_learner.ipynb #8ab51d60
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    "Hold back ■ and Ctrl-C until the block is done."
+    if threading.current_thread() is not threading.main_thread(): yield; return   # they never come to other threads
+    held: list = []
+    was = signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    try: yield
+    finally:
+        signal.signal(signal.SIGINT, was if was is not None else signal.default_int_handler)
+        if held: signal.raise_signal(signal.SIGINT)
+
+# %% ../nbs/07_learner.ipynb #3d7fcab8
+def out_of_memory(
+    error: BaseException,  # what was raised
+) -> bool:
+    "Whether an exception means that memory ran out, on a GPU or on a CPU."
+    words = ('out of memory', 'not enough memory', "can't allocate memory", 'alloc_cpu')
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words))
+
+# %% ../nbs/07_learner.ipynb #d543b1f8
+class _Coming:
+    "Numbers on their way from the device, the batches they belong to, and how far training was before these."
+    def __init__(self, numbers: torch.Tensor, batches: Sequence, place: dict):
+        self.numbers, self.batches, self.place = numbers.to('cpu', non_blocking=True), batches, place
+        self.arrived = torch.cuda.Event() if numbers.device.type == 'cuda' else None
+        if self.arrived: self.arrived.record()
+
+    def get(self) -> list[float]:
+        "The numbers, as soon as they are here."
+        if self.arrived: self.arrived.synchronize()
+        return self.numbers.tolist()
+
+# %% ../nbs/07_learner.ipynb #e8f61119
+class NotFinite(FTNBError):
+    "A loss or a gradient is not a finite number; `batches` are those of the step."
+    batches: Sequence = ()
+
+# %% ../nbs/07_learner.ipynb #2a880241
+class Stepper:
+    "What an optimizer step needs and does: a gradient, a check, new weights."
+    def __init__(self,
+        model: torch.nn.Module,  # what is trained, in place
+        loss: Callable[[Any, Any], torch.Tensor],  # (model, batch) -> summed loss
+        optimizer: torch.optim.Optimizer,
+        schedule: Any = None,  # a torch learning-rate scheduler, stepped after every step
+        clip: float | None = 1.,  # largest norm of the gradient; None: no limit
+        seed: int = 0,  # each step draws (for dropout) from this and its own number alone
+        context: Callable[[], Any] = contextlib.nullcontext,  # makes the context in which gradients are computed
+        scaler: Any = None,  # a torch GradScaler, for float16
+    ):
+        self.model, self.loss_of, self.optimizer, self.schedule = model, loss, optimizer, schedule
+        self.clip, self.seed, self.context, self.scaler = clip, seed, context, scaler
+        self.step, self.epoch, self.at, self.tokens = 0, 0, 0, 0   # `at`: steps done in this epoch
+        self.losses: list[float] = []
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = next(model.parameters()).device
+        # a fused optimizer can be told on the device to do nothing: then the host need not wait for the loss
+        self.ahead = self.device.type == 'cuda' and hasattr(optimizer, '_step_supports_amp_scaling') and not scaler
+        self.coming: list[_Coming] = []
+
+    @property
+    def loss(self) -> float:
+        "The loss of the last step (on a GPU, of the one before it)."
+        return self.losses[-1] if self.losses else math.nan
+
+    def gradient(self, batches: Sequence[Countable]) -> torch.Tensor:
+        "Compute the gradient of a step, batch by batch; return the step's mean loss."
+        torch.manual_seed(self.seed + 1_000_003 * (self.step + 1))
+        targets, total = sum(b.learned for b in batches), torch.zeros((), device=self.device)
+        for batch in batches:
+            with self.context():
+                loss = self.loss_of(self.model, batch.to(self.device)) / targets
+                (self.scaler.scale(loss) if self.scaler else loss).backward()
+            total += loss.detach()
+        return total
+
+    def update(self, loss: torch.Tensor, batches: Sequence[Countable]) -> None:
+        "Change the weights, unless loss or gradient are not finite."
+        if self.scaler: self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        bad = (~(loss.isfinite() if self.scaler else loss.isfinite() & norm.isfinite())).float()   # a scaler looks itself
+        if self.ahead: bad = self.optimizer.found_inf = torch.maximum(bad, getattr(self.optimizer, 'found_inf', bad))
+        self.coming.append(_Coming(torch.stack([loss.float(), norm.float(), bad]), batches, self.place()))
+        self.settle(waiting=int(self.ahead))
+        if self.scaler: self.scaler.step(self.optimizer); self.scaler.update()
+        else: self.optimizer.step()
+        if self.schedule: self.schedule.step()
+        self.step, self.at = self.step + 1, self.at + 1
+        self.tokens += sum(sum(b.lengths) for b in batches)
+
+    def settle(self, waiting: int = 0) -> None:
+        "Take note of the losses that have come, except for the last `waiting`."
+        while len(self.coming) > waiting:
+            loss, norm, bad = (first := self.coming.pop(0)).get()
+            if bad: raise self.not_finite(loss, norm, first)
+            self.losses.append(loss)
+
+    def not_finite(self, loss: float, norm: float, step: _Coming) -> NotFinite:
+        "Go back to before a step whose loss or gradient is not finite, and say so."
+        self.coming.clear()
+        self.go_to(step.place)
+        error = NotFinite(f'step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}',
+                          'both must be finite; the weights are as they were before this step',
+                          'Lower lr, or look at the rows of this step.')
+        error.batches = step.batches
+        return error
+
+    def place(self) -> dict:
+        "How far training is: all that a step changes, but for weights and optimizer."
+        schedule = {'schedule': self.schedule.state_dict()} if self.schedule else {}
+        return dict(step=self.step, epoch=self.epoch, at=self.at, tokens=self.tokens, **schedule)
+
+    def go_to(self, place: dict) -> None:
+        "Be as far as `place` says."
+        for name in ('step', 'epoch', 'at', 'tokens'): setattr(self, name, place[name])
+        if not self.schedule: return
+        self.schedule.load_state_dict(place['schedule'])
+        for group, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr()): group['lr'] = lr
 
 # %% ../nbs/07_learner.ipynb #fab7c318
-class Learner:
+class Learner(Stepper):
     "The training loop."
     def __init__(self,
         model: torch.nn.Module,  # what is trained, in place
-        steps: Callable[[int], Iterable[Sequence[Countable]]],  # epoch -> steps, each a list of batches
+        steps: Callable[[int, int], Iterable[Sequence[Countable]]],  # epoch, steps to skip -> steps, lists of batches
         loss: Callable[[Any, Any], torch.Tensor],  # (model, batch) -> summed loss
         optimizer: torch.optim.Optimizer,
         schedule: Any = None,  # a torch learning-rate scheduler, stepped after every step
         clip: float | None = 1.,  # largest norm of the gradient; None: no limit
         callbacks: Sequence[Any] = (),  # kept for every fit
+        spare: Callable[[], bool] | None = None,  # called when not even one document fits; False: nothing to spare
+        **stepper: Any,  # seed, context and scaler of the `Stepper`
     ):
-        self.model, self.steps, self.loss_of = model, steps, loss
-        self.optimizer, self.schedule, self.clip = optimizer, schedule, clip
-        self.callbacks, self.status = list(callbacks), 'new'
-        self.step, self.epoch, self.tokens = 0, 0, 0
-        self.losses: list[float] = []
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.device = next(model.parameters()).device
+        super().__init__(model, loss, optimizer, schedule, clip, **stepper)
+        self.steps, self.spare, self.callbacks, self.status = steps, spare, list(callbacks), 'new'
+        self.batches: Sequence[Countable] = ()
+        self.most: int | None = None   # tokens that fit into memory in one batch, once that is known
 
     def __call__(self, moment: str) -> None:
         "Let every callback know of a moment."
         for c in self.callbacks:
             if hasattr(c, moment): getattr(c, moment)(self)
 
-    def gradient(self) -> float:
-        "Compute the gradient of a step, batch by batch; return the step's mean loss."
-        targets, total = sum(b.learned for b in self.batches), torch.zeros((), device=self.device)
-        for batch in self.batches:
-            loss = self.loss_of(self.model, batch.to(self.device)) / targets
-            loss.backward()
-            total += loss.detach()
-        return total.item()
-
-    def check(self) -> None:
-        "Stop before the weights are touched if the loss or the gradient is not a finite number."
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf).item()
-        if math.isfinite(self.loss) and math.isfinite(norm): return
-        raise FTNBError(f'step {self.step + 1}: loss {self.loss}, gradient norm {norm}',
-                        'both must be finite; the weights are as they were before this step',
-                        'Lower lr, or look at the rows of this step.')
-
     def one_step(self) -> None:
-        "Gradient, check, update."
+        "Gradient, update; in smaller batches, if memory runs out."
         self('before_step')
-        self.loss = self.gradient()
-        self.check()
-        self.optimizer.step()
-        if self.schedule: self.schedule.step()
+        while True:
+            if self.most: self.batches = _fitting(self.batches, self.most)
+            try: loss = self.gradient(self.batches); break
+            except Exception as e:
+                if not out_of_memory(e): raise
+            _make_room(self)   # outside of `except`: a traceback keeps what it has seen alive
+        with uninterrupted(): self.update(loss, self.batches)
         self.optimizer.zero_grad()
-        self.step, self.tokens = self.step + 1, self.tokens + sum(sum(b.lengths) for b in self.batches)
-        self.losses.append(self.loss)
         self('after_step')
 
     def fit(self, epochs: int = 1, callbacks: Sequence[Any] = ()) -> Learner:
-        "Train; `callbacks` are for this call only. An interruption (■, Ctrl-C) ends it in order."
+        "Train until `epochs` are done, from wherever it is. ■ or Ctrl-C ends it in order. `callbacks`: for this call."
         kept, was = self.callbacks, self.model.training
         self.callbacks, self.status = [*kept, *callbacks], 'failed'
         self.model.train()
         try:
             self('before_fit')
-            for self.epoch in range(epochs):
-                for self.batches in self.steps(self.epoch): self.one_step()
+            while self.epoch < epochs:
+                for self.batches in self.steps(self.epoch, self.at): self.one_step()
+                self.settle()
                 self('after_epoch')
+                self.epoch, self.at = self.epoch + 1, 0
             self.status = 'finished'
-        except StopTraining: self.status = 'finished'
-        except KeyboardInterrupt: self.status = 'interrupted'
+        except StopTraining: self.settle(); self.status = 'finished'
+        except KeyboardInterrupt: self.settle(); self.status = 'interrupted'
         finally:
             self.optimizer.zero_grad()
             self.model.train(was)
             try: self('after_fit')
             finally: self.callbacks = kept
         return self
+
+# %% ../nbs/07_learner.ipynb #1d6d0310
+def _fitting(batches: Sequence, most: int) -> list:
+    "Batches of at most so many tokens, as far as they can be cut."
+    pieces: list = []
+    for b in batches:
+        halves = b.halves() if sum(b.lengths) > most else [b]
+        pieces += halves if len(halves) == 1 else _fitting(halves, most)
+    return pieces
+
+def _make_room(learner: Learner) -> None:
+    "After memory ran out: free what can be freed, and go on with smaller batches, or with what can be spared."
+    learner.optimizer.zero_grad()
+    gc.collect()
+    if learner.device.type == 'cuda': torch.cuda.empty_cache()
+    largest = max(sum(b.lengths) for b in learner.batches)
+    if all(len(b.lengths) == 1 for b in learner.batches if sum(b.lengths) == largest):
+        if learner.spare and learner.spare(): return
+        raise FTNBError(f'a row of {largest:,} tokens', 'it does not fit into memory, not even by itself',
+                        'Cut it with encode(max_len=...), or train less of the model: lora=8.')
+    learner.most = largest // 2
+    warnings.warn(f'step {learner.step + 1}: out of memory; from now on at most {learner.most:,} tokens at a time, '
+                  'with the same gradient', stacklevel=2)
