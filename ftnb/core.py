@@ -5,7 +5,7 @@
 # %% ../nbs/00_core.ipynb #1c405305
 from __future__ import annotations
 import contextlib, difflib, html, importlib, importlib.metadata, os, platform, random, sys, time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 import numpy as np
 import psutil
@@ -173,13 +173,14 @@ def in_notebook() -> bool:
     return type(shell).__name__ == 'ZMQInteractiveShell'
 
 # %% ../nbs/00_core.ipynb #539a510b
-def _show(text: str, handle=None, over: bool = False):
+def _show(text: str, handle=None, over: bool = False, html: str = ''):
     "Write one line where the reader looks, over the old one where that is possible; return the cell's display handle."
     if not in_notebook(): print(f'\r\x1b[2K{text}' if over else text, end='' if over else '\n', flush=True)
     else:
-        from IPython.display import DisplayHandle, Pretty
-        if handle: handle.update(Pretty(text))
-        else: (handle := DisplayHandle()).display(Pretty(text))
+        from IPython.display import DisplayHandle
+        shown = {'text/plain': text} | ({'text/html': html} if html else {})
+        if handle: handle.update(shown, raw=True)
+        else: (handle := DisplayHandle()).display(shown, raw=True)
     return handle
 
 # %% ../nbs/00_core.ipynb #7702f054
@@ -194,14 +195,14 @@ class StatusLine:
         self.every = every if in_notebook() or self.over else log_every
         self.quiet, self.handle, self.last = quiet, None, float('-inf')
 
-    def update(self, text: str) -> None:
-        "Show `text`, unless the last update was a moment ago."
+    def update(self, text: str, html: Callable[[], str] = str) -> None:
+        "Show `text` (in a notebook, what `html` makes), unless the last update was a moment ago."
         if self.quiet or time.monotonic() - self.last < self.every: return
-        self.handle, self.last = _show(text, self.handle, self.over), time.monotonic()
+        self.handle, self.last = _show(text, self.handle, self.over, html()), time.monotonic()
 
-    def close(self, text: str) -> None:
-        "Show `text` for good."
-        if not self.quiet: _show(text + ('\n' if self.over else ''), self.handle, self.over)
+    def close(self, text: str, html: Callable[[], str] = str) -> None:
+        "Show `text` (in a notebook, what `html` makes) for good."
+        if not self.quiet: _show(text + ('\n' if self.over else ''), self.handle, self.over, html())
 
 # %% ../nbs/00_core.ipynb #df229901
 OPTIONAL = {  # package: (what it adds, the command that installs it)

@@ -201,7 +201,7 @@ class Learner(Stepper):
     def fit(self, epochs: int = 1, callbacks: Sequence[Any] = ()) -> Learner:
         "Train until `epochs` are done, from wherever it is. ■ or Ctrl-C ends it in order. `callbacks`: for this call."
         kept, was = self.callbacks, self.model.training
-        self.callbacks, self.status = [*kept, *callbacks], 'failed'
+        self.callbacks, self.status = [*kept, *callbacks], 'running'
         self.model.train()
         try:
             self('before_fit')
@@ -214,6 +214,7 @@ class Learner(Stepper):
         except StopTraining: self.settle(); self.status = 'finished'
         except KeyboardInterrupt: self.settle(); self.status = 'interrupted'
         finally:
+            if self.status in ('running', 'paused'): self.status = 'failed'
             self.optimizer.zero_grad()
             self.model.train(was)
             try: self('after_fit')

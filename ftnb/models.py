@@ -14,9 +14,9 @@ from .core import (OPTIONAL, Card, FTNBError, Placement, StatusLine, choose_devi
                        seeded)
 
 # %% auto #0
-__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'SAVED', 'LM', 'count_parameters', 'is_seq2seq', 'context_length', 'eos_ids',
+__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'ADAPTER', 'SAVED', 'LM', 'count_parameters', 'is_seq2seq', 'context_length', 'eos_ids',
            'byte_tokenizer', 'new_lm', 'tiny_lm', 'train_tokenizer', 'find_model', 'whole_folder', 'quietly',
-           'cache_folder', 'convert_gguf', 'load_lm', 'save_lm', 'random_gpt2']
+           'cache_folder', 'convert_gguf', 'fingerprint', 'load_lm', 'save_lm', 'random_gpt2']
 
 # %% ../nbs/01_models.ipynb #5131febd
 @dataclass(repr=False)
@@ -224,7 +224,7 @@ def find_model(
 def _check_folder(folder: Path) -> Path:
     "Check that a folder holds a model in the hub's layout."
     what = f'model folder {str(folder)!r}'
-    if not (folder / 'config.json').is_file():
+    if not any((folder / name).is_file() for name in ('config.json', ADAPTER)):
         raise FTNBError(what, 'it has no config.json', 'Give a folder that save_lm or save_pretrained has written.')
     if not list(folder.glob('*.safetensors*')):
         raise FTNBError(what, 'it has no .safetensors weights (pickled weights can run code)',
@@ -337,7 +337,7 @@ def _hub_reachable(seconds: float = 3.) -> bool:
     return True
 
 # %% ../nbs/01_models.ipynb #9406798c
-def _from_pretrained(source: str | Path, name: str, place: Placement, **options) -> LM:
+def _from_pretrained(source: str | Path, name: str, place: Placement, quantized: dict, **options) -> LM:
     "Load model and tokenizer with transformers; turn what can go wrong into one clear error."
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     try:
@@ -347,11 +347,11 @@ def _from_pretrained(source: str | Path, name: str, place: Placement, **options)
             tok = AutoTokenizer.from_pretrained(source, **options)
             kind = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
             model, info = kind.from_pretrained(source, dtype=place.dtype, use_safetensors=True,
-                                               output_loading_info=True, **options)
+                                               output_loading_info=True, **quantized, **options)
     except Exception as e: raise _loading_error(source, e, options) from e
     _check_whole(name, model, tok, info)
     if not pair: _check_causal(name, model.eval(), info)
-    return LM(model.eval().to(place.device), tok, name, place)
+    return LM(model.eval() if quantized else model.eval().to(place.device), tok, name, place)
 
 # %% ../nbs/01_models.ipynb #32ad2436
 def _names_here() -> list[str]:
@@ -386,12 +386,53 @@ def _check_whole(name: str, model: Any, tok: Any, info: dict) -> None:
 # %% ../nbs/01_models.ipynb #ec676b23
 def _check_causal(name: str, model: Any, info: dict) -> None:
     "Refuse a model that sees what comes after, or that is only the half of another."
-    texts = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]]) % model.get_input_embeddings().weight.shape[0]
+    texts = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device) % model.get_input_embeddings().weight.shape[0]
     with torch.no_grad(): first, other = model(input_ids=texts, use_cache=False).logits[:, 0].float()
     noise = 1e-4 if model.dtype == torch.float32 else 1e-2
     if (first - other).abs().max() > noise or any('encoder.' in k for k in info.get('unexpected_keys', ())):
         raise FTNBError(f'model {name!r}', 'it is not a causal (left-to-right) language model',
                         'Use one such as gpt2, SmolLM2 or Qwen.')
+
+# %% ../nbs/01_models.ipynb #b628ec02
+ADAPTER = 'adapter_config.json'  # what a folder has that holds an adapter, and no model of its own
+
+def fingerprint(
+    model: torch.nn.Module,  # any torch module, with or without adapters
+) -> str:  # 16 hexadecimal digits; other weights have another one
+    "A short name for a model's own weights: a hash of the first numbers of each."
+    digest = hashlib.blake2b(digest_size=8)
+    own = {k.replace('.base_layer', ''): p for k, p in model.named_parameters() if 'lora_' not in k}
+    for k in sorted(own): digest.update(k.encode() + own[k].detach().flatten()[:256].cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+# %% ../nbs/01_models.ipynb #4cdac0e3
+def _with_adapter(folder: Path, name: str, **how: Any) -> LM:
+    "The model that an adapter folder names, with the adapter."
+    need('peft', 'pip install peft', 'to load adapters')
+    what, base = f'adapter {str(folder)!r}', json.loads((folder / ADAPTER).read_text())['base_model_name_or_path']
+    try: lm = load_lm(base, **how)
+    except FTNBError as e:
+        raise FTNBError(what, f'the model that it belongs to, {base!r}, cannot be loaded ({e.rule})',
+                        f'Correct base_model_name_or_path in its {ADAPTER}, or save it merged.') from e
+    note = folder / 'ftnb.json'
+    if note.is_file() and json.loads(note.read_text())['base'] != fingerprint(lm.model):
+        raise FTNBError(what, f'it was trained on other weights than those of {base!r}',
+                        'Load it with the weights that it was trained on.')
+    with quietly(): lm.model.load_adapter(str(folder), is_trainable=True)
+    lm.model.eval()
+    lm.name = name
+    return lm
+
+# %% ../nbs/01_models.ipynb #ab390d53
+def _quantized(bits: int, place: Placement) -> dict:
+    "Options for transformers to load a model with 8- or 4-bit weights (LLM.int8, NF4), through bitsandbytes."
+    from transformers import BitsAndBytesConfig
+    must('bits', bits, bits in (4, 8), 'it must be 4 or 8')
+    need('bitsandbytes', 'pip install bitsandbytes', 'for quantized weights')
+    config = BitsAndBytesConfig(
+        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=place.autocast or torch.float32)
+    return dict(quantization_config=config, device_map={'': str(place.device)})
 
 # %% ../nbs/01_models.ipynb #86588982
 def load_lm(
@@ -399,13 +440,16 @@ def load_lm(
     device: str | torch.device | None = None,  # None: the best this machine has
     dtype: torch.dtype | None = None,  # of the weights; None: float32
     revision: str | None = None,  # branch, tag or commit, for hub ids
+    bits: int | None = None,  # 8 or 4: quantized weights, which can be trained with LoRA only
 ) -> LM:  # ready to generate or to be fine-tuned
     "Load a language model and its tokenizer. Safetensors only; no code from the hub is ever run."
     kind, where = find_model(name)
+    if kind == 'folder' and (Path(where) / ADAPTER).is_file():
+        return _with_adapter(Path(where), str(name), device=device, dtype=dtype, bits=bits)
     place = choose_device(device, dtype)
     if kind == 'gguf': where = convert_gguf(where)
     options = dict(revision=revision, local_files_only=not _hub_reachable()) if kind == 'hub' else {}
-    return _from_pretrained(where, str(name), place, **options)
+    return _from_pretrained(where, str(name), place, _quantized(bits, place) if bits else {}, **options)
 
 # %% ../nbs/01_models.ipynb #57af1765
 SAVED = {'.json', '.safetensors', '.jinja', '.txt', '.model'}  # what a saved model consists of
@@ -413,7 +457,7 @@ SAVED = {'.json', '.safetensors', '.jinja', '.txt', '.model'}  # what a saved mo
 def _check_free(folder: Path) -> None:
     "Refuse to replace anything but a folder that holds a saved model and nothing else."
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return
-    model = folder.is_dir() and (folder / 'config.json').exists()
+    model = folder.is_dir() and any((folder / name).exists() for name in ('config.json', ADAPTER))
     if model and all(p.is_file() and p.suffix in SAVED for p in folder.iterdir()): return
     raise FTNBError(f'folder {str(folder)!r}', 'it holds more than a saved model, and saving would replace it',
                     'Choose another folder.')
@@ -423,10 +467,13 @@ def save_lm(
     lm: LM,  # what to save
     folder: str | Path,  # where; a model that is there already is replaced once the new one is whole
 ) -> Path:  # the folder
-    "Save model and tokenizer as safetensors in the hub's layout, atomically."
+    "Save model and tokenizer (of a model with an adapter: the adapter) as safetensors in the hub's layout, atomically."
     folder = Path(folder).expanduser()
     _check_free(folder)
-    with whole_folder(folder) as new, quietly(): lm.model.save_pretrained(new); lm.tokenizer.save_pretrained(new)
+    with whole_folder(folder) as new, quietly():
+        lm.model.save_pretrained(new)
+        lm.tokenizer.save_pretrained(new)
+        if (new / ADAPTER).exists(): (new / 'ftnb.json').write_text(json.dumps({'base': fingerprint(lm.model)}))
     return folder
 
 # %% ../nbs/01_models.ipynb #30439163
