@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 import torch
 from .core import FTNBError, must, need
+from .data import Batch, end_to_end
+from .generation import evaluating
+from .kernels import computing, end_to_end_loss, hidden_states
 from .models import LM, count_parameters, quietly
 
 # %% auto #0
-__all__ = ['lora_config', 'adapter_layers', 'add_lora', 'without_adapter', 'merge_adapter', 'layers_of', 'freeze']
+__all__ = ['lora_config', 'adapter_layers', 'add_lora', 'without_adapter', 'merge_adapter', 'remove_adapter', 'layers_of',
+           'freeze', 'frozen_layers', 'KeptFeatures']
 
 # %% ../nbs/09_adapters.ipynb #3c5d5874
 def lora_config(
@@ -50,7 +54,8 @@ def add_lora(
     "Put an adapter beside a model's layers."
     config = lora_config(lora) if isinstance(lora, int) else lora
     if adapter_layers(lm.model):
-        raise FTNBError(f'model {lm.name!r}', 'it has an adapter already', 'Leave `lora` out to train that one, or merge it.')
+        raise FTNBError(f'model {lm.name!r}', 'it has an adapter already',
+                        'Leave `lora` out to train that one, or merge it.')
     if type(config).__name__ != 'LoraConfig':
         raise FTNBError(f'lora={str(lora)[:60]!r}', 'it must be a rank, or a peft.LoraConfig', 'Use lora=8.')
     config.base_model_name_or_path = lm.name
@@ -82,11 +87,18 @@ def merge_adapter(
     layers = adapter_layers(lm.model)
     if not layers: raise FTNBError(f'model {lm.name!r}', 'it has no adapter', 'Use it as it is.')
     for m in layers: m.merge(safe_merge=True)
+    return remove_adapter(lm)
+
+def remove_adapter(
+    lm: LM,  # a model with an adapter; it is changed in place
+) -> LM:  # the same, as it was before `add_lora`, and ready to be trained
+    "Take an adapter off a model."
+    layers = adapter_layers(lm.model)
     places = [(parent, name, child) for parent in lm.model.modules() for name, child in parent.named_children()]
     for parent, name, child in places:
         if child in layers: setattr(parent, name, child.get_base_layer())
     for left in ('peft_config', '_hf_peft_config_loaded'): lm.model.__dict__.pop(left, None)
-    lm.model.requires_grad_(True)
+    for p in lm.model.parameters(): p.requires_grad_(p.is_floating_point())
     return lm
 
 # %% ../nbs/09_adapters.ipynb #c583ea6a
@@ -112,3 +124,86 @@ def freeze(
     for name, p in lm.model.base_model.named_parameters():   # positions, and what else comes before the first block
         if 'emb' in name.split('.')[0] or name.startswith('wpe'): p.requires_grad_(False)
     return lm
+
+# %% ../nbs/09_adapters.ipynb #ae2a0247
+def frozen_layers(
+    model: torch.nn.Module,  # a transformers causal language model
+) -> int:  # 0 if something is trained in the lowest block, or before it
+    "How many of the lowest blocks never change in training, and neither does what comes before them."
+    try: stack = layers_of(model)
+    except FTNBError: return 0
+    inside = {id(p) for layer in stack for p in layer.parameters()}
+    before = [p for k, p in model.base_model.named_parameters()
+              if id(p) not in inside and 'norm' not in k and 'ln_f' not in k]
+    if any(p.requires_grad for p in before): return 0
+    fixed = [not any(p.requires_grad for p in layer.parameters()) for layer in stack]
+    return fixed.index(False) if False in fixed else 0
+
+# %% ../nbs/09_adapters.ipynb #8ea7738d
+class _Through(torch.nn.Module):
+    "Takes a block's place, and does nothing."
+    def __init__(self, block: torch.nn.Module):
+        super().__init__()
+        object.__setattr__(self, 'block', block)   # not as a part of it
+
+    def __getattr__(self, name: str) -> Any: return getattr(object.__getattribute__(self, 'block'), name)
+    def forward(self, hidden_states: torch.Tensor, *_, **__) -> torch.Tensor: return hidden_states
+
+class _Reached(Exception):
+    "The first trained block was reached."
+
+# %% ../nbs/09_adapters.ipynb #75d151ec
+class KeptFeatures:
+    "What the frozen lower blocks of a model make of each row, computed once."
+    def __init__(self,
+        lm: LM,  # a decoder-only model whose documents can lie end to end
+        rows: Any,  # token rows
+        micro_tokens: int = 4096,  # most tokens in a forward pass
+    ):
+        self.lm, self.stack, self.first = lm, layers_of(lm.model), frozen_layers(lm.model)
+        self.kept: list[torch.Tensor] = []
+        lengths = [len(r) for r in rows['input_ids']]
+        groups: list[list[int]] = [[]]
+        for i, n in enumerate(lengths):   # in the order of the rows: the same numbers in every run
+            if groups[-1] and sum(lengths[j] for j in groups[-1]) + n > micro_tokens: groups.append([])
+            groups[-1].append(i)
+        for group in groups: self.kept += self.features(end_to_end([rows[i] for i in group], group))
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> list[torch.Tensor]:
+        "What reaches the first trained block, document by document."
+        def catch(layer, args, kwargs):
+            self.caught = args[0] if args else kwargs['hidden_states']
+            raise _Reached
+        hook = self.stack[self.first].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            with evaluating(self.lm), computing(self.lm, packed=True):
+                hidden_states(self.lm.model, batch.to(self.lm.device))
+        except _Reached: pass
+        finally: hook.remove()
+        return [t.clone() for t in self.caught[0].cpu().split(batch.lengths)]
+
+    @contextlib.contextmanager
+    def standing_in(self, batch: Batch) -> Iterator[None]:
+        "Have the kept features take the place of the frozen blocks, for a batch that knows its rows."
+        known = torch.cat([self.kept[i] for i in batch.rows])[None].to(self.lm.device)
+        def give(layer, args, kwargs):
+            return ((known, *args[1:]), kwargs) if args else (args, kwargs | {'hidden_states': known})
+        hook = self.stack[self.first].register_forward_pre_hook(give, with_kwargs=True)
+        blocks = list(self.stack[:self.first])
+        for i, block in enumerate(blocks): self.stack[i] = _Through(block)
+        try: yield
+        finally:
+            for i, block in enumerate(blocks): self.stack[i] = block
+            hook.remove()
+
+    def loss(self, model: Any, batch: Batch, smoothing: float = 0.) -> torch.Tensor:
+        "As `end_to_end_loss`, without the frozen blocks."
+        with self.standing_in(batch): return end_to_end_loss(model, batch, smoothing)
+
+    def exact(self, rows: Any) -> bool:
+        "Whether the loss of some rows is the same with it and without it."
+        some = end_to_end([rows[i] for i in range(min(3, len(rows)))], range(min(3, len(rows)))).to(self.lm.device)
+        with torch.no_grad(), evaluating(self.lm), computing(self.lm, packed=True):
+            mine, plain = self.loss(self.lm.model, some), end_to_end_loss(self.lm.model, some)
+        return bool((mine - plain).abs() < 1e-3 * plain.abs())

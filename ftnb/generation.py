@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 import torch
 from .core import FTNBError, StatusLine, must
-from .models import LM, context_length, eos_ids, is_seq2seq
+from .models import LM, context_length, eos_ids, is_seq2seq, lock_of
 
 # %% auto #0
 __all__ = ['Prompt', 'prompt_ids', 'source_ids', 'open_ended', 'evaluating', 'Decoder', 'PairDecoder', 'decoder_start', 'steps',
@@ -111,11 +111,13 @@ def evaluating(
     lm: LM,  # a loaded model
 ) -> Iterator[None]:
     "Switch dropout off and use the model's autocast format inside the block; restore the mode after it."
-    was, fmt = lm.model.training, lm.placement.autocast
-    lm.model.eval()
-    try:
-        with torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None, cache_enabled=False): yield
-    finally: lm.model.train(was)
+    fmt = lm.placement.autocast
+    formats = torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None, cache_enabled=False)
+    with lock_of(lm.model), formats:
+        was = lm.model.training
+        lm.model.eval()
+        try: yield
+        finally: lm.model.train(was)
 
 # %% ../nbs/02_generation.ipynb #5d6b940c
 def _left_padded(lm: LM, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

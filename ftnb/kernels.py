@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .core import seeded
 from .data import IGNORE, Batch, PairBatch, end_to_end, plan_epoch, side_by_side
 from .generation import evaluating
-from .models import LM, is_seq2seq, quietly
+from .models import LM, is_seq2seq, lock_of, quietly
 
 # %% auto #0
 __all__ = ['NAME', 'padded_nats', 'document_attention', 'end_to_end_attention', 'hidden_states', 'head_of',
@@ -297,7 +297,7 @@ def computing(
     attention = end_to_end_attention(lm.model) if packed else contextlib.nullcontext()
     # without autocast's cache: it would keep the 16-bit copies of weights that the optimizer has changed since
     formats = torch.autocast(kind, fmt or torch.bfloat16, enabled=fmt is not None, cache_enabled=False)
-    with attention, formats: yield
+    with lock_of(lm.model), attention, formats: yield
 
 # %% ../nbs/06_kernels.ipynb #085814be
 def packs(

@@ -109,13 +109,14 @@ class Stepper:
 
     def gradient(self, batches: Sequence[Countable]) -> torch.Tensor:
         "Compute the gradient of a step, batch by batch; return the step's mean loss."
-        torch.manual_seed(self.seed + 1_000_003 * (self.step + 1))
         targets, total = sum(b.learned for b in batches), torch.zeros((), device=self.device)
-        for batch in batches:
-            with self.context():
-                loss = self.loss_of(self.model, batch.to(self.device)) / targets
-                (self.scaler.scale(loss) if self.scaler else loss).backward()
-            total += loss.detach()
+        with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
+            torch.manual_seed(self.seed + 1_000_003 * (self.step + 1))
+            for batch in batches:
+                with self.context():
+                    loss = self.loss_of(self.model, batch.to(self.device)) / targets
+                    (self.scaler.scale(loss) if self.scaler else loss).backward()
+                total += loss.detach()
         return total
 
     def update(self, loss: torch.Tensor, batches: Sequence[Countable]) -> None:

@@ -4,7 +4,8 @@
 
 # %% ../nbs/01_models.ipynb #724cf2b6
 from __future__ import annotations
-import contextlib, hashlib, importlib.util, io, json, os, re, shutil, socket, tempfile, urllib.parse, urllib.request
+import contextlib, hashlib, importlib.util, io, json, os, re, shutil, socket, tempfile
+import threading, urllib.parse, urllib.request, warnings, weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from .core import (OPTIONAL, Card, FTNBError, Placement, StatusLine, choose_devi
                        seeded)
 
 # %% auto #0
-__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'ADAPTER', 'SAVED', 'LM', 'count_parameters', 'is_seq2seq', 'context_length', 'eos_ids',
-           'byte_tokenizer', 'new_lm', 'tiny_lm', 'train_tokenizer', 'find_model', 'whole_folder', 'quietly',
+__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'ADAPTER', 'SAVED', 'LM', 'count_parameters', 'is_seq2seq', 'lock_of', 'context_length',
+           'eos_ids', 'byte_tokenizer', 'new_lm', 'tiny_lm', 'train_tokenizer', 'find_model', 'whole_folder', 'quietly',
            'cache_folder', 'convert_gguf', 'fingerprint', 'load_lm', 'save_lm', 'random_gpt2']
 
 # %% ../nbs/01_models.ipynb #5131febd
@@ -54,6 +55,15 @@ def is_seq2seq(
 ) -> bool:
     "Whether it is an encoder-decoder (T5, BART, Marian): it reads one text, and writes another."
     return bool(lm.model.config.is_encoder_decoder)
+
+# %% ../nbs/01_models.ipynb #cfe676c2
+_LOCKS: Any = weakref.WeakKeyDictionary()
+
+def lock_of(
+    model: torch.nn.Module,  # any torch module
+) -> threading.RLock:
+    "The lock that a thread holds while it computes with a model."
+    return _LOCKS.setdefault(model, threading.RLock())
 
 # %% ../nbs/01_models.ipynb #c0df2aea
 def context_length(
@@ -272,7 +282,10 @@ def quietly() -> Iterator[None]:
     from transformers.utils import logging
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar(); logging.set_verbosity_error()
-    try: yield
+    try:
+        with warnings.catch_warnings():   # of deprecations in what other libraries call
+            warnings.simplefilter('ignore', FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
