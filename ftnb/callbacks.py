@@ -67,7 +67,9 @@ class Watch(Callback):
         "Look, unless that has been done after this very step."
         if not self.seen or self.seen[-1][0] != learner.step: self.seen.append((learner.step, self.look()))
 
-    def before_fit(self, learner: Learner) -> None: self.note(learner)
+    def before_fit(self, learner: Learner) -> None:
+        if not learner.step: self.note(learner)   # and not when a run is continued
+
     def after_epoch(self, learner: Learner) -> None: self.note(learner)
 
     def after_fit(self, learner: Learner) -> None:

@@ -17,7 +17,7 @@ from .generation import evaluating
 from .models import LM, is_seq2seq, lock_of, quietly
 
 # %% auto #0
-__all__ = ['NAME', 'padded_nats', 'document_attention', 'end_to_end_attention', 'hidden_states', 'head_of',
+__all__ = ['NAME', 'padded_nats', 'document_attention', 'end_to_end_attention', 'compiled', 'hidden_states', 'head_of',
            'linear_cross_entropy', 'end_to_end_loss', 'end_to_end_nats', 'lies_end_to_end', 'computing', 'packs',
            'padded_loss', 'pair_nats', 'pair_loss', 'row_nats']
 
@@ -130,6 +130,15 @@ def _use_varlen(device: torch.device) -> bool:
     "Whether the one-kernel form can run here: CUDA, Ampere or newer (it also wants a 16-bit format)."
     if device.type != 'cuda' or not importlib.util.find_spec('torch.nn.attention.varlen'): return False   # torch 2.10
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+# %% ../nbs/06_kernels.ipynb #9d068a4b
+def compiled(
+    model: Any,  # a transformers causal language model
+) -> Callable:  # a compiled form of `model.base_model`
+    "Compile a model's body; where documents are attended to one by one, that part stays as it is."
+    global _by_document
+    if not getattr(_by_document, '_torchdynamo_disable', False): _by_document = torch.compiler.disable(_by_document)
+    return torch.compile(model.base_model, dynamic=True if model.device.type == 'cpu' else None)
 
 # %% ../nbs/06_kernels.ipynb #0d043d27
 def hidden_states(
