@@ -13,7 +13,9 @@ _HOME = {name: module for module, names in {
     'tasks': 'Task dialogue free_text sentiment summarization translation',
     'data': 'Encoded encode show_tokens',
     'learner': 'Callback Learner StopTraining',
-    'finetuning': 'Run finetune held_out_loss',
+    'callbacks': 'Tracker Watch',
+    'adapters': 'add_lora lora_config merge_adapter without_adapter',
+    'finetuning': 'Run find_lr finetune held_out_loss load_checkpoint preflight resume',
     'metrics': 'metric',
     'scores': 'Comparison Scores compare score score_texts',
 }.items() for name in names.split()}

@@ -76,7 +76,9 @@ class Watch(Callback):
         if learner.status == 'finished': self.note(learner)   # it may have ended within an epoch
 
     def after_step(self, learner: Learner) -> None:
-        if self.every and learner.step % self.every == 0: self.note(learner)
+        if self.every and learner.step and learner.step % self.every == 0: self.note(learner)
+
+    def before_step(self, learner: Learner) -> None: self.after_step(learner)   # if that was interrupted
 
     def state_dict(self) -> dict: return {'seen': self.seen}
     def load_state_dict(self, state: dict) -> None: self.seen[:] = state['seen']

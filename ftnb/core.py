@@ -4,7 +4,8 @@
 
 # %% ../nbs/00_core.ipynb #1c405305
 from __future__ import annotations
-import contextlib, difflib, html, importlib, importlib.metadata, os, platform, random, sys, time
+import contextlib, difflib, html, importlib, importlib.metadata, os, platform, random, signal, sys
+import threading, time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 
 # %% auto #0
 __all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'must', 'need', 'html_table', 'Card', 'Placement',
-           'placement_rule', 'choose_device', 'seeded', 'in_notebook', 'StatusLine', 'version_of', 'memory', 'Doctor',
-           'doctor']
+           'placement_rule', 'choose_device', 'seeded', 'uninterrupted', 'in_notebook', 'StatusLine', 'version_of',
+           'memory', 'Doctor', 'doctor']
 
 # %% ../nbs/00_core.ipynb #056b594b
 class FTNBError(ValueError):
@@ -165,6 +166,18 @@ def seeded(
         random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
         try: yield
         finally: random.setstate(python); np.random.set_state(numpy)
+
+# %% ../nbs/00_core.ipynb #8ab51d60
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    "Hold back ■ and Ctrl-C until the block is done."
+    if threading.current_thread() is not threading.main_thread(): yield; return   # they never come to other threads
+    held: list = []
+    was = signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    try: yield
+    finally:
+        signal.signal(signal.SIGINT, was if was is not None else signal.default_int_handler)
+        if held: signal.raise_signal(signal.SIGINT)
 
 # %% ../nbs/00_core.ipynb #17cb7465
 def in_notebook() -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from .core import seeded
+from .core import seeded, uninterrupted
 from .data import IGNORE, Batch, PairBatch, end_to_end, plan_epoch, side_by_side
 from .generation import evaluating
 from .models import LM, is_seq2seq, lock_of, quietly
@@ -121,9 +121,11 @@ def end_to_end_attention(
     AttentionInterface.register(NAME, document_attention)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
     was = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try: yield
-    finally: model.set_attn_implementation(was)
+    try:
+        with uninterrupted(): model.set_attn_implementation(NAME)
+        yield
+    finally:
+        with uninterrupted(): model.set_attn_implementation(was)
 
 # %% ../nbs/06_kernels.ipynb #1628e600
 def _use_varlen(device: torch.device) -> bool:

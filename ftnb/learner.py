@@ -4,14 +4,14 @@
 
 # %% ../nbs/07_learner.ipynb #0d0a2f61
 from __future__ import annotations
-import contextlib, gc, math, signal, threading, warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib, gc, math, warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 import torch
-from .core import FTNBError
+from .core import FTNBError, uninterrupted
 
 # %% auto #0
-__all__ = ['Callback', 'StopTraining', 'Countable', 'uninterrupted', 'out_of_memory', 'NotFinite', 'Stepper', 'Learner']
+__all__ = ['Callback', 'StopTraining', 'Countable', 'out_of_memory', 'NotFinite', 'Stepper', 'Learner']
 
 # %% ../nbs/07_learner.ipynb #a273fc22
 class Callback:
@@ -39,18 +39,6 @@ class Countable(Protocol):
     def lengths(self) -> Sequence[int]: "The lengths of its documents."
     def to(self, device: torch.device) -> Any: "The same batch on a device."
     def halves(self) -> list: "The same batch in two, or alone in a list if that cannot be."
-
-# %% ../nbs/07_learner.ipynb #8ab51d60
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    "Hold back ■ and Ctrl-C until the block is done."
-    if threading.current_thread() is not threading.main_thread(): yield; return   # they never come to other threads
-    held: list = []
-    was = signal.signal(signal.SIGINT, lambda *args: held.append(args))
-    try: yield
-    finally:
-        signal.signal(signal.SIGINT, was if was is not None else signal.default_int_handler)
-        if held: signal.raise_signal(signal.SIGINT)
 
 # %% ../nbs/07_learner.ipynb #3d7fcab8
 def out_of_memory(

@@ -1,0 +1,281 @@
+"""Runs that end badly: killed, interrupted, out of memory, on a full disk, on a damaged checkpoint. None may lose more
+than it must, and each must end with the weights of a run that nothing happened to, bit for bit."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftnb import finetune, resume, tiny_lm
+from ftnb.callbacks import checkpoints_in, newest_checkpoint
+from ftnb.core import FTNBError
+from ftnb.data import encode
+from ftnb.learner import Callback, Learner
+
+EVERY = 2  # steps between checkpoints
+TEXTS = ["To be, or not to be, that is the question: " + "whether 'tis nobler " * (n % 4) for n in range(24)]
+PROCESSES = multiprocessing.get_context("forkserver")  # a new process a trial, without importing everything again
+PROCESSES.set_forkserver_preload(["ftnb.finetuning", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama"])
+
+
+def begin(**options: Any) -> Any:
+    """A run of 24 steps, with dropout."""
+    torch.set_num_threads(1)  # many small processes
+    lm = tiny_lm("gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
+    settings: dict[str, Any] = {"epochs": 2, "lr": 1e-2, "batch_size": 2, "valid_every": 5, "progress": False}
+    return finetune(lm, encode(lm, {"train": TEXTS, "valid": TEXTS[:2]}), **settings | options)
+
+
+def digest(run: Any) -> str:
+    """A name for what came out of a run: hashes of weights, losses, and held-out losses."""
+    weights = b"".join(p.detach().numpy().tobytes() for p in run.lm.model.parameters())
+    parts = weights, json.dumps(run.losses).encode(), json.dumps(run.valid).encode()
+    return " ".join(hashlib.sha256(part).hexdigest()[:16] for part in parts)
+
+
+def _answer(pipe: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        pipe.send(("value", work(*args)))
+    except BaseException:
+        pipe.send(("error", traceback.format_exc()))
+
+
+def in_process(work: Callable[..., Any], *args: Any, killed_after: float | None = None) -> Any:
+    """What `work` returns in a process of its own; None if that was killed."""
+    read, write = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_answer, args=(write, work, args))
+    process.start()
+    write.close()
+    if killed_after is not None:
+        process.join(killed_after)
+        process.kill()
+    try:
+        kind, value = read.recv()
+    except EOFError:
+        kind, value = "killed", None
+    process.join(120)
+    if kind == "error":
+        pytest.fail(value)
+    return value
+
+
+def undisturbed() -> str:
+    return digest(begin())
+
+
+@pytest.fixture(scope="module")
+def expected() -> str:
+    return in_process(undisturbed)
+
+
+class Steps(Callback):
+    """Notes each step in a file, for those who come after."""
+
+    def __init__(self, folder: Path):
+        self.file = folder.with_suffix(".steps")
+
+    def after_step(self, learner: Learner) -> None:
+        with self.file.open("a") as f:
+            print(learner.step, file=f)
+
+
+def kill_at(event: int) -> None:
+    """Kill this process when it flushes or renames a file, or begins or ends a step, for the `event`-th time."""
+    count = iter(range(1, event + 1))
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(count, event) == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    os.fsync, os.rename, torch.save = counted(os.fsync), counted(os.rename), counted(torch.save)
+    for moment in ("gradient", "update", "settle"):
+        setattr(Learner, moment, counted(getattr(Learner, moment)))
+
+
+def begin_or_resume(folder: Path, event: int | None) -> str:
+    """Go on with a run, or begin it; die at an event."""
+    torch.set_num_threads(1)
+    if event:
+        kill_at(event)
+    if (folder / "run" / "run.json").exists() and checkpoints_in(folder):
+        return digest(resume(folder, callbacks=[Steps(folder)], progress=False))
+    shutil.rmtree(folder, ignore_errors=True)  # it died before the first checkpoint
+    return digest(begin(checkpoint=folder, checkpoint_every=EVERY, callbacks=[Steps(folder)]))
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def test_kill_9(tmp_path: Path, expected: str) -> None:
+    """At least 24 kills at random moments, most of them within the writing of a checkpoint."""
+    chance, kills, runs = random.Random(0), 0, 0
+    while kills < 24:
+        folder, finished = tmp_path / f"run{runs}", None
+        while finished is None:
+            timed = {"killed_after": chance.uniform(0.3, 3)} if chance.random() < 0.2 else {}
+            event = None if timed else chance.randrange(20, 90)
+            finished = in_process(begin_or_resume, folder, event, **timed)
+            if finished:
+                break
+            kills += 1
+            steps = folder.with_suffix(".steps")
+            done = int(steps.read_text().split()[-1]) if steps.exists() else 0
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # a checkpoint that is there is whole
+                kept = step_of(newest_checkpoint(folder)) if checkpoints_in(folder) else 0
+            assert done - kept <= EVERY, "more was lost than the steps since the last checkpoint"
+        assert finished == expected
+        runs += 1
+    assert not [left for left in tmp_path.rglob(".step-*")], "what killed processes left behind is cleared away"
+
+
+class StopAt(Callback):
+    """Press Ctrl-C after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def after_step(self, learner: Learner) -> None:
+        if learner.step == self.step:
+            raise KeyboardInterrupt
+
+
+def interrupted(delays: list[float]) -> tuple[str, int]:
+    """Press Ctrl-C at random moments, go on each time."""
+    run, times = begin(callbacks=[StopAt(1)]), 0
+    for delay in delays:
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            resume(run)
+            times += run.status == "interrupted"
+            while timer.is_alive():  # it must not come later, where nobody expects it
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            pass  # before the loop began, or after it ended
+    return digest(resume(run)), times
+
+
+def test_interrupted_anywhere(expected: str) -> None:
+    chance, times = random.Random(1), 0
+    for _ in range(3):
+        found, n = in_process(interrupted, [chance.uniform(0.01, 0.12) for _ in range(30)])
+        assert found == expected
+        times += n
+    assert times >= 10, "too quick for this test"
+
+
+def on_a_full_disk(folder: Path) -> tuple[str, list[str], list[str]]:
+    """No file may become larger than a few kB after the fourth step."""
+
+    class Full(Callback):
+        def before_step(self, learner: Learner) -> None:
+            if learner.step == 5:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run = begin(checkpoint=folder, checkpoint_every=EVERY, callbacks=[Full()])
+    return digest(run), [str(w.message) for w in told], [c.name for c in checkpoints_in(folder)]
+
+
+def test_full_disk(tmp_path: Path, expected: str) -> None:
+    found, told, kept = in_process(on_a_full_disk, tmp_path / "run")
+    assert found == expected, "training itself goes on"
+    assert kept == ["step-00000004", "step-00000002"] and step_of(newest_checkpoint(tmp_path / "run")) == 4
+    assert len(told) == 11 and all("no checkpoint could be written" in t and "step-00000004" in t for t in told)
+    assert not list((tmp_path / "run").glob(".step-*"))
+    assert in_process(begin_or_resume, tmp_path / "run", None) == expected
+
+
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("half") / "run"
+    in_process(half_a_run, folder)
+    return folder
+
+
+def half_a_run(folder: Path) -> None:
+    begin(checkpoint=folder, checkpoint_every=EVERY, callbacks=[StopAt(8)])
+
+
+def spoil(file: Path, how: str) -> None:
+    data = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+    else:
+        middle = len(data) // 2
+        file.write_bytes(data[:middle] if how == "cut" else data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["cut", "one bit", "gone"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt", "checksums.json"])
+def test_damaged_checkpoint(name: str, how: str, half_done: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(half_done, folder)
+    assert [step_of(c) for c in checkpoints_in(folder)] == [8, 6]
+    spoil(folder / "step-00000008" / name, how)
+    with pytest.warns(UserWarning, match="step-00000008 is damaged .*; the one before it is used"):
+        assert step_of(newest_checkpoint(folder)) == 6
+    spoil(folder / "step-00000006" / name, how)
+    with pytest.warns(UserWarning), pytest.raises(FTNBError, match="no whole checkpoint"):
+        newest_checkpoint(folder)
+
+
+def test_resumed_after_damage(half_done: Path, tmp_path: Path, expected: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(half_done, folder)
+    spoil(folder / "step-00000008" / "weights.safetensors", "cut")
+    assert in_process(begin_or_resume, folder, None) == expected
+
+
+def test_a_folder_with_checkpoints_is_not_begun_again(half_done: Path) -> None:
+    before = sorted(half_done.rglob("*"))
+    with pytest.raises(FTNBError, match="checkpoints of an earlier run.*resume"):
+        begin(checkpoint=half_done)
+    assert sorted(half_done.rglob("*")) == before
+
+
+def with_little_memory() -> tuple[list[str], float, float, int | None]:
+    """The same step with plenty of memory in one piece, and with a limit on the process's memory."""
+    lm = tiny_lm(context=4096, attn_implementation="eager")
+    data = encode(lm, ["word " * 200 for _ in range(32)], max_len=1024)
+    options: dict[str, Any] = {"batch_size": 32, "micro_tokens": 10**6, "progress": False, "lr": 1e-3}
+    whole = finetune(tiny_lm(context=4096), data, **options).losses[0]
+
+    class Little(Callback):
+        def before_step(self, learner: Learner) -> None:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + 120 * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run = finetune(lm, data, callbacks=[Little()], **options)
+    return [str(w.message) for w in told], whole, run.losses[0], run.learner.most
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits on a process's memory are Linux's")
+def test_out_of_memory() -> None:
+    told, whole, halved, most = in_process(with_little_memory)
+    assert any("out of memory; from now on at most" in t for t in told), told
+    assert halved == pytest.approx(whole, rel=1e-5) and most is not None and most < 32 * 1001
