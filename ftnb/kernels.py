@@ -153,7 +153,8 @@ def hidden_states(
     lengths, kernel = (*batch.lengths, spare) if spare else batch.lengths, _use_varlen(batch.input_ids.device)
     where = dict(cu_seq_lens_q=batch.starts, max_length_q=batch.longest or max(lengths)) if kernel else {}
     if not (kernel and batch.longest): where['doc_lengths'] = lengths   # for compiled code every batch looks the same
-    out = (body or model.base_model)(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **where)
+    out = (model.base_model if body is None else body)(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **where)
     return out.last_hidden_state[0].index_select(0, batch.chosen)
 
 # %% ../nbs/06_kernels.ipynb #4049e10a

@@ -164,8 +164,8 @@ def interrupted(delays: list[float]) -> tuple[str, int]:
     run, times = begin(callbacks=[StopAt(1)]), 0
     for delay in delays:
         timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         try:
+            timer.start()
             resume(run)
             times += run.status == "interrupted"
             while timer.is_alive():  # it must not come later, where nobody expects it
