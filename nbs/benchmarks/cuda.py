@@ -763,7 +763,9 @@ def shaped_lm(name: str, tiny: bool, device: str) -> LM:
     from transformers import AutoConfig
 
     kind, config = SHAPES[name]
-    return new_lm(AutoConfig.for_model(kind, **config | (SMALL[kind] if tiny else {})), byte_tokenizer(), device=device)
+    whole = AutoConfig.for_model(kind, **config | (SMALL[kind] if tiny else {}))
+    with torch.device(device):  # a billion random numbers are quickest drawn where they are needed
+        return new_lm(whole, byte_tokenizer(), device=device)
 
 
 class Clock(Callback):
@@ -889,7 +891,7 @@ def worker(shape: str, way: str, lora: bool, rows: int, tiny: bool, device: str)
 def in_own_process(job: Job, **what: Any) -> dict:
     """`worker` in a process of its own, so that its memory is its own."""
     code = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(what)]
-    done = subprocess.run(code, capture_output=True, text=True, timeout=max(60.0, job.until - time.monotonic() + 120))
+    done = subprocess.run(code, capture_output=True, text=True, timeout=max(60.0, job.until - time.monotonic() + 60))
     if done.returncode or "RESULT" not in done.stdout:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no result"])[-1][:200])
     return json.loads(done.stdout.rpartition("RESULT")[2])
