@@ -11,7 +11,7 @@ import pytest
 # mypy holds ftnb to its own annotations; to follow torch and transformers as well takes minutes, and reports their
 # stubs.
 CHECKS = {
-    "ruff": ["ruff", "check", "--output-format=concise", "ftnb", "tests", ".ci", "setup.py"],
+    "ruff": ["ruff", "check", "--output-format=concise", "ftnb", "tests", ".ci", "nbs", "setup.py"],
     "mypy": ["mypy", "--ignore-missing-imports", "--check-untyped-defs", "--follow-imports=skip", "ftnb", ".ci/nb.py"],
 }
 
