@@ -143,6 +143,7 @@ class Progress(Callback):
     def after_step(self, learner: Learner) -> None:
         self.seconds += time.perf_counter() - self.started
         self.shared = learner.tokens / self.total_tokens if self.total_tokens else learner.step / self.total_steps
+        if not self.line.due: return
         left = self.seconds * max(0, 1 - self.shared) / self.shared
         self.line.update(f'step {learner.step:,} of {self.total_steps:,}, {self.facts(learner)}, {clock(left)} left',
                          lambda: self.view(learner, f'{clock(left)} left'))

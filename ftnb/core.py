@@ -208,9 +208,14 @@ class StatusLine:
         self.every = every if in_notebook() or self.over else log_every
         self.quiet, self.handle, self.last = quiet, None, float('-inf')
 
+    @property
+    def due(self) -> bool:
+        "Whether an update would be shown now."
+        return not self.quiet and time.monotonic() - self.last >= self.every
+
     def update(self, text: str, html: Callable[[], str] = str) -> None:
         "Show `text` (in a notebook, what `html` makes), unless the last update was a moment ago."
-        if self.quiet or time.monotonic() - self.last < self.every: return
+        if not self.due: return
         self.handle, self.last = _show(text, self.handle, self.over, html()), time.monotonic()
 
     def close(self, text: str, html: Callable[[], str] = str) -> None:

@@ -4,7 +4,7 @@
 
 # %% ../nbs/06_kernels.ipynb #12fb75f9
 from __future__ import annotations
-import contextlib, importlib.util
+import contextlib, importlib.util, inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 import numpy as np
@@ -117,21 +117,30 @@ def end_to_end_attention(
 ) -> Iterator[None]:
     "Let `model` attend within documents inside the block; restore its own attention after it."
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-    AttentionInterface.register(NAME, document_attention)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-    was = model.config._attn_implementation
+    AttentionInterface.register(NAME, document_attention)   # and no mask: a name without one gets none, and no GPU waits
+    was, pad = model.config._attn_implementation, getattr(model.config, 'pad_token_id', None)
     try:
         with uninterrupted(): model.set_attn_implementation(NAME)
+        model.config.pad_token_id = None   # with one, transformers looks for padding in the ids, and a GPU waits
         yield
     finally:
+        model.config.pad_token_id = pad
         with uninterrupted(): model.set_attn_implementation(was)
 
 # %% ../nbs/06_kernels.ipynb #1628e600
 def _use_varlen(device: torch.device) -> bool:
-    "Whether the one-kernel form can run here: CUDA, Ampere or newer (it also wants a 16-bit format)."
-    if device.type != 'cuda' or not importlib.util.find_spec('torch.nn.attention.varlen'): return False   # torch 2.10
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    "Whether the one-kernel form can run here: CUDA, Ampere or newer, and a torch whose kernel takes what models need."
+    if device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 0): return False
+    if not importlib.util.find_spec('torch.nn.attention.varlen'): return False   # before torch 2.10
+    from torch.nn.attention.varlen import varlen_attn
+    return {'scale', 'window_size', 'enable_gqa'} <= set(inspect.signature(varlen_attn).parameters)
+
+def _one_kernel(model: Any) -> bool:
+    "Whether a model's attention is what the one kernel computes: 16-bit, without soft cap, without dropout."
+    config, kind = model.config.get_text_config(), model.device.type
+    half = torch.is_autocast_enabled(kind) or model.dtype in (torch.float16, torch.bfloat16)
+    drops = any(getattr(config, n, 0) for n in ('attention_dropout', 'attn_pdrop', 'attn_dropout'))
+    return half and not getattr(config, 'attn_logit_softcapping', None) and not (drops and model.training)
 
 # %% ../nbs/06_kernels.ipynb #9d068a4b
 def compiled(
@@ -150,7 +159,8 @@ def hidden_states(
 ) -> torch.Tensor:  # [learned, hidden]
     "The model's last hidden states at the positions that have a target, and only there."
     spare = batch.input_ids.shape[1] - sum(batch.lengths)   # where a batch was filled up
-    lengths, kernel = (*batch.lengths, spare) if spare else batch.lengths, _use_varlen(batch.input_ids.device)
+    lengths = (*batch.lengths, spare) if spare else batch.lengths
+    kernel = _use_varlen(batch.input_ids.device) and _one_kernel(model)
     where = dict(cu_seq_lens_q=batch.starts, max_length_q=batch.longest or max(lengths)) if kernel else {}
     if not (kernel and batch.longest): where['doc_lengths'] = lengths   # for compiled code every batch looks the same
     out = (model.base_model if body is None else body)(
@@ -197,6 +207,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, h, weight, bias, targets, scale, cap, smoothing, chunk):
         wants = ctx.needs_input_grad[:3]
         gh, gw, gb = (torch.zeros_like(t) if want else None for t, want in zip((h, weight, bias), wants))
+        if torch.is_autocast_enabled(h.device.type):   # once, and not for each chunk
+            fmt = torch.get_autocast_dtype(h.device.type)
+            h, weight, bias = (t if t is None else t.to(fmt) for t in (h, weight, bias))
         total = torch.zeros((), device=h.device, dtype=torch.promote_types(h.dtype, torch.float32))
         for hc, tc, at in zip(h.split(chunk), targets.split(chunk), range(0, len(h), chunk)):
             z = _logits(hc, weight, bias, scale, cap)
@@ -232,10 +245,10 @@ def linear_cross_entropy(
     scale: float = 1.,  # the logits are multiplied by it
     cap: float | None = None,  # then soft-capped: cap * tanh(logits / cap)
     smoothing: float = 0.,  # share of each target that is spread over all tokens (label smoothing)
-    chunk: int | None = None,  # positions at a time; None: as many as make 16 million logits
+    chunk: int | None = None,  # positions at a time; None: as many as make 16 million logits (on a GPU, 128)
 ) -> torch.Tensor:  # the sum of nats, a scalar in float32
     "Cross-entropy of a linear layer's outputs, summed, without ever holding all logits. Differentiable once."
-    chunk = chunk or max(16, 2**24 // weight.shape[0])
+    chunk = chunk or max(16, 2**(27 if h.device.type == 'cuda' else 24) // weight.shape[0])
     return _LinearCrossEntropy.apply(h, weight, bias, targets, scale, cap, smoothing, chunk)
 
 # %% ../nbs/06_kernels.ipynb #bb2f9a6b
@@ -372,5 +385,6 @@ def row_nats(
             batch: Any = side_by_side(some) if pairs else end_to_end(some)
             counts = [int((t != IGNORE).sum()) for t in (batch.labels if pairs else batch.targets.split(batch.lengths))]
             targets[micro] = counts
-            nats[micro] = [float(n.cpu().double().sum()) for n in nats_of(lm.model, batch.to(lm.device)).split(counts)]
+            found = nats_of(lm.model, batch.to(lm.device)).cpu().double()
+            nats[micro] = [float(n.sum()) for n in found.split(counts)]
     return nats, targets

@@ -110,7 +110,8 @@ class Stepper:
     def update(self, loss: torch.Tensor, batches: Sequence[Countable]) -> None:
         "Change the weights, unless loss or gradient are not finite."
         if self.scaler: self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        if self.clip: norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        else: norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         bad = (~(loss.isfinite() if self.scaler else loss.isfinite() & norm.isfinite())).float()   # a scaler looks itself
         if self.ahead: bad = self.optimizer.found_inf = torch.maximum(bad, getattr(self.optimizer, 'found_inf', bad))
         self.coming.append(_Coming(torch.stack([loss.float(), norm.float(), bad]), batches, self.place()))
@@ -131,6 +132,7 @@ class Stepper:
     def not_finite(self, loss: float, norm: float, step: _Coming) -> NotFinite:
         "Go back to before a step whose loss or gradient is not finite, and say so."
         self.coming.clear()
+        if self.ahead: del self.optimizer.found_inf   # the next step is judged by itself
         self.go_to(step.place)
         error = NotFinite(f'step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}',
                           'both must be finite; the weights are as they were before this step',
