@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = "nbs/benchmarks/cuda.py"
+SCRIPT = "nbs/benchmarks/cuda_check.py"
 PARTS = ("about attention fallback cross-entropy bf16 sync compile filled memory resume float16 overheads profile "
          "speed table").split()
 

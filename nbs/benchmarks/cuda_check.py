@@ -1,8 +1,8 @@
 """Check and measure ftnb's whole CUDA path, in one go and without a network: models get random weights.
 
-    python nbs/benchmarks/cuda.py --quick              # checks and the main measurements, in about 8 minutes
-    python nbs/benchmarks/cuda.py --only sync compile  # single parts, see --list
-    python nbs/benchmarks/cuda.py --device cpu --tiny  # every branch on tiny models: does this script itself work?
+    python nbs/benchmarks/cuda_check.py --quick              # checks and the main measurements, in about 8 minutes
+    python nbs/benchmarks/cuda_check.py --only sync compile  # single parts, see --list
+    python nbs/benchmarks/cuda_check.py --device cpu --tiny  # every branch on tiny models: does this script itself work?
 
 Each line says ok, FAILED, note or skipped, with the numbers; the last lines are the table of measurements. JSON lines
 go to --out, or to `cuda.jsonl` in the folder $OUT. What is missing (TRL, liger-kernel, cut-cross-entropy) is skipped.
