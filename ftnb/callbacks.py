@@ -50,7 +50,8 @@ def loss_picture(
     words = [(2, y(high) + 4, f'{high:.2f}'), (2, y(low) + 4, f'{low:.2f}'), (44, height - 4, legend)]
     texts = ''.join(f'<text x="{a}" y="{b:.1f}" font-size="11" fill="currentColor">{html.escape(t)}</text>'
                     for a, b, t in words)
-    return (f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="losses">'
+    return (f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="losses" '
+            f'style="max-width:100%;height:auto">'
             f'<polyline points="{path}" fill="none" stroke="#3b82f6" stroke-width="1.5"/>{dots}{texts}</svg>')
 
 # %% ../nbs/08_callbacks.ipynb #c3123089
@@ -117,7 +118,7 @@ def live_view(
     box = 'height:6px;border-radius:3px'
     bar = (f'<div style="{box};max-width:480px;background:rgba(128,128,128,.25);margin:4px 0">'
            f'<div style="{box};width:{100 * min(1, share):.1f}%;background:#3b82f6"></div></div>')
-    style = ('white-space:pre-wrap;max-width:720px;border-left:3px solid rgba(128,128,128,.4);'
+    style = ('white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;border-left:3px solid rgba(128,128,128,.4);'
              'padding-left:8px;margin:4px 0')
     said = dict([*samples[:1], *samples[-1:]])
     texts = ''.join(f'<div style="{style}"><small>written after step {step}</small>\n{html.escape(t)}</div>'
@@ -143,14 +144,28 @@ class Progress(Callback):
     def after_step(self, learner: Learner) -> None:
         self.seconds += time.perf_counter() - self.started
         self.shared = learner.tokens / self.total_tokens if self.total_tokens else learner.step / self.total_steps
-        if not self.line.due: return
-        left = self.seconds * max(0, 1 - self.shared) / self.shared
-        self.line.update(f'step {learner.step:,} of {self.total_steps:,}, {self.facts(learner)}, {clock(left)} left',
-                         lambda: self.view(learner, f'{clock(left)} left'))
+        self.tell(learner)
+
+    def after_pause(self, learner: Learner) -> None:
+        self.line.last = float('-inf')   # at once
+        self.tell(learner)
 
     def after_fit(self, learner: Learner) -> None:
-        line = f'{learner.status}: {learner.step:,} of {self.total_steps:,} steps, {self.facts(learner)}'
-        self.line.close(f'{line}, {clock(self.seconds)}', lambda: self.view(learner, clock(self.seconds)))
+        took = clock(self.seconds)
+        self.line.close(self.words(learner, took), lambda: self.view(learner, took))
+        self.line.handle, self.line.last = None, float('-inf')   # a run that goes on is shown where it was asked to
+
+    def tell(self, learner: Learner) -> None:
+        "Show how far it has come, unless that was done a moment ago."
+        if not self.line.due: return
+        left = clock(self.seconds * max(0, 1 - self.shared) / self.shared) + ' left' if self.shared else 'not begun'
+        self.line.update(self.words(learner, left), lambda: self.view(learner, left))
+
+    def words(self, learner: Learner, last: str) -> str:
+        "How far it has come, in a line."
+        far = f'{learner.step:,} of {self.total_steps:,}'
+        far = f'step {far}' if learner.status == 'running' else f'{learner.status}: {far} steps'
+        return f'{far}, {self.facts(learner)}, {last}'
 
     def facts(self, learner: Learner) -> str:
         "The numbers of now, in words."
@@ -163,8 +178,7 @@ class Progress(Callback):
 
     def view(self, learner: Learner, last: str) -> str:
         "The live view."
-        doing = 'step' if learner.status == 'running' else f'{learner.status}:'
-        return live_view(f'{doing} {learner.step:,} of {self.total_steps:,}, {self.facts(learner)}, {last}', self.shared,
+        return live_view(self.words(learner, last), self.shared,
                          loss_picture(learner.losses, self.held.seen if self.held else ()),
                          self.samples.seen if self.samples else ())
 
@@ -412,7 +426,9 @@ class Controls(Callback):
     def before_step(self, learner: Learner) -> None:
         self.serve()
         while not self.going.is_set():
-            learner.status = 'paused'
+            if learner.status != 'paused':
+                learner.status = 'paused'
+                learner('after_pause')   # for what is shown
             self.going.wait(0.05)
             self.serve()
         learner.status = 'running'

@@ -400,14 +400,23 @@ def _in_background(run: Run) -> Run:
     def work() -> None:
         try: _go(run)
         except BaseException as e: run.error = e
+        finally: over()
     run.learner.status = 'running'
     run.shown.line.update('getting ready ...')   # in the cell that asked for it
+    over = _show_panel(run) if in_notebook() and not run.shown.line.quiet else lambda: None
     run.thread = threading.Thread(target=work, daemon=True, name='ftnb run')
     run.thread.start()
-    if in_notebook() and not run.shown.line.quiet:
-        from IPython.display import display
-        display(control_panel(run))
     return run
+
+def _show_panel(run: Run) -> Callable[[], None]:
+    "Show buttons. The function that is returned leaves in their place what was said last, or what went wrong."
+    from IPython.display import display
+    panel = control_panel(run)
+    handle = display(panel, display_id=True)
+    def over() -> None:
+        left = _as_text(str(run.error)) if run.error else panel.children[-1].value
+        handle.update({'text/plain': str(run.error or ''), 'text/html': left}, raw=True)
+    return over
 
 # %% ../nbs/10_finetuning.ipynb #d23f0cd1
 def control_panel(
@@ -415,22 +424,28 @@ def control_panel(
 ) -> Any:  # an ipywidgets box
     "Buttons for a run: pause, go on, stop, and a line to have the model say something now."
     import ipywidgets as w
-    button = lambda text, tip, act: (b := w.Button(description=text, tooltip=tip, layout=w.Layout(width='auto')),
-                                     b.on_click(lambda _: act()))[0]
+    button = lambda text, icon, tip, act: (b := w.Button(description=text, icon=icon, tooltip=tip,
+                                                         layout=w.Layout(width='auto')), b.on_click(lambda _: act()))[0]
     prompt, said = w.Text(placeholder='a prompt', layout=w.Layout(width='280px')), w.HTML()
     def ask() -> None:
         said.value = '<i>between two steps ...</i>'
         write = lambda: generate(run.lm, prompt.value, 60, progress=False)
         _controls(run).ask(write).add_done_callback(lambda answer: setattr(said, 'value', _answer(prompt.value, answer)))
-    buttons = [button('⏸ pause', 'rest before the next step', run.pause), button('▶ go on', 'after a pause', run.go_on),
-               button('■ stop', 'end; resume(run) goes on', run.stop), prompt, button('say it', 'continue the prompt now', ask)]
+    buttons = [button('pause', 'pause', 'rest before the next step', run.pause),
+               button('go on', 'play', 'after a pause', run.go_on),
+               button('stop', 'stop', 'end; resume(run) goes on', run.stop), prompt,
+               button('say it', '', 'continue the prompt now', ask)]
     for b in buttons: b.add_class('ftnb-control')
-    return w.VBox([w.HBox(buttons), said])
+    return w.VBox([w.HBox(buttons, layout=w.Layout(flex_flow='row wrap')), said])
 
 def _answer(prompt: str, answer: Any) -> str:
     "What the model said, as HTML."
-    text = html.escape(str(answer.exception() or f'{prompt}{answer.result()}'))
-    return f'<div style="white-space:pre-wrap;max-width:720px;line-height:1.4">{text}</div>'
+    return _as_text(str(answer.exception() or f'{prompt}{answer.result()}'))
+
+def _as_text(text: str) -> str:
+    "Text as HTML, as it is written."
+    style = 'white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;line-height:1.4'
+    return f'<div style="{style}">{html.escape(text)}</div>'
 
 # %% ../nbs/10_finetuning.ipynb #ce83b562
 @contextlib.contextmanager
