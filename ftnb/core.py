@@ -4,15 +4,16 @@
 
 # %% ../nbs/00_core.ipynb #1c405305
 from __future__ import annotations
-import contextlib, difflib, html, importlib, importlib.metadata, os, platform, random, sys, time
+import contextlib, difflib, html, importlib, importlib.metadata, math, numbers, os, platform, random, re, sys, time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 import numpy as np
 import psutil
 import torch
 
 # %% auto #0
-__all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'must', 'need', 'html_table', 'Card', 'Placement',
+__all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'must', 'number', 'need', 'html_table', 'Card', 'Placement',
            'placement_rule', 'choose_device', 'seeded', 'in_notebook', 'StatusLine', 'version_of', 'memory', 'Doctor',
            'doctor']
 
@@ -61,6 +62,30 @@ def must(
 ) -> None:
     "Raise an `FTNBError` about a parameter unless `ok`."
     if not ok: raise FTNBError(f'{name}={value!r}', rule, f'Change {name}.')
+
+# %% ../nbs/00_core.ipynb #91c9c57c
+def number(
+    name: str,  # of the parameter
+    value: Any,  # what was given
+    low: float = -math.inf,  # the smallest allowed
+    high: float = math.inf,  # the largest allowed
+    whole: bool = True,  # only whole numbers
+    none: bool = False,  # None is allowed as well
+    why: str = '',  # more for the rule: 'the context of the model'
+) -> Any:  # `value` as an int or a float, whatever library it came from
+    "Return `value` if it is a number within limits; else raise an `FTNBError`. True and False are no numbers."
+    kind = numbers.Integral if whole else numbers.Real
+    if none and value is None: return value
+    if isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high:
+        return int(value) if whole else float(value)
+    limits = f' from {low} to {high}' if high < math.inf else f', at least {low}' if low > -math.inf else ''
+    rule = f'it must be {"a whole number" if whole else "a number"}{limits}{" or None" * none}'
+    remedy = f'Write {name}={value}, without quotes.' if _numeral(value) else f'Change {name}.'
+    raise FTNBError(f'{name}={value!r:.60}', rule + (f', {why}' if why else ''), remedy)
+
+def _numeral(value: Any) -> bool:
+    "Whether `value` is a number written as a text."
+    return isinstance(value, str) and bool(re.fullmatch(r'[+-]?\d+(\.\d*)?(e[+-]?\d+)?', value, re.IGNORECASE))
 
 # %% ../nbs/00_core.ipynb #55b75c36
 def need(
@@ -159,7 +184,7 @@ def seeded(
     seed: int,  # 0 to 2**32 - 1
 ) -> Iterator[None]:
     "Seed Python, NumPy and torch inside the block; restore all three generators after it."
-    if not 0 <= seed < 2**32: raise FTNBError(f'seed {seed}', 'it must be from 0 to 2**32 - 1', 'Choose another seed.')
+    seed = number('seed', seed, 0, 2**32 - 1)
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
