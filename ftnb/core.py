@@ -13,9 +13,9 @@ import psutil
 import torch
 
 # %% auto #0
-__all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'must', 'number', 'need', 'html_table', 'Card', 'Placement',
-           'placement_rule', 'choose_device', 'seeded', 'in_notebook', 'StatusLine', 'version_of', 'memory', 'Doctor',
-           'doctor']
+__all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'must', 'number', 'names', 'need', 'html_table', 'Card',
+           'Placement', 'placement_rule', 'choose_device', 'seeded', 'in_notebook', 'StatusLine', 'version_of',
+           'memory', 'Doctor', 'doctor']
 
 # %% ../nbs/00_core.ipynb #056b594b
 class FTNBError(ValueError):
@@ -74,18 +74,37 @@ def number(
     why: str = '',  # more for the rule: 'the context of the model'
 ) -> Any:  # `value` as an int or a float, whatever library it came from
     "Return `value` if it is a number within limits; else raise an `FTNBError`. True and False are no numbers."
-    kind = numbers.Integral if whole else numbers.Real
+    kind: Any = numbers.Integral if whole else numbers.Real   # NumPy's are registered there, torch's are not
     if none and value is None: return value
     if isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high:
         return int(value) if whole else float(value)
     limits = f' from {low} to {high}' if high < math.inf else f', at least {low}' if low > -math.inf else ''
-    rule = f'it must be {"a whole number" if whole else "a number"}{limits}{" or None" * none}'
+    rule = f'it must be {"a whole number" if whole else "a number"}{limits}{", or None" * none}'
     remedy = f'Write {name}={value}, without quotes.' if _numeral(value) else f'Change {name}.'
     raise FTNBError(f'{name}={value!r:.60}', rule + (f', {why}' if why else ''), remedy)
 
 def _numeral(value: Any) -> bool:
     "Whether `value` is a number written as a text."
     return isinstance(value, str) and bool(re.fullmatch(r'[+-]?\d+(\.\d*)?(e[+-]?\d+)?', value, re.IGNORECASE))
+
+# %% ../nbs/00_core.ipynb #54338a52
+def names(
+    name: str,  # of the parameter
+    value: Any,  # what was given
+    least: int = 0,  # how many there must be
+    different: bool = False,  # none may come twice
+) -> tuple[str, ...]:  # `value` as a tuple
+    "Return `value` if it is a list of texts, none of them empty; else raise an `FTNBError`."
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        remedy = f'Put it into brackets: [{value!r:.60}].' if isinstance(value, str) else f'Change {name}.'
+        raise FTNBError(f'{name}={value!r:.60}', 'it must be a list of str', remedy)
+    found = tuple(value)
+    for x in found:
+        if isinstance(x, str) and x.strip(): continue
+        raise FTNBError(f'{x!r:.60} in {name}', 'it must be a str, and not empty', f'Change {name}.')
+    must(name, value, len(found) >= least, f'there must be {least} at least')
+    must(name, value, not different or len(set(found)) == len(found), 'one of them is there twice')
+    return found
 
 # %% ../nbs/00_core.ipynb #55b75c36
 def need(
