@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 from .checks import fingerprints, near_duplicates, other_script, repeats
-from .core import Card, FTNBError, must, nearest, one_of
+from .core import Card, FTNBError, names, nearest, number, one_of
 from .generation import open_ended, source_ids, token_batches
 from .models import LM, cache_folder, context_length, eos_ids, is_seq2seq, whole_folder
-from .tasks import (HIDDEN, EmptyTarget, Part, Task, check_kinds, conversation, documents, source_and_target,
-                        task_of, uses_chat)
+from .tasks import (HIDDEN, EmptyTarget, Part, Task, called, check_kinds, conversation, documents,
+                        source_and_target, task_of, uses_chat)
 
 # %% auto #0
 __all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 'READERS', 'FILE_NAME', 'VALID_NAMES', 'DROPS',
@@ -102,7 +102,7 @@ class Tokenizing:
         "Token rows with `input_ids` and `labels`, one for each document."
         work = [_stretches(self.special, d) for d in docs]
         heads = [_heads(parts) for stretches in work for kind, parts in stretches[:1] if kind == 'text']
-        known = iter(self.ids([t for h in heads for t in h], self.begins))
+        known = iter(_each_once([t for h in heads for t in h], lambda texts: self.ids(texts, self.begins)))
         return [self.row(stretches, known) for stretches in work]
 
     def row(self, stretches: list[tuple[str, list[Part]]], known: Iterator[list[int]]) -> dict:
@@ -129,6 +129,13 @@ def _cut(heads: list[list[int]]) -> list[list[int]]:
     whole, ends = heads[-1], [0, *map(len, heads)]
     if any(whole[:len(h)] != h for h in heads): return []
     return [whole[a:b] for a, b in itertools.pairwise(ends)]
+
+def _each_once(texts: list[str], ids: Callable[[list[str]], list[list[int]]]) -> list[list[int]]:
+    "The token ids of texts; one that comes several times (a prompt that is asked again) is tokenized once."
+    known = dict.fromkeys(texts)
+    if len(known) == len(texts): return ids(texts)
+    found = dict(zip(known, ids(list(known))))
+    return [found[t] for t in texts]
 
 # %% ../nbs/05_data.ipynb #da278e95
 IGNORE = -100  # the label of a token without loss, as everywhere in PyTorch and transformers
@@ -176,19 +183,23 @@ def checked(
     rows: Iterable[Mapping],  # the data
     where: str = 'rows',  # what it is called in messages
     bad_rows: str = 'error',  # 'error', or 'drop' (and count)
+    pairs: bool = False,  # for an encoder-decoder: look at what it reads, too
 ) -> Checked:
     "Read every row as a conversation; refuse or drop those that are none."
     good = Checked([], [], [], Counter())
     bad: list[tuple[int, FTNBError]] = []
     for i, row in enumerate(rows):
-        try: turns = conversation(task, _with_columns(task, row))
+        try:
+            turns = conversation(task, _with_columns(task, row))
+            options = called(task, 'options', row) if task.options else {}
+            if pairs and task.source: source_and_target(task, row, turns)
         except FTNBError as e:
             bad.append((i, e))
             continue
         marked = any(t['content'].startswith(BOM) for t in turns)
         good.count['byte_order_marks'] += marked
         good.turns.append([t | {'content': t['content'].removeprefix(BOM)} for t in turns] if marked else turns)
-        good.options.append(task.options(row) if task.options else {})
+        good.options.append(options)
         good.raw.append(row)
     total = len(good.turns) + len(bad)
     if bad and bad_rows == 'error':
@@ -249,9 +260,9 @@ def _pairs(lm: LM, task: Task, rows: Checked, special: SpecialText | None) -> li
     "Token rows for an encoder-decoder: source ids, and target ids with an end token as labels."
     texts = [source_and_target(task, r, t) for r, t in zip(rows.raw, rows.turns)]
     split = bool(special)   # all names of special tokens are text: no template has written any
-    sources = source_ids(lm, [s for s, _ in texts], split)
-    targets = lm.tokenizer(text_target=[t for _, t in texts], split_special_tokens=split)['input_ids'] if texts else []
-    ends = eos_ids(lm)
+    sources = _each_once([s for s, _ in texts], lambda some: source_ids(lm, some, split))
+    write = lambda some: lm.tokenizer(text_target=some, split_special_tokens=split)['input_ids'] if some else []
+    targets, ends = _each_once([t for _, t in texts], write), eos_ids(lm)
     return [{'input_ids': s, 'labels': t if t and t[-1] in ends else t + ends[:1]} for s, t in zip(sources, targets)]
 
 def _cut_pair(row: dict, max_len: int) -> dict:
@@ -626,10 +637,9 @@ def encode(
     check_kinds(lm, task)
     room = context_length(lm)
     max_len = min(512, room) if max_len is None else max_len
-    must('max_len', max_len, 2 <= max_len <= room, f'it must be from 2 to {room}, the context of the model')
+    max_len = number('max_len', max_len, 2, room, why='the context of the model')
     one_of(bad_rows, ('error', 'drop'), 'bad_rows')
-    if isinstance(drop, str): drop = (drop,)
-    for what in drop: one_of(what, DROPS, 'drop')
+    for what in (drop := names('drop', (drop,) if isinstance(drop, str) else drop)): one_of(what, DROPS, 'drop')
     train, valid, test = splits_of(rows)
     settings = Settings(max_len, bad_rows, frozenset(drop), allow_special)
     if isinstance(train, datasets.IterableDataset): return _stream(lm, train, valid, task, settings)
@@ -638,7 +648,7 @@ def encode(
     task = task or task_of(train[0])
     with _no_collection():
         parts = {'train': train, 'valid': valid, 'test': test}
-        splits = {name: checked(task, part, name, bad_rows) for name, part in parts.items()}
+        splits = {name: checked(task, part, name, bad_rows, is_seq2seq(lm)) for name, part in parts.items()}
         keep = len(train) >= 20_000 if cache is None else cache
         return (_cached if keep else _encode)(lm, splits, task, settings)
 
@@ -777,7 +787,7 @@ def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | No
     first = next(iter(train), None)
     if first is None: raise FTNBError('rows', 'the stream is empty', 'Check where it comes from.')
     task = task or task_of(first)
-    known = checked(task, valid, 'valid', settings.bad_rows)
+    known = checked(task, valid, 'valid', settings.bad_rows, is_seq2seq(lm))
     done = _encode_split(lm, known, task, settings.max_len, settings.allow_special)
     report = _zeros('valid_') | {f'valid_{k}': v for k, v in (done.count | _summary(done, is_seq2seq(lm))).items()}
     tokens = datasets.IterableDataset.from_generator(lambda: _streamed(lm, train, task, settings, report))
@@ -788,7 +798,8 @@ def _streamed(lm: LM, rows: Iterable, task: Task, settings: Settings, report: di
     for k in [k for k in report if not k.startswith('valid_')]: del report[k]
     numbered = iter(rows)
     while chunk := list(itertools.islice(numbered, CHUNK)):
-        here = checked(task, chunk, f'rows {report.get("rows", 0):,} and on: train', settings.bad_rows)
+        at = f'rows {report.get("rows", 0):,} and on: train'
+        here = checked(task, chunk, at, settings.bad_rows, is_seq2seq(lm))
         done = _encode_split(lm, here, task, settings.max_len, settings.allow_special)
         counts = done.count | {k: v for k, v in _summary(done, is_seq2seq(lm)).items() if 'tokens_' not in k}
         for k, v in counts.items(): report[k] = report.get(k, 0) + v
@@ -864,7 +875,7 @@ def show_tokens(
 ) -> TokenView:  # shows itself in a cell
     "Show which tokens are learned, which are prompt, and where a text ends."
     chosen = getattr(data, one_of(split, ('train', 'valid'), 'split'))
-    rows = itertools.islice(chosen, n)
+    rows = itertools.islice(chosen, number('n', n, 1))
     return TokenView([_one_line(r) if data.pairs else r for r in rows], data.tokenizer)
 
 # %% ../nbs/05_data.ipynb #4ac346ff
