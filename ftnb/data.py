@@ -4,7 +4,7 @@
 
 # %% ../nbs/05_data.ipynb #2537fd5a
 from __future__ import annotations
-import contextlib, csv, difflib, gc, hashlib, html, io, itertools, json, random, re, unicodedata
+import contextlib, csv, difflib, gc, hashlib, html, io, itertools, json, os, random, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +24,11 @@ from .tasks import (HIDDEN, EmptyTarget, Part, Task, called, check_kinds, conver
                         source_and_target, task_of, uses_chat)
 
 # %% auto #0
-__all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 'READERS', 'FILE_NAME', 'VALID_NAMES', 'DROPS',
-           'MOST_COMPARED', 'Plan', 'SpecialText', 'token_ids', 'Tokenizing', 'Checked', 'checked', 'pieces_of',
-           'token_pairs', 'Encoded', 'length_picture', 'Split', 'rows_of', 'splits_of', 'encode', 'Settings',
-           'TokenView', 'show_tokens', 'Batch', 'end_to_end', 'PairBatch', 'side_by_side', 'plan_epoch', 'stream_steps']
+__all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 'READERS', 'SHEETS', 'FILE_NAME', 'VALID_NAMES',
+           'DROPS', 'MOST_COMPARED', 'Plan', 'SpecialText', 'token_ids', 'Tokenizing', 'Checked', 'checked',
+           'pieces_of', 'token_pairs', 'Encoded', 'length_picture', 'Split', 'FileRows', 'rows_of', 'no_columns',
+           'splits_of', 'encode', 'Settings', 'TokenView', 'show_tokens', 'Batch', 'end_to_end', 'PairBatch',
+           'side_by_side', 'plan_epoch', 'stream_steps']
 
 # %% ../nbs/05_data.ipynb #66b26c1e
 class SpecialText:
@@ -208,6 +209,7 @@ def checked(
         raise FTNBError(f'{where}[{i}]: {first.value}', first.rule + more, first.remedy) from first
     good.count.update('dropped_empty_target' if isinstance(x, EmptyTarget) else 'dropped_bad_row' for _, x in bad)
     good.count['rows'] = total
+    good.count.update(getattr(rows, 'notes', {}))
     return good
 
 # %% ../nbs/05_data.ipynb #6f27b133
@@ -315,6 +317,7 @@ LOSSES = {  # what can be lost: a count's name in the report, and on the card
 }
 NOTES = {  # what is worth knowing, although nothing is lost
     'overlap': 'also in valid or test',
+    'other_separator': 'files with ; or tabs between fields',
     'duplicates': 'duplicates',
     'near_duplicates': 'near duplicates',
     'uncompared_tokens': 'tokens not searched for near duplicates',
@@ -344,11 +347,12 @@ class Encoded(Card):
     def _facts(self) -> tuple[str, dict]:
         r = self.report
         title = f'Encoded for {self.task.name}'
-        if 'rows' not in r: return title, {'rows': 'a stream: they are encoded as they are read'}
+        unread = {'not read': _unread_splits(r)} if _unread_splits(r) else {}
+        if 'rows' not in r: return title, {'rows': 'a stream: they are encoded as they are read'} | unread
         facts = {'rows': f'{r["rows"]:,} given, {r["used"]:,} used' + ' so far' * self.streamed,
                  'so far' if self.streamed else 'one epoch': _share(r)}
         facts |= {side: _quantiles(r, side) for side in ('prompt', 'target') if r.get(f'{side}_tokens_100')}
-        facts['validation'] = f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used' if r['valid_rows'] else 'no rows'
+        facts |= _held_out(r, self.streamed) | unread
         said = self._counts(NOTES) | (self._counts(LOSSES) or {'lost': 'nothing'})
         return title, facts | said
 
@@ -379,6 +383,21 @@ def _quantiles(report: Mapping, side: str) -> str:
     return f'half up to {half:,} tokens, 90 % to {most:,}, 99 % to {nearly:,}, longest {longest:,}'
 
 QUANTILES = (50, 90, 99, 100)
+
+def _held_out(report: Mapping, streamed: bool) -> dict[str, str]:
+    "What was done with the validation and the test rows, in words."
+    r, shared = report, lambda split: f'training rows in it: {report[f"overlap_{split}"]:,}'
+    looked = (lambda split: 'a stream is not compared with it') if streamed else shared
+    valid = f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used; {looked("valid")}' if r['valid_rows'] else 'no rows'
+    if streamed: return {'validation': valid}
+    test = f'{r["test_rows"]:,} given, {r["test_compared"]:,} compared; {looked("test")}' if r['test_rows'] \
+        else 'no rows, so none was compared'
+    return {'validation': valid, 'test': test}
+
+def _unread_splits(report: Mapping) -> str:
+    "The splits that nobody looked at, in words."
+    found = {k.removeprefix('unread_'): n for k, n in report.items() if k.startswith('unread_')}
+    return ', '.join(name + (f' ({n:,} rows)' if n >= 0 else '') for name, n in found.items())
 
 # %% ../nbs/05_data.ipynb #32848dbe
 def length_picture(
@@ -548,10 +567,20 @@ def _json(path: Path) -> list:
                     'Give the list of rows.')
 
 # %% ../nbs/05_data.ipynb #8722212b
-def _csv(path: Path, delimiter: str = ',') -> list[dict]:
+class FileRows(list):
+    "The rows of a file, and what the report should say about it."
+    notes: Mapping[str, int] = {}
+
+def _separator(text: str) -> str:
+    "What stands between the fields of a .csv file. A first line without commas may have semicolons or tabs instead."
+    head = text.partition('\n')[0]
+    return ',' if ',' in head else max(',;\t', key=head.count)
+
+def _csv(path: Path, delimiter: str | None = None) -> FileRows:
     "The rows of a .csv file with a header."
-    limit = csv.field_size_limit(2**31 - 1)
-    try: lines = list(csv.reader(io.StringIO(_decoded(path), newline=''), delimiter=delimiter, strict=True))
+    limit, text = csv.field_size_limit(2**31 - 1), _decoded(path)
+    given, delimiter = delimiter, delimiter or _separator(text)
+    try: lines = list(csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True))
     except csv.Error as e: raise FTNBError(f'file {path.name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
     finally: csv.field_size_limit(limit)
     head = lines[0] if lines else []
@@ -559,8 +588,10 @@ def _csv(path: Path, delimiter: str = ',') -> list[dict]:
     for n, line in enumerate(lines[1:], 2):
         if line and len(line) != len(head):
             raise FTNBError(f'file {path.name!r}, row {n}', f'it has {len(line)} fields, the header {len(head)}',
-                            'Check its quotes and commas.')
-    return [dict(zip(head, line)) for line in lines[1:] if line]
+                            f'Check its quotes, and each {delimiter!r} outside of them.')
+    rows = FileRows(dict(zip(head, line)) for line in lines[1:] if line)
+    if not given and delimiter != ',': rows.notes = {'other_separator': 1}
+    return rows
 
 def _no_twins(columns: Iterable, name: str) -> None:
     "Refuse columns of the same name: one would silently hide the other."
@@ -573,12 +604,28 @@ READERS: dict[str, Callable[[Path], Any]] = {
     '.jsonl': lambda path: list(_json_lines(path)), '.json': _json,
     '.parquet': lambda path: datasets.Dataset(pa.parquet.read_table(path))}
 
+SHEETS = ('.xlsx', '.xls', '.xlsm', '.ods')
+
+def _refuse_folder(path: Path) -> None:
+    "Say what to give instead of a folder."
+    inside = sorted(p.name for p in path.iterdir())
+    if {'state.json', 'dataset_dict.json'} & set(inside): remedy = 'Use datasets.load_from_disk(folder).'
+    else:
+        files = [x for x in inside if Path(x).suffix.lower() in READERS]
+        remedy = f'Give a file in it: {", ".join(files[:5])}.' if files else 'There is no file in it that can be read.'
+    rule = 'a file must be given, or {"train": file, "valid": file}'
+    raise FTNBError(f'rows is the folder {path.name!r}', rule, remedy)
+
 def _read_file(name: str | Path) -> Any:
     "The rows of a file."
     path = Path(name).expanduser()
+    if path.is_dir(): _refuse_folder(path)
     if not path.is_file():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FTNBError(f'file {str(name)!r}', 'there is no such file', nearest(path.name, beside))
+    if path.suffix.lower() in SHEETS:
+        raise FTNBError(f'file {path.name!r}', 'spreadsheets are not read', 'Save it as .csv (UTF-8), or give the '
+                        f'table: pandas.read_excel({path.name!r}, dtype=str, keep_default_na=False).')
     read = READERS[one_of(path.suffix.lower(), READERS, 'file type')]
     try: return read(path)
     except pa.ArrowException as e:
@@ -586,14 +633,15 @@ def _read_file(name: str | Path) -> Any:
 
 # %% ../nbs/05_data.ipynb #87d56cb8
 # a str that means a file, also one that cannot be read
-FILE_NAME = re.compile(r'[^\n]*\.(txt|csv|tsv|jsonl|json|parquet)|\S+\.\w{1,7}', re.IGNORECASE)
+FILE_NAME = re.compile(r'[^\n]*\.(txt|csv|tsv|jsonl|json|parquet|xlsx?|ods)|\S+\.\w{1,7}', re.IGNORECASE)
 
 def rows_of(
     rows: Any,  # Dataset, pandas table, list of dicts or of str, or a file
 ) -> Any:  # a sequence of dicts
     "The rows of one split, whatever they came in."
-    if isinstance(rows, Path) or (isinstance(rows, str) and FILE_NAME.fullmatch(rows)):
+    if isinstance(rows, Path) or (isinstance(rows, str) and (FILE_NAME.fullmatch(rows) or os.path.isdir(rows))):
         rows = _read_file(rows)
+        if isinstance(rows, FileRows): return rows
     if isinstance(rows, pd.DataFrame):
         _no_twins(rows.columns, 'the table')
         return rows.to_dict('records')
@@ -604,6 +652,19 @@ def rows_of(
                         'Wrap a single text in a list.')
     return [{'text': r} if isinstance(r, str) else r for r in rows]
 
+# %% ../nbs/05_data.ipynb #73ee86c4
+def no_columns(
+    rows: Mapping,  # what should be splits by name
+) -> None:
+    "Refuse a mapping that is a table's columns (a slice of a `Dataset` is one), or one row."
+    values, what = list(rows.values()), ', '.join(map(str, rows))
+    if not values or {'train', 'test', *VALID_NAMES} & set(rows): return
+    if all(isinstance(v, (list, tuple, np.ndarray)) for v in values) and len(set(map(len, values))) == 1:
+        raise FTNBError(f'rows is a dict of columns: {what}', 'it must hold rows, and a slice of a Dataset does not',
+                        f'Use ds.select(range({len(values[0])})), or datasets.Dataset.from_dict(rows).')
+    if all(isinstance(v, (str, int, float)) and not FILE_NAME.fullmatch(str(v)) for v in values):
+        raise FTNBError(f'rows is one row: {what}', 'it must be a list of rows', 'Wrap it in a list.')
+
 # %% ../nbs/05_data.ipynb #bc0f635a
 VALID_NAMES = ('valid', 'validation', 'dev', 'val')
 
@@ -613,6 +674,7 @@ def splits_of(
     "Separate the splits, whatever they came in."
     if not isinstance(rows, Mapping): return rows_of(rows), [], []
     if 'train' not in rows:
+        no_columns(rows)
         raise FTNBError(f'splits {", ".join(map(str, rows)) or "(none)"}', "there must be a split called 'train'",
                         nearest('train', rows))
     names = [name for name in VALID_NAMES if name in rows]
@@ -620,6 +682,13 @@ def splits_of(
         if difflib.get_close_matches(str(name), VALID_NAMES, cutoff=0.75):
             raise FTNBError(f'split {name!r}', 'it is no name of a split', nearest(str(name), VALID_NAMES))
     return rows_of(rows['train']), rows_of(rows[names[0]]) if names else [], rows_of(rows.get('test', []))
+
+def _unread(rows: Any, streamed: bool) -> dict[str, int]:
+    "How many rows are in splits that nobody looks at (-1: not known), for the report."
+    if not isinstance(rows, Mapping): return {}
+    read = {'train', *[n for n in VALID_NAMES if n in rows][:1]} | (set() if streamed else {'test'})
+    size = lambda v: len(v) if isinstance(v, (list, tuple, datasets.Dataset, pd.DataFrame)) else -1
+    return {f'unread_{name}': size(split) for name, split in rows.items() if name not in read}
 
 # %% ../nbs/05_data.ipynb #ff445bdc
 def encode(
@@ -642,7 +711,8 @@ def encode(
     for what in (drop := names('drop', (drop,) if isinstance(drop, str) else drop)): one_of(what, DROPS, 'drop')
     train, valid, test = splits_of(rows)
     settings = Settings(max_len, bad_rows, frozenset(drop), allow_special)
-    if isinstance(train, datasets.IterableDataset): return _stream(lm, train, valid, task, settings)
+    unread = _unread(rows, isinstance(train, datasets.IterableDataset))
+    if isinstance(train, datasets.IterableDataset): return _stream(lm, train, valid, task, settings, unread)
     if not len(train):
         raise FTNBError('rows', 'there are no rows to train on', 'Check the file or the filter that they came from.')
     task = task or task_of(train[0])
@@ -650,7 +720,9 @@ def encode(
         parts = {'train': train, 'valid': valid, 'test': test}
         splits = {name: checked(task, part, name, bad_rows, is_seq2seq(lm)) for name, part in parts.items()}
         keep = len(train) >= 20_000 if cache is None else cache
-        return (_cached if keep else _encode)(lm, splits, task, settings)
+        data = (_cached if keep else _encode)(lm, splits, task, settings)
+    data.report |= unread
+    return data
 
 # %% ../nbs/05_data.ipynb #e7e3ee6d
 @contextlib.contextmanager
@@ -685,28 +757,31 @@ def _encode(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) 
         if name == 'train':
             _check_left(done, settings.max_len)
             done.count.update(marks)
-            done.count.update(_near(done, settings.drop))
+            done.count.update(_near(done, settings.drop, pairs))
         counts = done.count | _text_counts(rows, special) | _summary(done, pairs)
         report |= {(name + '_') * (name != 'train') + k: v for k, v in counts.items()}
     tables = [done.table for done in found.values()]
     _check_ids(lm, tables)
     longest = max(int(_list_lengths(t, 'input_ids').max(initial=0)) for t in tables)
-    counts = _zeros() | _zeros('valid_') | report | {'longest': longest}
+    test = {f'test_{k}': v for k, v in (splits['test'].count | {'compared': len(splits['test'].turns)}).items()}
+    counts = _zeros() | _zeros('valid_') | report | test | {'longest': longest}
     return Encoded(datasets.Dataset(tables[0]), datasets.Dataset(tables[1]), counts, lm.tokenizer, task, pairs)
 
 def _zeros(side: str = '') -> dict[str, int]:
     "Every count of a report, at zero."
-    return dict.fromkeys((side + k for k in ('rows', 'used', 'tokens', 'supervised_tokens', *LOSSES, *NOTES)), 0)
+    more = ('rows', 'used', 'tokens', 'supervised_tokens', 'overlap_valid', 'overlap_test')
+    return dict.fromkeys((side + k for k in (*more, *LOSSES, *NOTES)), 0)
 
 # %% ../nbs/05_data.ipynb #0a1c6ce1
 def _without(train: Checked, splits: dict[str, Checked], drop: Collection[str]) -> tuple[Checked, Counter]:
     "Find training rows that are also in other splits, or twice in their own; leave out those that are to be dropped."
-    prints = fingerprints(_row_texts(train))
-    elsewhere = np.isin(prints, fingerprints(t for n in ('valid', 'test') for t in _row_texts(splits[n])))
-    again = repeats(prints)
+    prints, valid, test = (fingerprints(_row_texts(rows)) for rows in (train, splits['valid'], splits['test']))
+    in_valid, in_test, again = np.isin(prints, valid), np.isin(prints, test), repeats(prints)
     out: np.ndarray = np.zeros(len(prints), bool)
-    count: Counter = Counter()
-    for mark, name, dropped in ((elsewhere, 'overlap', 'dropped_overlap'), (again, 'duplicates', 'dropped_duplicate')):
+    count = Counter({'overlap_valid': int(in_valid.sum()), 'overlap_test': int(in_test.sum()),
+                     'valid_overlap': int(np.isin(valid, test).sum())})   # validation rows that are in test
+    marks = ((in_valid | in_test, 'overlap', 'dropped_overlap'), (again, 'duplicates', 'dropped_duplicate'))
+    for mark, name, dropped in marks:
         count[dropped if name in drop else name] = int((mark & ~out).sum())
         if name in drop: out |= mark
     return train.at(np.flatnonzero(~out)), count
@@ -714,10 +789,17 @@ def _without(train: Checked, splits: dict[str, Checked], drop: Collection[str]) 
 # %% ../nbs/05_data.ipynb #58b74500
 MOST_COMPARED = 20_000_000  # tokens; near duplicates are not looked for in larger sets
 
-def _near(done: Split, drop: Collection[str]) -> Counter:
+def _compared(table: pa.Table, pairs: bool) -> tuple[np.ndarray, np.ndarray]:
+    "The tokens of all rows, one after the other, and how many each row has; of a pair, both sides."
+    if not pairs: return _flat(table, 'input_ids'), _list_lengths(table, 'input_ids')
+    sides = [np.split(_flat(table, c), np.cumsum(_list_lengths(table, c))[:-1]) for c in ('input_ids', 'labels')]
+    rows = [np.concatenate(both) for both in zip(*sides)]
+    return np.concatenate(rows), np.array(list(map(len, rows)))
+
+def _near(done: Split, drop: Collection[str], pairs: bool) -> Counter:
     "Count (and take out, if asked) the rows that are nearly the same as an earlier one, but not the same."
     table = done.table
-    ids, lengths = _flat(table, 'input_ids'), _list_lengths(table, 'input_ids')
+    ids, lengths = _compared(table, pairs)
     if len(ids) > MOST_COMPARED: return Counter(uncompared_tokens=len(ids))
     twin = near_duplicates(ids, lengths)
     rows = np.split(ids, np.cumsum(lengths)[:-1])
@@ -761,7 +843,7 @@ def _key(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> 
         for row in (rows.turns, rows.options, sources): digest.update(json.dumps(row, default=str).encode())
     return digest.hexdigest()[:32]
 
-_VERSION = 1  # of what is kept
+_VERSION = 2  # of what is kept
 
 # %% ../nbs/05_data.ipynb #4fabaa6a
 def _cached(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> Encoded:
@@ -782,20 +864,22 @@ def _write_arrow(table: pa.Table, path: Path) -> None:
     with pa.OSFile(str(path), 'wb') as file, pa.ipc.new_stream(file, table.schema) as writer: writer.write_table(table)
 
 # %% ../nbs/05_data.ipynb #156f2e43
-def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | None, settings: Settings) -> Encoded:
+def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | None, settings: Settings,
+            unread: dict[str, int]) -> Encoded:
     "Encode a stream lazily."
     first = next(iter(train), None)
     if first is None: raise FTNBError('rows', 'the stream is empty', 'Check where it comes from.')
     task = task or task_of(first)
     known = checked(task, valid, 'valid', settings.bad_rows, is_seq2seq(lm))
     done = _encode_split(lm, known, task, settings.max_len, settings.allow_special)
-    report = _zeros('valid_') | {f'valid_{k}': v for k, v in (done.count | _summary(done, is_seq2seq(lm))).items()}
+    counts = done.count | _summary(done, is_seq2seq(lm))
+    report = _zeros('valid_') | {f'valid_{k}': v for k, v in counts.items()} | unread
     tokens = datasets.IterableDataset.from_generator(lambda: _streamed(lm, train, task, settings, report))
     return Encoded(tokens, datasets.Dataset(done.table), report, lm.tokenizer, task, is_seq2seq(lm))
 
 def _streamed(lm: LM, rows: Iterable, task: Task, settings: Settings, report: dict) -> Iterator[dict]:
     "The token rows of a stream, a chunk at a time; `report` counts them, from the beginning of each pass."
-    for k in [k for k in report if not k.startswith('valid_')]: del report[k]
+    for k in [k for k in report if not k.startswith(('valid_', 'unread_'))]: del report[k]
     numbered = iter(rows)
     while chunk := list(itertools.islice(numbered, CHUNK)):
         at = f'rows {report.get("rows", 0):,} and on: train'

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pandas as pd
 from .core import Card, FTNBError, html_table, names, number
-from .data import IGNORE, Checked, checked, pieces_of, rows_of, token_pairs
+from .data import IGNORE, Checked, checked, no_columns, pieces_of, rows_of, token_pairs
 from .generation import answer_nats, generate, shares
 from .kernels import row_nats
 from .metrics import TextMetric, _check_pairs, text_metric
@@ -117,6 +117,7 @@ def score_texts(
 def _one_split(rows: Any) -> Sequence[Mapping]:
     "The rows of one split; a whole `DatasetDict` would be scored on what it was trained on."
     if isinstance(rows, Mapping):
+        no_columns(rows)
         raise FTNBError(f'splits {", ".join(map(str, rows))}', 'the rows of one split are scored', "Give rows['test'].")
     given = rows_of(rows)
     if not isinstance(given, (list, datasets.Dataset)): given = list(given)   # a stream

@@ -41,7 +41,13 @@ ERRORS: dict[str, tuple[Any, dict, list[str]]] = {
     "no train split": ({"test": ["a"]}, {}, ["'train'", "must be a split"]),
     "one text": ("a text", {}, ["rows is a str", "Wrap a single text"]),
     "a number": (3, {}, ["rows is a int"]),
-    "one row": (ROW, {}, ["must be a split called 'train'"]),
+    "one row": (ROW, {}, ["rows is one row: text, summary", "Wrap it in a list"]),
+    "a slice of a data set": (
+        datasets.Dataset.from_dict({"text": ["a", "b", "c"]})[:2],
+        {},
+        ["dict of columns: text", "ds.select(range(2))"],
+    ),
+    "other splits only": ({"test": ["a"], "more": ["b"]}, {}, ["must be a split called 'train'"]),
     "mixed types": ([{"text": "a"}, {"text": 3}], {}, ["train[1]", "int '3'", "Convert it"]),
     "mixed rows": ([{"text": "a"}, "b", None], {}, ["train[2]", "NoneType", "must be a dict"]),
     "None": ([{"text": None}], {}, ["train[0]", "missing (None)", "Fill it in"]),
@@ -120,7 +126,12 @@ COUNTED: dict[str, tuple[Any, dict, dict[str, int]]] = {
     "another script": (["one", "two", "три"], {}, {"other_script": 1, "used": 3}),
     "duplicates": (["One two", "one  two", "three"], {}, {"duplicates": 1, "used": 3}),
     "duplicates dropped": (["One two", "one  two"], {"drop": ["duplicates"]}, {"dropped_duplicate": 1, "used": 1}),
-    "overlap": ({"train": ["a b", "c"], "valid": ["A b"], "test": ["c "]}, {}, {"overlap": 2, "used": 2}),
+    "overlap": (
+        {"train": ["a b", "c", "d"], "valid": ["A b", "d"], "test": ["c ", "d", None], "more": ["e", "f"]},
+        {"bad_rows": "drop"},
+        {"overlap": 3, "overlap_valid": 2, "overlap_test": 2, "valid_overlap": 1, "used": 3, "test_rows": 3}
+        | {"test_compared": 2, "test_dropped_bad_row": 1, "unread_more": 2},
+    ),
     "overlap dropped": (
         {"train": ["a b", "c", "d"], "valid": ["A b"], "test": ["c "]},
         {"drop": ["overlap"]},
@@ -173,9 +184,11 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {  # name: (file, content, word
     "two columns": ("a.csv", b"text,text\na,b\n", ["'text'", "there are 2"]),
     "too few fields": ("a.csv", b"text,label\na\n", ["row 2", "1 fields, the header 2"]),
     "not Parquet": ("a.parquet", b"text", ["a.parquet", "cannot be read"]),
-    "an unknown type": ("a.xlsx", b"", ["'.xlsx'", ".csv"]),  # and the same when it is given as a str, below
+    "an unknown type": ("a.docx", b"", ["'.docx'", ".csv"]),  # and the same when it is given as a str, below
     "an empty file": ("a.jsonl", b"", ["no rows"]),
     "an empty text": ("a.txt", b" \n", ["empty"]),
+    "a spreadsheet": ("a.xlsx", b"", ["spreadsheets are not read", ".csv (UTF-8)", "pandas.read_excel"]),
+    "semicolons that do not fit": ("a.csv", b"text;label\na;b;c\n", ["row 2", "3 fields, the header 2", "';'"]),
 }
 
 
@@ -190,6 +203,35 @@ def test_files_refused(case: str, lm: LM, tmp_path: Path) -> None:
     with pytest.raises(FTNBError) as as_text:
         encode(lm, str(tmp_path / name))
     assert str(as_text.value) == str(error.value)
+
+
+def test_folders(lm: LM, tmp_path: Path) -> None:
+    with pytest.raises(FTNBError, match="is the folder.*no file in it"):
+        encode(lm, tmp_path)
+    (tmp_path / "poems.txt").write_text("a")
+    with pytest.raises(FTNBError, match="is the folder.*Give a file in it: poems.txt"):
+        encode(lm, str(tmp_path))
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "kept")
+    with pytest.raises(FTNBError, match="load_from_disk"):
+        encode(lm, tmp_path / "kept")
+
+
+def test_semicolons(lm: LM, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text;note\n1,5 stars;no\n")
+    data = encode(lm, tmp_path / "a.csv")
+    assert data.report["other_separator"] == 1 and "files with ; or tabs" in repr(data)
+    assert data.train[0]["input_ids"] == encode(lm, ["1,5 stars"]).train[0]["input_ids"]
+
+
+def test_every_split_is_on_the_card(lm: LM) -> None:
+    rows = {"train": ["a", "b"], "valid": ["b"], "test": ["b", "c"], "more": ["d"]}
+    card = repr(encode(lm, rows))
+    assert "1 given, 1 used; training rows in it: 1" in card
+    assert "2 given, 2 compared; training rows in it: 1" in card
+    assert "not read               more (1 rows)" in card
+    assert "none was compared" in repr(encode(lm, ["a"]))
+    stream = datasets.Dataset.from_dict({"text": ["a"]}).to_iterable_dataset()
+    assert "test (2 rows)" in repr(encode(lm, rows | {"train": stream}))
 
 
 def test_missing_file(lm: LM, tmp_path: Path) -> None:
