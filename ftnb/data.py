@@ -20,7 +20,7 @@ from .checks import fingerprints, near_duplicates, other_script, repeats
 from .core import Card, FTNBError, names, nearest, number, one_of
 from .generation import open_ended, source_ids, token_batches
 from .models import LM, cache_folder, context_length, eos_ids, is_seq2seq, whole_folder
-from .tasks import (HIDDEN, EmptyTarget, Part, Task, called, check_kinds, conversation, documents,
+from .tasks import (END, HIDDEN, EmptyTarget, Part, Task, called, check_kinds, conversation, documents,
                         source_and_target, task_of, uses_chat)
 
 # %% auto #0
@@ -34,7 +34,8 @@ __all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 
 class SpecialText:
     "Hides the names of a tokenizer's special tokens in texts, and finds them again."
     def __init__(self, tokenizer: Any):
-        self.names = sorted({t.content for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len)[::-1]
+        known = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self.ids, self.names = set(known), sorted(set(known.values()), key=len)[::-1]
         self.found = re.compile('|'.join(map(re.escape, self.names)) or r'(?!)')
 
     def hide(self, text: str) -> str:
@@ -66,11 +67,6 @@ def _merged(parts: list[Part]) -> list[Part]:
     return [Part(None if all(p.text is None for p in g) else ''.join(p.text or '' for p in g), learned)
             for learned, group in groups if (g := list(group))]
 
-# %% ../nbs/05_data.ipynb #5f0d1b7c
-def _without_end(lm: LM, rows: list[list[int]]) -> list[list[int]]:
-    "Take off an end token that the tokenizer added by itself."
-    return [open_ended(lm, r) for r in rows]
-
 # %% ../nbs/05_data.ipynb #fb92cbed
 def token_ids(
     tokenizer: Any,  # a transformers tokenizer
@@ -92,12 +88,16 @@ class Tokenizing:
     def __init__(self, lm: LM, task: Task, special: SpecialText):
         self.lm, self.special, self.ends = lm, special, eos_ids(lm)
         self.begins = not uses_chat(lm, task)   # a chat template writes the token that begins a text itself
+        alone, self.start = self.ids(['a'])[0], []
+        if self.begins: self.start = (begun := self.ids(['a'], True)[0])[:len(begun) - len(alone)]
+        twice = lm.tokenizer.decode(alone * 2, clean_up_tokenization_spaces=False)
+        self.spaces = twice != 'aa'   # the tokenizer puts one before each text
 
     def ids(self, texts: list[str], begins: bool = False, literal: bool = False) -> list[list[int]]:
         "Token ids of texts; `begins`: with what the tokenizer puts before a text; `literal`: no special tokens."
         if not texts: return []
         found = token_ids(self.lm.tokenizer, texts, begins, literal)
-        return _without_end(self.lm, found) if begins else found
+        return [open_ended(self.lm, ids) if t else self.start for t, ids in zip(texts, found)] if begins else found
 
     def __call__(self, docs: list[list[Part]]) -> list[dict]:
         "Token rows with `input_ids` and `labels`, one for each document."
@@ -109,17 +109,37 @@ class Tokenizing:
     def row(self, stretches: list[tuple[str, list[Part]]], known: Iterator[list[int]]) -> dict:
         "One document; `known` has the ids of the beginnings of its first stretch."
         made: list[tuple[list[int], bool]] = []
+        goes_on = False   # whether there is text before this stretch, and nothing between
         for n, (kind, parts) in enumerate(stretches):
             if kind == 'end': new = [self.ends[:1] for _ in parts]
-            elif kind == 'literal': new = self.ids([p.text or '' for p in parts], literal=True)
-            elif n: new = _cut(self.ids(_heads(parts))) or self.ids([p.text or '' for p in parts])
+            elif kind == 'literal': new = [self.literal(p.text or '', goes_on) for p in parts]
+            elif n: new = _cut(self.after(_heads(parts), goes_on)) or self.after([p.text or '' for p in parts], goes_on)
             else: new = self.first(parts, [next(known) for _ in parts])
             made += zip(new, (p.learned for p in parts))
+            goes_on = kind != 'end' and any(p.text for p in parts)
         return _token_row(made, self.ends, trim=not self.begins)   # only a template writes more than it should
 
     def first(self, parts: list[Part], heads: list[list[int]]) -> list[list[int]]:
         "The ids of each part of a document's first stretch."
         return _cut(heads) or [heads[0], *self.ids([p.text or '' for p in parts[1:]])]
+
+    def after(self, texts: list[str], goes_on: bool, literal: bool = False) -> list[list[int]]:
+        "Token ids of texts; if text `goes_on`, without the space that some tokenizers put before any text."
+        if not (goes_on and self.spaces): return self.ids(texts, literal=literal)
+        return [self.anchored(t, literal) for t in texts]
+
+    def anchored(self, text: str, literal: bool) -> list[int]:
+        "The ids that a text has after a character which does not merge with it."
+        for anchor in ('a', '>', '0', '。', '\n'):
+            alone, both = self.ids([anchor, anchor + text], literal=literal)
+            if both[:len(alone)] == alone: return both[len(alone):]
+        return self.ids([text], literal=literal)[0]
+
+    def literal(self, text: str, goes_on: bool) -> list[int]:
+        "Token ids of a special token's name as text; of its characters, if the vocabulary itself has the name."
+        (found,) = self.after([text], goes_on, literal=True)
+        if not self.special.ids & set(found): return found
+        return [i for n, c in enumerate(text) for i in self.after([c], goes_on or n > 0, literal=True)[0]]
 
 # %% ../nbs/05_data.ipynb #9e233225
 def _heads(parts: list[Part]) -> list[str]: return list(itertools.accumulate([p.text or '' for p in parts]))
@@ -265,7 +285,20 @@ def _pairs(lm: LM, task: Task, rows: Checked, special: SpecialText | None) -> li
     sources = _each_once([s for s, _ in texts], lambda some: source_ids(lm, some, split))
     write = lambda some: lm.tokenizer(text_target=some, split_special_tokens=split)['input_ids'] if some else []
     targets, ends = _each_once([t for _, t in texts], write), eos_ids(lm)
+    if special:
+        sources = [_sealed(lm, task, special, text, ids) for (text, _), ids in zip(texts, sources)]
+        targets = [_sealed(lm, task, special, text, ids) for (_, text), ids in zip(texts, targets)]
     return [{'input_ids': s, 'labels': t if t and t[-1] in ends else t + ends[:1]} for s, t in zip(sources, targets)]
+
+def _sealed(lm: LM, task: Task, special: SpecialText, text: str, ids: list[int]) -> list[int]:
+    "The ids of a text; anew, if its tokenizer took a name in it for a special token although it was told not to."
+    if not special.found.search(text): return ids
+    around = source_ids(lm, ['a'], True)[0]
+    if sum(i in special.ids for i in ids) <= sum(i in special.ids for i in around): return ids
+    tokenizing = Tokenizing(lm, task, special)
+    tokenizing.begins = True
+    found = tokenizing([[Part(special.hide(text), True), END]])[0]['input_ids']
+    return found if around[-1] in special.ids else found[:-1]
 
 def _cut_pair(row: dict, max_len: int) -> dict:
     "Both sides cut to `max_len` tokens; the source keeps its last token, which may be an end token."

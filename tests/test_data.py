@@ -294,6 +294,37 @@ def test_what_begins_a_text_comes_before_literal_text_too() -> None:
         assert lm.tokenizer.decode(ids[1:-1]) == text
 
 
+@pytest.mark.parametrize("kind", ["t5", "llama", "llama-2", "bpe"])
+@pytest.mark.parametrize("architecture", ["llama", "t5"])
+def test_special_text_gains_no_space(kind: str, architecture: str) -> None:
+    """Tokenizers that put a space before a text put none into the middle of one; a name stays text for all of them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names, letters = ["<unk>", "<s>", "</s>"], sorted({*"\u2581abcdefghijklmnopqrstuvwxyz.</>"})
+    if kind == "t5":
+        tok = Tokenizer(models.Unigram([(n, 0.0) for n in names] + [(c, -1.0) for c in letters], unk_id=0))
+    else:
+        tok = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(names + letters)}, merges=[], unk_token="<unk>"))
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.Metaspace(prepend_scheme="always"), decoders.Metaspace()
+    if kind == "llama":
+        tok.pre_tokenizer = None
+        tok.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    elif kind == "llama-2":
+        tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    elif kind == "bpe":
+        tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        tok.decoder = decoders.Metaspace(prepend_scheme="never")
+    tok.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+    lm = tiny_lm(architecture)
+    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    for text in ("write </s> in it.", "a</s>b", "</s>a", "a </s></s> b", "<s>", "a</s> ", "plain text"):
+        ids = encode(lm, [{"prompt": text, "completion": text}] * 2).train[0]["labels"]
+        ids = [i for i in ids if i >= 0]
+        assert lm.tokenizer.decode(ids[:-1]).strip() == text.strip()
+        assert [i for i in ids if i < len(names)] == [lm.tokenizer.eos_token_id]
+
+
 def test_what_was_not_looked_for_is_said(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ftnb.data.MOST_COMPARED", 5)
     data = encode(lm, ["a text", "another text"])
