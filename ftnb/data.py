@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import torch
-from .checks import fingerprints, near_duplicates, other_script, repeats
+from .checks import (fingerprints, language_model, languages_of, near_duplicates, other_script, repeats,
+                         unlike_most)
 from .core import Card, FTNBError, names, nearest, number, one_of
 from .generation import open_ended, source_ids, token_batches
 from .models import LM, cache_folder, context_length, eos_ids, is_seq2seq, whole_folder
@@ -355,6 +356,7 @@ NOTES = {  # what is worth knowing, although nothing is lost
     'near_duplicates': 'near duplicates',
     'uncompared_tokens': 'tokens not searched for near duplicates',
     'other_script': 'rows in another script',
+    'other_language': 'rows in another language',
     'special_text': 'rows that spell special tokens',
     'control_characters': 'rows with control characters',
     'byte_order_marks': 'byte-order marks taken out',
@@ -393,7 +395,8 @@ class Encoded(Card):
         "Counts that are not zero, by what they are called on the card."
         own, valid = (lambda n: self.report.get(n, 0)), (lambda n: self.report.get(f'valid_{n}', 0))
         beside = lambda n: f' (validation {valid(n):,})' if valid(n) else ''
-        return {what: f'{own(n):,}{beside(n)}' for n, what in names.items() if own(n) or valid(n)}
+        of = lambda n: f' of {own("language_rows"):,} whose language is sure' if n == 'other_language' else ''
+        return {what: f'{own(n):,}{of(n)}{beside(n)}' for n, what in names.items() if own(n) or valid(n)}
 
     def lengths(self) -> np.ndarray:
         "How many tokens each training row has, both sides of a pair together."
@@ -534,10 +537,17 @@ def _text_counts(rows: Checked, special: SpecialText) -> Counter:
     texts = _row_texts(rows)
     answers = [turns[-1]['content'] for turns in rows.turns]
     asked = ['\n'.join(t['content'] for t in turns[:-1]) for turns in rows.turns]
+    script = other_script(answers) | other_script(asked)
     return Counter({
         'special_text': sum(bool(special.found.search(t)) for t in texts),
         'control_characters': sum(bool(CONTROL.search(t)) for t in texts),
-        'other_script': int((other_script(answers) | other_script(asked)).sum())})
+        'other_script': int(script.sum())} | _language_counts(answers, asked, script))
+
+def _language_counts(answers: list[str], asked: list[str], script: np.ndarray) -> dict[str, int]:
+    "How many rows are in another language than most, of how many; nothing where no language can be told."
+    sides = [languages_of(texts) for texts in (answers, asked)]
+    other, told = (np.any([mark(x) for x in sides], 0) for mark in (lambda x: unlike_most(x, 0.5), lambda x: x != ''))
+    return {'other_language': int((other & ~script).sum()), 'language_rows': int(told.sum())} if told.any() else {}
 
 # %% ../nbs/05_data.ipynb #4f94f296
 def _summary(done: Split, pairs: bool) -> dict[str, int]:
@@ -796,6 +806,8 @@ def _encode(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) 
     tables = [done.table for done in found.values()]
     _check_ids(lm, tables)
     longest = max(int(_list_lengths(t, 'input_ids').max(initial=0)) for t in tables)
+    for side in ('', 'valid_'):
+        if f'{side}language_rows' in report: report.setdefault(f'{side}other_language', 0)   # looked for, and not found
     test = {f'test_{k}': v for k, v in (splits['test'].count | {'compared': len(splits['test'].turns)}).items()}
     counts = _zeros() | _zeros('valid_') | report | test | {'longest': longest}
     return Encoded(datasets.Dataset(tables[0]), datasets.Dataset(tables[1]), counts, lm.tokenizer, task, pairs)
@@ -803,7 +815,7 @@ def _encode(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) 
 def _zeros(side: str = '') -> dict[str, int]:
     "Every count of a report, at zero."
     more = ('rows', 'used', 'tokens', 'supervised_tokens', 'overlap_valid', 'overlap_test')
-    return dict.fromkeys((side + k for k in (*more, *LOSSES, *NOTES)), 0)
+    return dict.fromkeys((side + k for k in (*more, *LOSSES, *NOTES) if k != 'other_language'), 0)
 
 # %% ../nbs/05_data.ipynb #0a1c6ce1
 def _without(train: Checked, splits: dict[str, Checked], drop: Collection[str]) -> tuple[Checked, Counter]:
@@ -867,7 +879,7 @@ def _key(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> 
     tok = lm.tokenizer
     how = [task.cue, uses_chat(lm, task), task.answers, bool(task.turns), is_seq2seq(lm), eos_ids(lm),
            tok.chat_template]
-    given = [settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special]
+    given = [settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special, bool(language_model())]
     for part in (_VERSION, how, given, tok.backend_tokenizer.to_str()):
         digest.update(json.dumps(part, default=str).encode())
     for name, rows in splits.items():

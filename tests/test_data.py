@@ -124,6 +124,13 @@ COUNTED: dict[str, tuple[Any, dict, dict[str, int]]] = {
     "accents at the cut": (["abe\u0301cd"], {"max_len": 4}, {"moved_cuts": 1, "supervised_tokens": 7}),
     "right to left": (["שלום עולם", "مرحبا"], {}, {"used": 2, "other_script": 1}),
     "another script": (["one", "two", "три"], {}, {"other_script": 1, "used": 3}),
+    "another language": (
+        ["It rained all day, and the boats stayed where they were."] * 3
+        + ["Il a plu toute la journ\u00e9e, et les bateaux sont rest\u00e9s au port.", "Bonjour", "12345 " * 20],
+        {},
+        {"other_language": 1, "language_rows": 4, "other_script": 0},
+    ),
+    "one language": (["It rained all day, and the boats stayed where they were."], {}, {"other_language": 0}),
     "duplicates": (["One two", "one  two", "three"], {}, {"duplicates": 1, "used": 3}),
     "duplicates dropped": (["One two", "one  two"], {"drop": ["duplicates"]}, {"dropped_duplicate": 1, "used": 1}),
     "overlap": (
@@ -323,6 +330,13 @@ def test_special_text_gains_no_space(kind: str, architecture: str) -> None:
         ids = [i for i in ids if i >= 0]
         assert lm.tokenizer.decode(ids[:-1]).strip() == text.strip()
         assert [i for i in ids if i < len(names)] == [lm.tokenizer.eos_token_id]
+
+
+def test_languages_need_a_library(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the report has no count, not a count of nothing."""
+    monkeypatch.setattr("ftnb.checks.language_model", lambda: None)
+    report = encode(lm, ["It rained all day, and the boats stayed where they were."]).report
+    assert not {"other_language", "language_rows"} & set(report)
 
 
 def test_what_was_not_looked_for_is_said(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
