@@ -103,25 +103,47 @@ class Tokenizing:
     def __call__(self, docs: list[list[Part]]) -> list[dict]:
         "Token rows with `input_ids` and `labels`, one for each document."
         work = [_stretches(self.special, d) for d in docs]
-        heads = [_heads(parts) for stretches in work for kind, parts in stretches[:1] if kind == 'text']
-        known = iter(_each_once([t for h in heads for t in h], lambda texts: self.ids(texts, self.begins)))
+        known = self.firsts([parts for stretches in work for kind, parts in stretches[:1] if kind == 'text'])
         return [self.row(stretches, known) for stretches in work]
 
-    def row(self, stretches: list[tuple[str, list[Part]]], known: Iterator[list[int]]) -> dict:
-        "One document; `known` has the ids of the beginnings of its first stretch."
+    def row(self, stretches: list[tuple[str, list[Part]]], known: Iterator[list[list[int]]]) -> dict:
+        "One document; `known` has the ids of the parts of its first stretch."
         made: list[tuple[list[int], bool]] = []
         goes_on = False   # whether there is text before this stretch, and nothing between
         for n, (kind, parts) in enumerate(stretches):
             if kind == 'end': new = [self.ends[:1] for _ in parts]
             elif kind == 'literal': new = [self.literal(p.text or '', goes_on) for p in parts]
             elif n: new = _cut(self.after(_heads(parts), goes_on)) or self.after([p.text or '' for p in parts], goes_on)
-            else: new = self.first(parts, [next(known) for _ in parts])
+            else: new = next(known)
             made += zip(new, (p.learned for p in parts))
             goes_on = kind != 'end' and any(p.text for p in parts)
         return _token_row(made, self.ends, trim=not self.begins)   # only a template writes more than it should
 
-    def first(self, parts: list[Part], heads: list[list[int]]) -> list[list[int]]:
-        "The ids of each part of a document's first stretch."
+    def firsts(self, stretches: list[list[Part]]) -> Iterator[list[list[int]]]:
+        "The ids of each part of the stretches that documents begin with."
+        texts = [''.join(p.text or '' for p in parts) for parts in stretches]
+        wholes = _each_once(texts, lambda some: self.ids(some, self.begins))
+        marks = [[m.span() for m in self.special.found.finditer(t)] for t in texts]
+        borders = [_borders(*x) for x in zip(texts, stretches, marks)]
+        heads = [head for border in borders for head in border]
+        begun = iter(_each_once([t for n, t in heads if not n], lambda some: self.ids(some, self.begins)))
+        later = iter(_each_once([t for n, t in heads if n], self.ids))
+        for parts, whole, found, border in zip(stretches, wholes, marks, borders):
+            ids = [(n, next(later if n else begun)) for n, _ in border]
+            yield self.cut(whole, len(found), ids) or self.first(parts)
+
+    def cut(self, whole: list[int], marks: int, heads: list[tuple[int, list[int]]]) -> list[list[int]]:
+        "Cut the ids of a text that has so many special tokens after each head; nothing if that cannot be done."
+        at, ends = [0, *(i for i, t in enumerate(whole) if t in self.special.ids and i >= len(self.start))], [0]
+        if len(at) != marks + 1: return []
+        for n, ids in heads:
+            if whole[at[n]:at[n] + len(ids)] != ids: return []
+            ends.append(at[n] + len(ids))
+        return [whole[a:b] for a, b in itertools.pairwise([*ends, len(whole)])]
+
+    def first(self, parts: list[Part]) -> list[list[int]]:
+        "The same for one stretch, each head from the beginning of the text."
+        heads = self.ids(_heads(parts), self.begins)
         return _cut(heads) or [heads[0], *self.ids([p.text or '' for p in parts[1:]])]
 
     def after(self, texts: list[str], goes_on: bool, literal: bool = False) -> list[list[int]]:
@@ -143,6 +165,14 @@ class Tokenizing:
         return [i for n, c in enumerate(text) for i in self.after([c], goes_on or n > 0, literal=True)[0]]
 
 # %% ../nbs/05_data.ipynb #9e233225
+def _borders(text: str, parts: list[Part], marks: list[tuple[int, int]]) -> list[tuple[int, str]]:
+    "For each part but the last: how many special tokens end before its end, and the text from the last of them on."
+    found = []
+    for end in itertools.accumulate(len(p.text or '') for p in parts[:-1]):
+        n = sum(stop <= end for _, stop in marks)
+        found.append((n, text[marks[n - 1][0] if n else 0:end]))
+    return found
+
 def _heads(parts: list[Part]) -> list[str]: return list(itertools.accumulate([p.text or '' for p in parts]))
 
 def _cut(heads: list[list[int]]) -> list[list[int]]:
