@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 from execnb.nbio import nb2str, read_nb
-from fastcore.docments import DocmentTbl
+from fastcore.docments import DocmentTbl, _bold, _list2row, _maybe_nm
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbdev.clean import clean_nb
@@ -291,6 +291,11 @@ class Cells(DocmentTbl):
 
     def _row(self, name: str, props: Any) -> list[str]:
         return [str(x).replace("|", "\\|") if "|" in str(x) else x for x in super()._row(name, props)]
+
+    @property
+    def return_str(self) -> str:
+        bold = {column: _bold(_maybe_nm(text)) for column, text in self.dm["return"].items()}
+        return _list2row(self._row("**Returns**", bold))
 
 
 class ParameterTable(BasicMarkdownRenderer):

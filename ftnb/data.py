@@ -4,7 +4,7 @@
 
 # %% ../nbs/05_data.ipynb #2537fd5a
 from __future__ import annotations
-import contextlib, csv, dataclasses, difflib, gc, hashlib, html, io, itertools, json, random, re, unicodedata
+import contextlib, csv, dataclasses, difflib, gc, hashlib, html, io, itertools, json, os, random, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,25 +16,27 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import torch
-from .checks import fingerprints, near_duplicates, other_script, repeats
-from .core import Card, FTNBError, must, nearest, one_of
+from .checks import (fingerprints, language_model, languages_of, near_duplicates, other_script, repeats,
+                         unlike_most)
+from .core import Card, FTNBError, names, nearest, number, one_of
 from .generation import open_ended, source_ids, token_batches
 from .models import LM, cache_folder, context_length, eos_ids, is_seq2seq, whole_folder
-from .tasks import (HIDDEN, EmptyTarget, Part, Task, check_kinds, conversation, documents, source_and_target,
-                        task_of, uses_chat)
+from .tasks import (END, HIDDEN, EmptyTarget, Part, Task, called, check_kinds, conversation, documents,
+                        source_and_target, task_of, uses_chat)
 
 # %% auto #0
-__all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 'READERS', 'FILE_NAME', 'VALID_NAMES', 'DROPS',
-           'MOST_COMPARED', 'Plan', 'SpecialText', 'token_ids', 'Tokenizing', 'Checked', 'checked', 'pieces_of',
-           'token_pairs', 'Encoded', 'length_picture', 'Split', 'rows_of', 'splits_of', 'encode', 'Settings',
-           'save_encoded', 'load_encoded', 'TokenView', 'show_tokens', 'Batch', 'end_to_end', 'PairBatch',
-           'side_by_side', 'plan_epoch', 'stream_steps']
+__all__ = ['IGNORE', 'BOM', 'LOSSES', 'NOTES', 'QUANTILES', 'CONTROL', 'CHUNK', 'READERS', 'SHEETS', 'FILE_NAME', 'VALID_NAMES',
+           'DROPS', 'MOST_COMPARED', 'Plan', 'SpecialText', 'token_ids', 'Tokenizing', 'Checked', 'checked',
+           'pieces_of', 'token_pairs', 'Encoded', 'length_picture', 'Split', 'FileRows', 'rows_of', 'no_columns',
+           'splits_of', 'encode', 'Settings', 'save_encoded', 'load_encoded', 'TokenView', 'show_tokens', 'Batch',
+           'end_to_end', 'PairBatch', 'side_by_side', 'plan_epoch', 'stream_steps']
 
 # %% ../nbs/05_data.ipynb #66b26c1e
 class SpecialText:
     "Hides the names of a tokenizer's special tokens in texts, and finds them again."
     def __init__(self, tokenizer: Any):
-        self.names = sorted({t.content for t in tokenizer.added_tokens_decoder.values() if t.special}, key=len)[::-1]
+        known = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self.ids, self.names = set(known), sorted(set(known.values()), key=len)[::-1]
         self.found = re.compile('|'.join(map(re.escape, self.names)) or r'(?!)')
 
     def hide(self, text: str) -> str:
@@ -66,11 +68,6 @@ def _merged(parts: list[Part]) -> list[Part]:
     return [Part(None if all(p.text is None for p in g) else ''.join(p.text or '' for p in g), learned)
             for learned, group in groups if (g := list(group))]
 
-# %% ../nbs/05_data.ipynb #5f0d1b7c
-def _without_end(lm: LM, rows: list[list[int]]) -> list[list[int]]:
-    "Take off an end token that the tokenizer added by itself."
-    return [open_ended(lm, r) for r in rows]
-
 # %% ../nbs/05_data.ipynb #fb92cbed
 def token_ids(
     tokenizer: Any,  # a transformers tokenizer
@@ -92,36 +89,90 @@ class Tokenizing:
     def __init__(self, lm: LM, task: Task, special: SpecialText):
         self.lm, self.special, self.ends = lm, special, eos_ids(lm)
         self.begins = not uses_chat(lm, task)   # a chat template writes the token that begins a text itself
+        alone, self.start = self.ids(['a'])[0], []
+        if self.begins: self.start = (begun := self.ids(['a'], True)[0])[:len(begun) - len(alone)]
+        twice = lm.tokenizer.decode(alone * 2, clean_up_tokenization_spaces=False)
+        self.spaces = twice != 'aa'   # the tokenizer puts one before each text
 
     def ids(self, texts: list[str], begins: bool = False, literal: bool = False) -> list[list[int]]:
         "Token ids of texts; `begins`: with what the tokenizer puts before a text; `literal`: no special tokens."
         if not texts: return []
         found = token_ids(self.lm.tokenizer, texts, begins, literal)
-        return _without_end(self.lm, found) if begins else found
+        return [open_ended(self.lm, ids) if t else self.start for t, ids in zip(texts, found)] if begins else found
 
     def __call__(self, docs: list[list[Part]]) -> list[dict]:
         "Token rows with `input_ids` and `labels`, one for each document."
         work = [_stretches(self.special, d) for d in docs]
-        heads = [_heads(parts) for stretches in work for kind, parts in stretches[:1] if kind == 'text']
-        known = iter(self.ids([t for h in heads for t in h], self.begins))
+        known = self.firsts([parts for stretches in work for kind, parts in stretches[:1] if kind == 'text'])
         return [self.row(stretches, known) for stretches in work]
 
-    def row(self, stretches: list[tuple[str, list[Part]]], known: Iterator[list[int]]) -> dict:
-        "One document; `known` has the ids of the beginnings of its first stretch."
+    def row(self, stretches: list[tuple[str, list[Part]]], known: Iterator[list[list[int]]]) -> dict:
+        "One document; `known` has the ids of the parts of its first stretch."
         made: list[tuple[list[int], bool]] = []
+        goes_on = False   # whether there is text before this stretch, and nothing between
         for n, (kind, parts) in enumerate(stretches):
             if kind == 'end': new = [self.ends[:1] for _ in parts]
-            elif kind == 'literal': new = self.ids([p.text or '' for p in parts], literal=True)
-            elif n: new = _cut(self.ids(_heads(parts))) or self.ids([p.text or '' for p in parts])
-            else: new = self.first(parts, [next(known) for _ in parts])
+            elif kind == 'literal': new = [self.literal(p.text or '', goes_on) for p in parts]
+            elif n: new = _cut(self.after(_heads(parts), goes_on)) or self.after([p.text or '' for p in parts], goes_on)
+            else: new = next(known)
             made += zip(new, (p.learned for p in parts))
+            goes_on = kind != 'end' and any(p.text for p in parts)
         return _token_row(made, self.ends, trim=not self.begins)   # only a template writes more than it should
 
-    def first(self, parts: list[Part], heads: list[list[int]]) -> list[list[int]]:
-        "The ids of each part of a document's first stretch."
+    def firsts(self, stretches: list[list[Part]]) -> Iterator[list[list[int]]]:
+        "The ids of each part of the stretches that documents begin with."
+        texts = [''.join(p.text or '' for p in parts) for parts in stretches]
+        wholes = _each_once(texts, lambda some: self.ids(some, self.begins))
+        marks = [[m.span() for m in self.special.found.finditer(t)] for t in texts]
+        borders = [_borders(*x) for x in zip(texts, stretches, marks)]
+        heads = [head for border in borders for head in border]
+        begun = iter(_each_once([t for n, t in heads if not n], lambda some: self.ids(some, self.begins)))
+        later = iter(_each_once([t for n, t in heads if n], self.ids))
+        for parts, whole, found, border in zip(stretches, wholes, marks, borders):
+            ids = [(n, next(later if n else begun)) for n, _ in border]
+            yield self.cut(whole, len(found), ids) or self.first(parts)
+
+    def cut(self, whole: list[int], marks: int, heads: list[tuple[int, list[int]]]) -> list[list[int]]:
+        "Cut the ids of a text that has so many special tokens after each head; nothing if that cannot be done."
+        at, ends = [0, *(i for i, t in enumerate(whole) if t in self.special.ids and i >= len(self.start))], [0]
+        if len(at) != marks + 1: return []
+        for n, ids in heads:
+            if whole[at[n]:at[n] + len(ids)] != ids: return []
+            ends.append(at[n] + len(ids))
+        return [whole[a:b] for a, b in itertools.pairwise([*ends, len(whole)])]
+
+    def first(self, parts: list[Part]) -> list[list[int]]:
+        "The same for one stretch, each head from the beginning of the text."
+        heads = self.ids(_heads(parts), self.begins)
         return _cut(heads) or [heads[0], *self.ids([p.text or '' for p in parts[1:]])]
 
+    def after(self, texts: list[str], goes_on: bool, literal: bool = False) -> list[list[int]]:
+        "Token ids of texts; if text `goes_on`, without the space that some tokenizers put before any text."
+        if not (goes_on and self.spaces): return self.ids(texts, literal=literal)
+        return [self.anchored(t, literal) for t in texts]
+
+    def anchored(self, text: str, literal: bool) -> list[int]:
+        "The ids that a text has after a character which does not merge with it."
+        for anchor in ('a', '>', '0', '。', '\n'):
+            alone, both = self.ids([anchor, anchor + text], literal=literal)
+            if both[:len(alone)] == alone: return both[len(alone):]
+        return self.ids([text], literal=literal)[0]
+
+    def literal(self, text: str, goes_on: bool) -> list[int]:
+        "Token ids of a special token's name as text; of its characters, if the vocabulary itself has the name."
+        (found,) = self.after([text], goes_on, literal=True)
+        if not self.special.ids & set(found): return found
+        return [i for n, c in enumerate(text) for i in self.after([c], goes_on or n > 0, literal=True)[0]]
+
 # %% ../nbs/05_data.ipynb #9e233225
+def _borders(text: str, parts: list[Part], marks: list[tuple[int, int]]) -> list[tuple[int, str]]:
+    "For each part but the last: how many special tokens end before its end, and the text from the last of them on."
+    found = []
+    for end in itertools.accumulate(len(p.text or '') for p in parts[:-1]):
+        n = sum(stop <= end for _, stop in marks)
+        found.append((n, text[marks[n - 1][0] if n else 0:end]))
+    return found
+
 def _heads(parts: list[Part]) -> list[str]: return list(itertools.accumulate([p.text or '' for p in parts]))
 
 def _cut(heads: list[list[int]]) -> list[list[int]]:
@@ -130,6 +181,13 @@ def _cut(heads: list[list[int]]) -> list[list[int]]:
     whole, ends = heads[-1], [0, *map(len, heads)]
     if any(whole[:len(h)] != h for h in heads): return []
     return [whole[a:b] for a, b in itertools.pairwise(ends)]
+
+def _each_once(texts: list[str], ids: Callable[[list[str]], list[list[int]]]) -> list[list[int]]:
+    "The token ids of texts; one that comes several times (a prompt that is asked again) is tokenized once."
+    known = dict.fromkeys(texts)
+    if len(known) == len(texts): return ids(texts)
+    found = dict(zip(known, ids(list(known))))
+    return [found[t] for t in texts]
 
 # %% ../nbs/05_data.ipynb #da278e95
 IGNORE = -100  # the label of a token without loss, as everywhere in PyTorch and transformers
@@ -177,19 +235,23 @@ def checked(
     rows: Iterable[Mapping],  # the data
     where: str = 'rows',  # what it is called in messages
     bad_rows: str = 'error',  # 'error', or 'drop' (and count)
+    pairs: bool = False,  # for an encoder-decoder: look at what it reads, too
 ) -> Checked:
     "Read every row as a conversation; refuse or drop those that are none."
     good = Checked([], [], [], Counter())
     bad: list[tuple[int, FTNBError]] = []
     for i, row in enumerate(rows):
-        try: turns = conversation(task, _with_columns(task, row))
+        try:
+            turns = conversation(task, _with_columns(task, row))
+            options = called(task, 'options', row) if task.options else {}
+            if pairs and task.source: source_and_target(task, row, turns)
         except FTNBError as e:
             bad.append((i, e))
             continue
         marked = any(t['content'].startswith(BOM) for t in turns)
         good.count['byte_order_marks'] += marked
         good.turns.append([t | {'content': t['content'].removeprefix(BOM)} for t in turns] if marked else turns)
-        good.options.append(task.options(row) if task.options else {})
+        good.options.append(options)
         good.raw.append(row)
     total = len(good.turns) + len(bad)
     if bad and bad_rows == 'error':
@@ -198,6 +260,7 @@ def checked(
         raise FTNBError(f'{where}[{i}]: {first.value}', first.rule + more, first.remedy) from first
     good.count.update('dropped_empty_target' if isinstance(x, EmptyTarget) else 'dropped_bad_row' for _, x in bad)
     good.count['rows'] = total
+    good.count.update(getattr(rows, 'notes', {}))
     return good
 
 # %% ../nbs/05_data.ipynb #6f27b133
@@ -250,10 +313,23 @@ def _pairs(lm: LM, task: Task, rows: Checked, special: SpecialText | None) -> li
     "Token rows for an encoder-decoder: source ids, and target ids with an end token as labels."
     texts = [source_and_target(task, r, t) for r, t in zip(rows.raw, rows.turns)]
     split = bool(special)   # all names of special tokens are text: no template has written any
-    sources = source_ids(lm, [s for s, _ in texts], split)
-    targets = lm.tokenizer(text_target=[t for _, t in texts], split_special_tokens=split)['input_ids'] if texts else []
-    ends = eos_ids(lm)
+    sources = _each_once([s for s, _ in texts], lambda some: source_ids(lm, some, split))
+    write = lambda some: lm.tokenizer(text_target=some, split_special_tokens=split)['input_ids'] if some else []
+    targets, ends = _each_once([t for _, t in texts], write), eos_ids(lm)
+    if special:
+        sources = [_sealed(lm, task, special, text, ids) for (text, _), ids in zip(texts, sources)]
+        targets = [_sealed(lm, task, special, text, ids) for (_, text), ids in zip(texts, targets)]
     return [{'input_ids': s, 'labels': t if t and t[-1] in ends else t + ends[:1]} for s, t in zip(sources, targets)]
+
+def _sealed(lm: LM, task: Task, special: SpecialText, text: str, ids: list[int]) -> list[int]:
+    "The ids of a text; anew, if its tokenizer took a name in it for a special token although it was told not to."
+    if not special.found.search(text): return ids
+    around = source_ids(lm, ['a'], True)[0]
+    if sum(i in special.ids for i in ids) <= sum(i in special.ids for i in around): return ids
+    tokenizing = Tokenizing(lm, task, special)
+    tokenizing.begins = True
+    found = tokenizing([[Part(special.hide(text), True), END]])[0]['input_ids']
+    return found if around[-1] in special.ids else found[:-1]
 
 def _cut_pair(row: dict, max_len: int) -> dict:
     "Both sides cut to `max_len` tokens; the source keeps its last token, which may be an end token."
@@ -305,10 +381,12 @@ LOSSES = {  # what can be lost: a count's name in the report, and on the card
 }
 NOTES = {  # what is worth knowing, although nothing is lost
     'overlap': 'also in valid or test',
+    'other_separator': 'files with ; or tabs between fields',
     'duplicates': 'duplicates',
     'near_duplicates': 'near duplicates',
     'uncompared_tokens': 'tokens not searched for near duplicates',
     'other_script': 'rows in another script',
+    'other_language': 'rows in another language',
     'special_text': 'rows that spell special tokens',
     'control_characters': 'rows with control characters',
     'byte_order_marks': 'byte-order marks taken out',
@@ -334,11 +412,12 @@ class Encoded(Card):
     def _facts(self) -> tuple[str, dict]:
         r = self.report
         title = f'Encoded for {self.task.name}'
-        if 'rows' not in r: return title, {'rows': 'a stream: they are encoded as they are read'}
+        unread = {'not read': _unread_splits(r)} if _unread_splits(r) else {}
+        if 'rows' not in r: return title, {'rows': 'a stream: they are encoded as they are read'} | unread
         facts = {'rows': f'{r["rows"]:,} given, {r["used"]:,} used' + ' so far' * self.streamed,
                  'so far' if self.streamed else 'one epoch': _share(r)}
         facts |= {side: _quantiles(r, side) for side in ('prompt', 'target') if r.get(f'{side}_tokens_100')}
-        facts['validation'] = f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used' if r['valid_rows'] else 'no rows'
+        facts |= _held_out(r, self.streamed) | unread
         said = self._counts(NOTES) | (self._counts(LOSSES) or {'lost': 'nothing'})
         return title, facts | said
 
@@ -346,7 +425,8 @@ class Encoded(Card):
         "Counts that are not zero, by what they are called on the card."
         own, valid = (lambda n: self.report.get(n, 0)), (lambda n: self.report.get(f'valid_{n}', 0))
         beside = lambda n: f' (validation {valid(n):,})' if valid(n) else ''
-        return {what: f'{own(n):,}{beside(n)}' for n, what in names.items() if own(n) or valid(n)}
+        of = lambda n: f' of {own("language_rows"):,} whose language is sure' if n == 'other_language' else ''
+        return {what: f'{own(n):,}{of(n)}{beside(n)}' for n, what in names.items() if own(n) or valid(n)}
 
     def lengths(self) -> np.ndarray:
         "How many tokens each training row has, both sides of a pair together."
@@ -369,6 +449,21 @@ def _quantiles(report: Mapping, side: str) -> str:
     return f'half up to {half:,} tokens, 90 % to {most:,}, 99 % to {nearly:,}, longest {longest:,}'
 
 QUANTILES = (50, 90, 99, 100)
+
+def _held_out(report: Mapping, streamed: bool) -> dict[str, str]:
+    "What was done with the validation and the test rows, in words."
+    r, shared = report, lambda split: f'training rows in it: {report[f"overlap_{split}"]:,}'
+    looked = (lambda split: 'a stream is not compared with it') if streamed else shared
+    valid = f'{r["valid_rows"]:,} given, {r["valid_used"]:,} used; {looked("valid")}' if r['valid_rows'] else 'no rows'
+    if streamed: return {'validation': valid}
+    test = f'{r["test_rows"]:,} given, {r["test_compared"]:,} compared; {looked("test")}' if r['test_rows'] \
+        else 'no rows, so none was compared'
+    return {'validation': valid, 'test': test}
+
+def _unread_splits(report: Mapping) -> str:
+    "The splits that nobody looked at, in words."
+    found = {k.removeprefix('unread_'): n for k, n in report.items() if k.startswith('unread_')}
+    return ', '.join(name + (f' ({n:,} rows)' if n >= 0 else '') for name, n in found.items())
 
 # %% ../nbs/05_data.ipynb #32848dbe
 def length_picture(
@@ -472,10 +567,17 @@ def _text_counts(rows: Checked, special: SpecialText) -> Counter:
     texts = _row_texts(rows)
     answers = [turns[-1]['content'] for turns in rows.turns]
     asked = ['\n'.join(t['content'] for t in turns[:-1]) for turns in rows.turns]
+    script = other_script(answers) | other_script(asked)
     return Counter({
         'special_text': sum(bool(special.found.search(t)) for t in texts),
         'control_characters': sum(bool(CONTROL.search(t)) for t in texts),
-        'other_script': int((other_script(answers) | other_script(asked)).sum())})
+        'other_script': int(script.sum())} | _language_counts(answers, asked, script))
+
+def _language_counts(answers: list[str], asked: list[str], script: np.ndarray) -> dict[str, int]:
+    "How many rows are in another language than most, of how many; nothing where no language can be told."
+    sides = [languages_of(texts) for texts in (answers, asked)]
+    other, told = (np.any([mark(x) for x in sides], 0) for mark in (lambda x: unlike_most(x, 0.5), lambda x: x != ''))
+    return {'other_language': int((other & ~script).sum()), 'language_rows': int(told.sum())} if told.any() else {}
 
 # %% ../nbs/05_data.ipynb #4f94f296
 def _summary(done: Split, pairs: bool) -> dict[str, int]:
@@ -542,10 +644,20 @@ def _json(path: Path) -> list:
                     'Give the list of rows.')
 
 # %% ../nbs/05_data.ipynb #8722212b
-def _csv(path: Path, delimiter: str = ',') -> list[dict]:
+class FileRows(list):
+    "The rows of a file, and what the report should say about it."
+    notes: Mapping[str, int] = {}
+
+def _separator(text: str) -> str:
+    "What stands between the fields of a .csv file. A first line without commas may have semicolons or tabs instead."
+    head = text.partition('\n')[0]
+    return ',' if ',' in head else max(',;\t', key=head.count)
+
+def _csv(path: Path, delimiter: str | None = None) -> FileRows:
     "The rows of a .csv file with a header."
-    limit = csv.field_size_limit(2**31 - 1)
-    try: lines = list(csv.reader(io.StringIO(_decoded(path), newline=''), delimiter=delimiter, strict=True))
+    limit, text = csv.field_size_limit(2**31 - 1), _decoded(path)
+    given, delimiter = delimiter, delimiter or _separator(text)
+    try: lines = list(csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True))
     except csv.Error as e: raise FTNBError(f'file {path.name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
     finally: csv.field_size_limit(limit)
     head = lines[0] if lines else []
@@ -553,8 +665,10 @@ def _csv(path: Path, delimiter: str = ',') -> list[dict]:
     for n, line in enumerate(lines[1:], 2):
         if line and len(line) != len(head):
             raise FTNBError(f'file {path.name!r}, row {n}', f'it has {len(line)} fields, the header {len(head)}',
-                            'Check its quotes and commas.')
-    return [dict(zip(head, line)) for line in lines[1:] if line]
+                            f'Check its quotes, and each {delimiter!r} outside of them.')
+    rows = FileRows(dict(zip(head, line)) for line in lines[1:] if line)
+    if not given and delimiter != ',': rows.notes = {'other_separator': 1}
+    return rows
 
 def _no_twins(columns: Iterable, name: str) -> None:
     "Refuse columns of the same name: one would silently hide the other."
@@ -567,12 +681,28 @@ READERS: dict[str, Callable[[Path], Any]] = {
     '.jsonl': lambda path: list(_json_lines(path)), '.json': _json,
     '.parquet': lambda path: datasets.Dataset(pa.parquet.read_table(path))}
 
+SHEETS = ('.xlsx', '.xls', '.xlsm', '.ods')
+
+def _refuse_folder(path: Path) -> None:
+    "Say what to give instead of a folder."
+    inside = sorted(p.name for p in path.iterdir())
+    if {'state.json', 'dataset_dict.json'} & set(inside): remedy = 'Use datasets.load_from_disk(folder).'
+    else:
+        files = [x for x in inside if Path(x).suffix.lower() in READERS]
+        remedy = f'Give a file in it: {", ".join(files[:5])}.' if files else 'There is no file in it that can be read.'
+    rule = 'a file must be given, or {"train": file, "valid": file}'
+    raise FTNBError(f'rows is the folder {path.name!r}', rule, remedy)
+
 def _read_file(name: str | Path) -> Any:
     "The rows of a file."
     path = Path(name).expanduser()
+    if path.is_dir(): _refuse_folder(path)
     if not path.is_file():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FTNBError(f'file {str(name)!r}', 'there is no such file', nearest(path.name, beside))
+    if path.suffix.lower() in SHEETS:
+        raise FTNBError(f'file {path.name!r}', 'spreadsheets are not read', 'Save it as .csv (UTF-8), or give the '
+                        f'table: pandas.read_excel({path.name!r}, dtype=str, keep_default_na=False).')
     read = READERS[one_of(path.suffix.lower(), READERS, 'file type')]
     try: return read(path)
     except pa.ArrowException as e:
@@ -580,14 +710,15 @@ def _read_file(name: str | Path) -> Any:
 
 # %% ../nbs/05_data.ipynb #87d56cb8
 # a str that means a file, also one that cannot be read
-FILE_NAME = re.compile(r'[^\n]*\.(txt|csv|tsv|jsonl|json|parquet)|\S+\.\w{1,7}', re.IGNORECASE)
+FILE_NAME = re.compile(r'[^\n]*\.(txt|csv|tsv|jsonl|json|parquet|xlsx?|ods)|\S+\.\w{1,7}', re.IGNORECASE)
 
 def rows_of(
     rows: Any,  # Dataset, pandas table, list of dicts or of str, or a file
 ) -> Any:  # a sequence of dicts
     "The rows of one split, whatever they came in."
-    if isinstance(rows, Path) or (isinstance(rows, str) and FILE_NAME.fullmatch(rows)):
+    if isinstance(rows, Path) or (isinstance(rows, str) and (FILE_NAME.fullmatch(rows) or os.path.isdir(rows))):
         rows = _read_file(rows)
+        if isinstance(rows, FileRows): return rows
     if isinstance(rows, pd.DataFrame):
         _no_twins(rows.columns, 'the table')
         return rows.to_dict('records')
@@ -598,6 +729,19 @@ def rows_of(
                         'Wrap a single text in a list.')
     return [{'text': r} if isinstance(r, str) else r for r in rows]
 
+# %% ../nbs/05_data.ipynb #73ee86c4
+def no_columns(
+    rows: Mapping,  # what should be splits by name
+) -> None:
+    "Refuse a mapping that is a table's columns (a slice of a `Dataset` is one), or one row."
+    values, what = list(rows.values()), ', '.join(map(str, rows))
+    if not values or {'train', 'test', *VALID_NAMES} & set(rows): return
+    if all(isinstance(v, (list, tuple, np.ndarray)) for v in values) and len(set(map(len, values))) == 1:
+        raise FTNBError(f'rows is a dict of columns: {what}', 'it must hold rows, and a slice of a Dataset does not',
+                        f'Use ds.select(range({len(values[0])})), or datasets.Dataset.from_dict(rows).')
+    if all(isinstance(v, (str, int, float)) and not FILE_NAME.fullmatch(str(v)) for v in values):
+        raise FTNBError(f'rows is one row: {what}', 'it must be a list of rows', 'Wrap it in a list.')
+
 # %% ../nbs/05_data.ipynb #bc0f635a
 VALID_NAMES = ('valid', 'validation', 'dev', 'val')
 
@@ -607,6 +751,7 @@ def splits_of(
     "Separate the splits, whatever they came in."
     if not isinstance(rows, Mapping): return rows_of(rows), [], []
     if 'train' not in rows:
+        no_columns(rows)
         raise FTNBError(f'splits {", ".join(map(str, rows)) or "(none)"}', "there must be a split called 'train'",
                         nearest('train', rows))
     names = [name for name in VALID_NAMES if name in rows]
@@ -614,6 +759,13 @@ def splits_of(
         if difflib.get_close_matches(str(name), VALID_NAMES, cutoff=0.75):
             raise FTNBError(f'split {name!r}', 'it is no name of a split', nearest(str(name), VALID_NAMES))
     return rows_of(rows['train']), rows_of(rows[names[0]]) if names else [], rows_of(rows.get('test', []))
+
+def _unread(rows: Any, streamed: bool) -> dict[str, int]:
+    "How many rows are in splits that nobody looks at (-1: not known), for the report."
+    if not isinstance(rows, Mapping): return {}
+    read = {'train', *[n for n in VALID_NAMES if n in rows][:1]} | (set() if streamed else {'test'})
+    size = lambda v: len(v) if isinstance(v, (list, tuple, datasets.Dataset, pd.DataFrame)) else -1
+    return {f'unread_{name}': size(split) for name, split in rows.items() if name not in read}
 
 # %% ../nbs/05_data.ipynb #ff445bdc
 def encode(
@@ -631,21 +783,23 @@ def encode(
     check_kinds(lm, task)
     room = context_length(lm)
     max_len = min(512, room) if max_len is None else max_len
-    must('max_len', max_len, 2 <= max_len <= room, f'it must be from 2 to {room}, the context of the model')
+    max_len = number('max_len', max_len, 2, room, why='the context of the model')
     one_of(bad_rows, ('error', 'drop'), 'bad_rows')
-    if isinstance(drop, str): drop = (drop,)
-    for what in drop: one_of(what, DROPS, 'drop')
+    for what in (drop := names('drop', (drop,) if isinstance(drop, str) else drop)): one_of(what, DROPS, 'drop')
     train, valid, test = splits_of(rows)
     settings = Settings(max_len, bad_rows, frozenset(drop), allow_special)
-    if isinstance(train, datasets.IterableDataset): return _stream(lm, train, valid, task, settings)
+    unread = _unread(rows, isinstance(train, datasets.IterableDataset))
+    if isinstance(train, datasets.IterableDataset): return _stream(lm, train, valid, task, settings, unread)
     if not len(train):
         raise FTNBError('rows', 'there are no rows to train on', 'Check the file or the filter that they came from.')
     task = task or task_of(train[0])
     with _no_collection():
         parts = {'train': train, 'valid': valid, 'test': test}
-        splits = {name: checked(task, part, name, bad_rows) for name, part in parts.items()}
+        splits = {name: checked(task, part, name, bad_rows, is_seq2seq(lm)) for name, part in parts.items()}
         keep = len(train) >= 20_000 if cache is None else cache
-        return (_cached if keep else _encode)(lm, splits, task, settings)
+        data = (_cached if keep else _encode)(lm, splits, task, settings)
+    data.report |= unread
+    return data
 
 # %% ../nbs/05_data.ipynb #e7e3ee6d
 @contextlib.contextmanager
@@ -680,28 +834,33 @@ def _encode(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) 
         if name == 'train':
             _check_left(done, settings.max_len)
             done.count.update(marks)
-            done.count.update(_near(done, settings.drop))
+            done.count.update(_near(done, settings.drop, pairs))
         counts = done.count | _text_counts(rows, special) | _summary(done, pairs)
         report |= {(name + '_') * (name != 'train') + k: v for k, v in counts.items()}
     tables = [done.table for done in found.values()]
     _check_ids(lm, tables)
     longest = max(int(_list_lengths(t, 'input_ids').max(initial=0)) for t in tables)
-    counts = _zeros() | _zeros('valid_') | report | {'longest': longest}
+    for side in ('', 'valid_'):
+        if f'{side}language_rows' in report: report.setdefault(f'{side}other_language', 0)   # looked for, and not found
+    test = {f'test_{k}': v for k, v in (splits['test'].count | {'compared': len(splits['test'].turns)}).items()}
+    counts = _zeros() | _zeros('valid_') | report | test | {'longest': longest}
     return Encoded(datasets.Dataset(tables[0]), datasets.Dataset(tables[1]), counts, lm.tokenizer, task, pairs)
 
 def _zeros(side: str = '') -> dict[str, int]:
     "Every count of a report, at zero."
-    return dict.fromkeys((side + k for k in ('rows', 'used', 'tokens', 'supervised_tokens', *LOSSES, *NOTES)), 0)
+    more = ('rows', 'used', 'tokens', 'supervised_tokens', 'overlap_valid', 'overlap_test')
+    return dict.fromkeys((side + k for k in (*more, *LOSSES, *NOTES) if k != 'other_language'), 0)
 
 # %% ../nbs/05_data.ipynb #0a1c6ce1
 def _without(train: Checked, splits: dict[str, Checked], drop: Collection[str]) -> tuple[Checked, Counter]:
     "Find training rows that are also in other splits, or twice in their own; leave out those that are to be dropped."
-    prints = fingerprints(_row_texts(train))
-    elsewhere = np.isin(prints, fingerprints(t for n in ('valid', 'test') for t in _row_texts(splits[n])))
-    again = repeats(prints)
+    prints, valid, test = (fingerprints(_row_texts(rows)) for rows in (train, splits['valid'], splits['test']))
+    in_valid, in_test, again = np.isin(prints, valid), np.isin(prints, test), repeats(prints)
     out: np.ndarray = np.zeros(len(prints), bool)
-    count: Counter = Counter()
-    for mark, name, dropped in ((elsewhere, 'overlap', 'dropped_overlap'), (again, 'duplicates', 'dropped_duplicate')):
+    count = Counter({'overlap_valid': int(in_valid.sum()), 'overlap_test': int(in_test.sum()),
+                     'valid_overlap': int(np.isin(valid, test).sum())})   # validation rows that are in test
+    marks = ((in_valid | in_test, 'overlap', 'dropped_overlap'), (again, 'duplicates', 'dropped_duplicate'))
+    for mark, name, dropped in marks:
         count[dropped if name in drop else name] = int((mark & ~out).sum())
         if name in drop: out |= mark
     return train.at(np.flatnonzero(~out)), count
@@ -709,10 +868,17 @@ def _without(train: Checked, splits: dict[str, Checked], drop: Collection[str]) 
 # %% ../nbs/05_data.ipynb #58b74500
 MOST_COMPARED = 20_000_000  # tokens; near duplicates are not looked for in larger sets
 
-def _near(done: Split, drop: Collection[str]) -> Counter:
+def _compared(table: pa.Table, pairs: bool) -> tuple[np.ndarray, np.ndarray]:
+    "The tokens of all rows, one after the other, and how many each row has; of a pair, both sides."
+    if not pairs: return _flat(table, 'input_ids'), _list_lengths(table, 'input_ids')
+    sides = [np.split(_flat(table, c), np.cumsum(_list_lengths(table, c))[:-1]) for c in ('input_ids', 'labels')]
+    rows = [np.concatenate(both) for both in zip(*sides)]
+    return np.concatenate(rows), np.array(list(map(len, rows)))
+
+def _near(done: Split, drop: Collection[str], pairs: bool) -> Counter:
     "Count (and take out, if asked) the rows that are nearly the same as an earlier one, but not the same."
     table = done.table
-    ids, lengths = _flat(table, 'input_ids'), _list_lengths(table, 'input_ids')
+    ids, lengths = _compared(table, pairs)
     if len(ids) > MOST_COMPARED: return Counter(uncompared_tokens=len(ids))
     twin = near_duplicates(ids, lengths)
     rows = np.split(ids, np.cumsum(lengths)[:-1])
@@ -747,7 +913,7 @@ def _key(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> 
     tok = lm.tokenizer
     how = [task.cue, uses_chat(lm, task), task.answers, bool(task.turns), is_seq2seq(lm), eos_ids(lm),
            tok.chat_template]
-    given = [settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special]
+    given = [settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special, bool(language_model())]
     for part in (_VERSION, how, given, tok.backend_tokenizer.to_str()):
         digest.update(json.dumps(part, default=str).encode())
     for name, rows in splits.items():
@@ -756,7 +922,7 @@ def _key(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> 
         for row in (rows.turns, rows.options, sources): digest.update(json.dumps(row, default=str).encode())
     return digest.hexdigest()[:32]
 
-_VERSION = 1  # of what is kept
+_VERSION = 2  # of what is kept
 
 # %% ../nbs/05_data.ipynb #4fabaa6a
 def _cached(lm: LM, splits: dict[str, Checked], task: Task, settings: Settings) -> Encoded:
@@ -790,23 +956,26 @@ def _write_arrow(table: pa.Table, path: Path) -> None:
     with pa.OSFile(str(path), 'wb') as file, pa.ipc.new_stream(file, table.schema) as writer: writer.write_table(table)
 
 # %% ../nbs/05_data.ipynb #156f2e43
-def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | None, settings: Settings) -> Encoded:
+def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | None, settings: Settings,
+            unread: dict[str, int]) -> Encoded:
     "Encode a stream lazily."
     first = next(iter(train), None)
     if first is None: raise FTNBError('rows', 'the stream is empty', 'Check where it comes from.')
     task = task or task_of(first)
-    known = checked(task, valid, 'valid', settings.bad_rows)
+    known = checked(task, valid, 'valid', settings.bad_rows, is_seq2seq(lm))
     done = _encode_split(lm, known, task, settings.max_len, settings.allow_special)
-    report = _zeros('valid_') | {f'valid_{k}': v for k, v in (done.count | _summary(done, is_seq2seq(lm))).items()}
+    counts = done.count | _summary(done, is_seq2seq(lm))
+    report = _zeros('valid_') | {f'valid_{k}': v for k, v in counts.items()} | unread
     tokens = datasets.IterableDataset.from_generator(lambda: _streamed(lm, train, task, settings, report))
     return Encoded(tokens, datasets.Dataset(done.table), report, lm.tokenizer, task, is_seq2seq(lm))
 
 def _streamed(lm: LM, rows: Iterable, task: Task, settings: Settings, report: dict) -> Iterator[dict]:
     "The token rows of a stream, a chunk at a time; `report` counts them, from the beginning of each pass."
-    for k in [k for k in report if not k.startswith('valid_')]: del report[k]
+    for k in [k for k in report if not k.startswith(('valid_', 'unread_'))]: del report[k]
     numbered = iter(rows)
     while chunk := list(itertools.islice(numbered, CHUNK)):
-        here = checked(task, chunk, f'rows {report.get("rows", 0):,} and on: train', settings.bad_rows)
+        at = f'rows {report.get("rows", 0):,} and on: train'
+        here = checked(task, chunk, at, settings.bad_rows, is_seq2seq(lm))
         done = _encode_split(lm, here, task, settings.max_len, settings.allow_special)
         counts = done.count | {k: v for k, v in _summary(done, is_seq2seq(lm)).items() if 'tokens_' not in k}
         for k, v in counts.items(): report[k] = report.get(k, 0) + v
@@ -882,7 +1051,7 @@ def show_tokens(
 ) -> TokenView:  # shows itself in a cell
     "Show which tokens are learned, which are prompt, and where a text ends."
     chosen = getattr(data, one_of(split, ('train', 'valid'), 'split'))
-    rows = itertools.islice(chosen, n)
+    rows = itertools.islice(chosen, number('n', n, 1))
     return TokenView([_one_line(r) if data.pairs else r for r in rows], data.tokenizer)
 
 # %% ../nbs/05_data.ipynb #4ac346ff

@@ -6,11 +6,11 @@
 from __future__ import annotations
 import contextlib, copy, inspect, zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 import torch
-from .core import FTNBError, StatusLine, must
+from .core import FTNBError, StatusLine, must, names, number
 from .models import LM, context_length, eos_ids, is_seq2seq, lock_of
 
 # %% auto #0
@@ -66,10 +66,11 @@ def _adjustments(temperature: float, top_k: int | None, top_p: float | None, rep
     "Check the decoding options and return transformers' logits processors for them."
     from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
     from transformers import TopKLogitsWarper, TopPLogitsWarper
-    must('temperature', temperature, temperature >= 0, 'it must be 0 (greedy) or more')
-    must('top_k', top_k, top_k is None or top_k >= 1, 'it must be at least 1')
-    must('top_p', top_p, top_p is None or 0 < top_p <= 1, 'it must be above 0 and at most 1')
-    must('repetition_penalty', repetition_penalty, repetition_penalty > 0, 'it must be above 0; 1 does nothing')
+    number('temperature', temperature, 0, whole=False, why='0 is greedy')
+    number('top_k', top_k, 1, none=True)
+    must('top_p', top_p, number('top_p', top_p, 0, 1, whole=False, none=True) != 0, 'it must be above 0')
+    penalty = number('repetition_penalty', repetition_penalty, 0, whole=False)
+    must('repetition_penalty', repetition_penalty, penalty != 0, 'it must be above 0; 1 does nothing')
     if temperature == 0 and (top_k or top_p):
         raise FTNBError('top_k or top_p with temperature 0', 'greedy decoding draws nothing',
                         'Set a temperature such as 0.8, or leave them out.')
@@ -257,6 +258,7 @@ def stream(
     seed: int = 0,  # of the sampling
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
     "Yield the continuation of `prompt` piece by piece, as the model writes it."
+    number('seed', seed, 0)
     adjust, rows = _prepare(lm, [prompt], max_new_tokens, temperature, top_k, top_p, repetition_penalty)
     uniforms = _uniforms(rows, max_new_tokens, seed) if temperature else None
     return _pieces(lm, rows[0], steps(lm, rows, max_new_tokens, adjust, uniforms))
@@ -277,7 +279,7 @@ def _pieces(lm: LM, prompt: list[int], tokens: Iterator[dict[int, int]]) -> Iter
 # %% ../nbs/02_generation.ipynb #fe65ce1e
 def _prepare(lm: LM, prompts: Sequence[Prompt], max_new_tokens: int, *options) -> tuple[list, list[list[int]]]:
     "Check everything that can be checked before the model runs."
-    must('max_new_tokens', max_new_tokens, max_new_tokens >= 1, 'it must be at least 1')
+    number('max_new_tokens', max_new_tokens, 1)
     adjust, rows, room = _model_rules(lm) + _adjustments(*options), prompt_ids(lm, prompts), context_length(lm)
     for i, r in enumerate(rows):
         if (max(len(r), max_new_tokens) if is_seq2seq(lm) else len(r) + max_new_tokens) > room:
@@ -299,6 +301,13 @@ def token_batches(
         if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget: groups[-1].append(i)
         else: groups.append([i])
     return groups
+
+# %% ../nbs/02_generation.ipynb #bc22bcd4
+def _listed(prompt: Any) -> list[Prompt]:
+    "One prompt or several as a list."
+    if isinstance(prompt, Iterable): return [prompt] if isinstance(prompt, str) else list(prompt)
+    raise FTNBError(f'prompt is {type(prompt).__name__}', 'it must be a str, or a list of str or of lists of token ids',
+                    'Give the text to go on from.')
 
 # %% ../nbs/02_generation.ipynb #445e65e8
 class _Options(TypedDict, total=False):
@@ -333,8 +342,8 @@ def generate(
     progress: bool = True,  # show a status line when there is more than one batch
 ):  # the new text, without the prompt: a str for a str, a list for a list
     "Continue a prompt, or each of a list of prompts."
-    must('batch_tokens', batch_tokens, batch_tokens >= 1, 'it must be at least 1')
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    number('batch_tokens', batch_tokens, 1), number('seed', seed, 0)
+    prompts = _listed(prompt)
     adjust, rows = _prepare(lm, prompts, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
     uniforms = _uniforms(rows, max_new_tokens, seed) if temperature and rows else None
     texts = _generate(lm, rows, max_new_tokens, adjust, uniforms, batch_tokens, progress)
@@ -398,9 +407,10 @@ def label_probs(
     labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
     "How probable each of a few answers is, compared with the others."
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    must('labels', labels, not isinstance(labels, str) and len(labels) >= 2, 'it must be a list of two or more')
+    prompts, labels = _listed(prompt), names('labels', labels, 2, different=True)
     ids = [lm.tokenizer(label, add_special_tokens=False)['input_ids'] for label in labels]
+    must('labels', labels, all(ids) and len(set(map(tuple, ids))) == len(ids), 'they must differ in their tokens')
+    if not prompts: return []
     nats = answer_nats(lm, _prepare(lm, prompts, max(map(len, ids)), 0., None, None, 1.)[1], [ids] * len(prompts))
     found = [dict(zip(labels, map(float, row))) for row in shares(nats)]
     return found[0] if isinstance(prompt, str) else found

@@ -4,14 +4,15 @@
 
 # %% ../nbs/12_scores.ipynb #d7d1c6c7
 from __future__ import annotations
+import hashlib, itertools, json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-from .core import Card, FTNBError, html_table, must
-from .data import IGNORE, Checked, checked, pieces_of, rows_of, token_pairs
+from .core import Card, FTNBError, html_table, names, number
+from .data import IGNORE, Checked, checked, no_columns, pieces_of, rows_of, token_pairs
 from .generation import answer_nats, generate, shares
 from .kernels import row_nats
 from .metrics import TextMetric, _check_pairs, text_metric
@@ -48,6 +49,7 @@ class Scores(Card):
     stats: dict[str, np.ndarray]  # of each metric, [rows, k]
     rows: datasets.Dataset  # prompt, prediction, reference, and each metric for the row alone
     intervals: dict[str, tuple[float, float]]  # 95 % bootstrap
+    asked: dict[str, list[str]]  # by which rows are told apart: hashes of what was given, of what was asked
     comparison: Comparison | None = None  # with the baseline, if one was given
 
     @property
@@ -79,11 +81,11 @@ def _rows_html(rows: datasets.Dataset, by: str, metrics: Mapping[str, TextMetric
 
 # %% ../nbs/12_scores.ipynb #1e8fcb7f
 def _scores(name: str, metrics: dict[str, TextMetric], stats: dict[str, np.ndarray], columns: dict[str, list],
-            resamples: int, seed: int) -> Scores:
+            asked: dict[str, list[str]], resamples: int, seed: int) -> Scores:
     "Assemble: intervals from the statistics, each metric of each row beside its texts."
     alone = {k: [m.combine(s) for s in stats[k]] for k, m in metrics.items()}
     intervals = {k: interval(m, stats[k], resamples, seed) for k, m in metrics.items()}
-    return Scores(name, metrics, stats, datasets.Dataset.from_dict(columns | alone), intervals)
+    return Scores(name, metrics, stats, datasets.Dataset.from_dict(columns | alone), intervals, asked)
 
 # %% ../nbs/12_scores.ipynb #dda92a69
 def score_texts(
@@ -98,11 +100,13 @@ def score_texts(
 ) -> Scores:
     "Score outputs that already exist."
     _check_pairs('scores', predictions, references)
+    metrics = names('metrics', metrics, 1)
+    number('resamples', resamples, 100), number('seed', seed, 0)
     chosen = {m: text_metric(m) for m in metrics}
     stats = {m: c.stats(predictions, references) for m, c in chosen.items()}
     columns: dict[str, list] = {'prompt': list(prompts or [''] * len(predictions)),
                                 'prediction': list(predictions), 'reference': list(references)}
-    found = _scores(name, chosen, stats, columns, resamples, seed)
+    found = _scores(name, chosen, stats, columns, {'prompt': columns['prompt']} if prompts else {}, resamples, seed)
     if baseline is None: return found
     if not isinstance(baseline, Scores):
         baseline = score_texts(baseline, references, metrics, None, prompts, 'baseline', resamples, seed)
@@ -113,6 +117,7 @@ def score_texts(
 def _one_split(rows: Any) -> Sequence[Mapping]:
     "The rows of one split; a whole `DatasetDict` would be scored on what it was trained on."
     if isinstance(rows, Mapping):
+        no_columns(rows)
         raise FTNBError(f'splits {", ".join(map(str, rows))}', 'the rows of one split are scored', "Give rows['test'].")
     given = rows_of(rows)
     if not isinstance(given, (list, datasets.Dataset)): given = list(given)   # a stream
@@ -133,16 +138,18 @@ def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task) -> d
     return found | {'bits_per_byte': np.stack([nats, [len(text.encode()) for text in texts]], 1)}
 
 # %% ../nbs/12_scores.ipynb #3a55431e
-def _label_rows(rows: Checked, label: str) -> Checked:
-    "The same rows with another answer."
-    said = lambda turns: [*last_answer(turns)[0], {'role': 'assistant', 'content': label}]
-    return Checked([said(t) for t in rows.turns], rows.options, rows.raw, rows.count)
+def _label_rows(rows: Checked, labels: Sequence[str]) -> Checked:
+    "Each row with each label as its answer."
+    each = rows.at(i for i in range(len(rows.turns)) for _ in labels)
+    said = lambda turns, label: [*last_answer(turns)[0], {'role': 'assistant', 'content': label}]
+    each.turns = [said(t, label) for t, label in zip(each.turns, itertools.cycle(labels))]
+    return each
 
 def _label_probs(lm: LM, task: Task, rows: Checked, prompts: list[list[int]], allow_special: bool) -> np.ndarray:
     "The probability of each label, as a share of all of them, `[rows, labels]`."
-    answers = [[t for _, t in token_pairs(lm, task, _label_rows(rows, label), allow_special)] for label in task.labels]
-    nats = answer_nats(lm, prompts, list(zip(*answers)))
-    return shares(nats)
+    answers = [t for _, t in token_pairs(lm, task, _label_rows(rows, task.labels), allow_special)]
+    n = len(task.labels)
+    return shares(answer_nats(lm, prompts, [answers[i:i + n] for i in range(0, len(answers), n)]))
 
 # %% ../nbs/12_scores.ipynb #fa1459ca
 def _label_stats(probs: np.ndarray, labels: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
@@ -156,8 +163,26 @@ def _label_stats(probs: np.ndarray, labels: Sequence[str], references: Sequence[
 def _answers(lm: LM, task: Task, prompts: list[list[int]], max_new_tokens: int | None, progress: bool,
              decoding: dict) -> list[str]:
     "What the model writes for each prompt, read as the task reads it."
+    _read(task, '', 'an empty answer')   # before an hour's work is lost
     texts = generate(lm, prompts, max_new_tokens or task.max_new_tokens, progress=progress, **decoding)
-    return [task.read(text) for text in texts]
+    return [_read(task, text, f'answer {i}, {text[:40]!r}') for i, text in enumerate(texts)]
+
+def _read(task: Task, text: str, what: str) -> str:
+    "A model's text, read as the task reads it; whatever a model writes, its function must take it."
+    found: Any
+    try: found = task.read(text)
+    except Exception as e: found = e
+    if isinstance(found, str): return found
+    why = f'{type(found).__name__}: {found}' if isinstance(found, Exception) else f'{type(found).__name__}, and no str'
+    raise FTNBError(f'read of task {task.name!r} on {what}', f'it gives {why}',
+                    "Let it take any text, and return '' for what it cannot read.")
+
+# %% ../nbs/12_scores.ipynb #56996244
+def _asked(rows: Checked) -> dict[str, list[str]]:
+    "Hashes that tell rows apart, whatever the model: of each row as it was given, and of what is asked in it."
+    digest = lambda x: hashlib.blake2b(json.dumps(x, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    said = lambda turns: [(t['role'], t['content']) for t in last_answer(turns)[0]]
+    return {'row': [digest(dict(r)) for r in rows.raw], 'turns': [digest(said(t)) for t in rows.turns]}
 
 # %% ../nbs/12_scores.ipynb #54938ee8
 def score(
@@ -174,9 +199,9 @@ def score(
     **decoding,  # options of `generate`: temperature, top_p ...
 ) -> Scores:
     "Let a model answer held-out rows, and judge the answers."
-    check_kinds(lm, task)
-    must('resamples', resamples, resamples >= 100, 'it must be at least 100')
-    given = checked(task, _one_split(rows))
+    check_kinds(lm, task, needed=True)
+    number('resamples', resamples, 100), number('seed', seed, 0), number('max_new_tokens', max_new_tokens, 1, none=True)
+    given = checked(task, _one_split(rows), pairs=is_seq2seq(lm))
     pairs, references = token_pairs(lm, task, given, allow_special), [last_answer(t)[1] for t in given.turns]
     prompts = [p for p, _ in pairs]
     answers = _answers(lm, task, prompts, max_new_tokens, progress, decoding) if task.answers else [None] * len(prompts)
@@ -187,7 +212,7 @@ def score(
         stats |= _label_stats(probs, task.labels, references)
         columns |= {f'p({label})': probs[:, i].tolist() for i, label in enumerate(task.labels)}
     stats |= _surprise(lm, pairs, task)
-    return _scores(name or lm.name, {m: text_metric(m) for m in stats}, stats, columns, resamples, seed)
+    return _scores(name or lm.name, {m: text_metric(m) for m in stats}, stats, columns, _asked(given), resamples, seed)
 
 # %% ../nbs/12_scores.ipynb #e51355e6
 def difference(
@@ -258,6 +283,18 @@ def _comparable(metric: str, a: Scores, b: Scores) -> bool:
     "Perplexities can be compared only if both models' tokenizers cut the references into the same number of tokens."
     return metric != 'perplexity' or np.array_equal(a.stats[metric][:, 1], b.stats[metric][:, 1])
 
+# %% ../nbs/12_scores.ipynb #bfb2617c
+def _check_same_rows(a: Scores, b: Scores) -> None:
+    "Refuse scores of other rows."
+    same = a.rows['reference'][:] == b.rows['reference'][:]
+    known = [(a.asked[k], b.asked[k]) for k in a.asked if k in b.asked]
+    if same and (not known or any(x == y for x, y in known)): return
+    where = next((i for i, (x, y) in enumerate(zip(*known[-1])) if x != y), None) if same else None
+    raise FTNBError(f'{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows)',
+                    'they must have answered the same rows, in the same order'
+                    + (f'; in row {where} the references are equal, and the prompts are not' if same else ''),
+                    'Score both on the same rows.')
+
 # %% ../nbs/12_scores.ipynb #db1e9f0e
 def compare(
     a: Scores,  # one set of outputs: before
@@ -266,9 +303,11 @@ def compare(
     seed: int = 0,  # of the drawing
 ) -> Comparison:  # `.table` has a, b, difference, low, high, p_value for each metric
     "Test whether two sets of outputs for the same rows differ, metric by metric."
-    if a.rows['reference'][:] != b.rows['reference'][:]:
-        raise FTNBError(f'{a.name} ({len(a.rows)} rows) and {b.name} ({len(b.rows)} rows)',
-                        'they must have answered the same rows, in the same order', 'Score both on the same rows.')
+    for what, value in (('a', a), ('b', b)):
+        if not isinstance(value, Scores):
+            raise FTNBError(f'{what} is {type(value).__name__}', 'it must be Scores', 'Use what score(...) returns.')
+    number('resamples', resamples, 100), number('seed', seed, 0)
+    _check_same_rows(a, b)
     shared = [k for k in a.metrics if k in b.metrics and _comparable(k, a, b)]
     if not shared:
         raise FTNBError(f'{a.name} and {b.name}', 'they have no comparable metric in common',

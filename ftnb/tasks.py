@@ -5,14 +5,14 @@
 # %% ../nbs/04_tasks.ipynb #40fc64d1
 from __future__ import annotations
 import operator, re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from .core import Card, FTNBError, nearest
+from .core import Card, FTNBError, must, names, nearest, number
 from .models import LM, is_seq2seq
 
 # %% auto #0
-__all__ = ['ROLES', 'HIDDEN', 'END', 'Task', 'as_text', 'checked_turns', 'EmptyTarget', 'conversation', 'last_answer',
+__all__ = ['ROLES', 'HIDDEN', 'END', 'Task', 'as_text', 'checked_turns', 'called', 'EmptyTarget', 'conversation', 'last_answer',
            'uses_chat', 'Part', 'documents', 'prompt_and_target', 'source_and_target', 'text_in', 'free_text',
            'summarization', 'translation', 'first_label', 'sentiment', 'dialogue', 'task_of', 'check_kinds']
 
@@ -34,6 +34,8 @@ class Task(Card):
     chat: bool | None = None  # use the model's chat template; None: if it has one
     options: Callable[[Mapping], dict] | None = None  # row -> more for the chat template, such as its tools
 
+    def __post_init__(self) -> None: _check_task(self)
+
     @property
     def answers(self) -> bool:
         "Whether the model answers something (else it continues nothing: free text)."
@@ -44,6 +46,26 @@ class Task(Card):
         return f'Task {self.name}', {
             'columns': ', '.join(self.columns), 'kind': kind,
             'judged by': ', '.join((*self.metrics, 'perplexity')), 'answers': f'at most {self.max_new_tokens} tokens'}
+
+# %% ../nbs/04_tasks.ipynb #dce6d9ea
+def _check_task(task: Task) -> None:
+    "Refuse a task that cannot work; lists of names become tuples."
+    must('name', task.name, isinstance(task.name, str), 'it must be a str')
+    must('cue', task.cue, isinstance(task.cue, str), 'it must be a str')
+    must('chat', task.chat, task.chat in (None, True, False), 'it must be True, False or None')
+    number('max_new_tokens', task.max_new_tokens, 1)
+    lists = {'columns': names('columns', task.columns), 'metrics': names('metrics', task.metrics),
+             'labels': names('labels', task.labels, 2 if task.labels else 0, different=True)}
+    for name, value in lists.items(): object.__setattr__(task, name, value)   # it is frozen
+    for part in ('target', 'prompt', 'source', 'turns', 'read', 'options'):
+        value = getattr(task, part)
+        if not callable(value) and (value is not None or part == 'read'):
+            raise FTNBError(f'{part}={value!r:.60} of task {task.name!r}', 'it must be a function',
+                            f"Write {part}=lambda {'text: ...' if part == 'read' else 'row: row[...]'}.")
+    if (task.target is None) == (task.turns is None):
+        has = 'both target and turns' if task.turns else 'neither target nor turns'
+        raise FTNBError(f'task {task.name!r}', f'it has {has}',
+                        "Give target=lambda row: row['...'], or for conversations turns=.")
 
 # %% ../nbs/04_tasks.ipynb #3c246ee9
 ROLES = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant'}  # other names, and ours
@@ -114,6 +136,23 @@ def checked_turns(
 # %% ../nbs/04_tasks.ipynb #adcb0f28
 def _is_learned(turn: Mapping) -> bool: return turn['role'] == 'assistant' and turn.get('weight', 1) != 0
 
+# %% ../nbs/04_tasks.ipynb #407cf4d1
+def called(
+    task: Task,  # what is asked
+    part: str,  # the name of one of its functions: 'target', 'prompt', 'source', 'turns', 'options'
+    row: Mapping,  # a row
+) -> Any:  # what the function returns
+    "Call one of a task's functions; an error in it becomes an `FTNBError` that names it."
+    try:
+        found = getattr(task, part)(row)
+        return list(found) if isinstance(found, Iterator) else found
+    except FTNBError: raise
+    except Exception as e:
+        missing = e.args[0] if isinstance(e, KeyError) and e.args else None
+        remedy = nearest(missing, row) if missing is not None and missing not in row else 'Correct the function.'
+        raise FTNBError(f'{part} of task {task.name!r}', f'on this row it raises {type(e).__name__}: {e}',
+                        remedy) from e
+
 # %% ../nbs/04_tasks.ipynb #a7c355aa
 class EmptyTarget(FTNBError):
     "A row has nothing to learn."
@@ -123,11 +162,10 @@ def conversation(
     row: Mapping,  # a row with the task's columns
 ) -> list[dict]:  # turns
     "A row as a conversation, whatever its task."
-    if task.turns: turns = checked_turns(task.turns(row))
-    elif task.target is None: raise FTNBError(f'task {task.name!r}', 'it has neither target nor turns', 'Give one.')
+    if task.turns: turns = checked_turns(called(task, 'turns', row))
     else:
-        asked = [{'role': 'user', 'content': as_text(task.prompt(row), 'the prompt')}] if task.prompt else []
-        turns = [*asked, {'role': 'assistant', 'content': as_text(task.target(row), 'the target')}]
+        asked = [{'role': 'user', 'content': as_text(called(task, 'prompt', row), 'the prompt')}] if task.prompt else []
+        turns = [*asked, {'role': 'assistant', 'content': as_text(called(task, 'target', row), 'the target')}]
     learned = [t for t in turns if _is_learned(t)]
     if not any(t['content'].strip() or 'tool_calls' in t for t in learned):
         raise EmptyTarget('its target', 'it is empty', "Correct the row, or give bad_rows='drop'.")
@@ -238,7 +276,7 @@ def source_and_target(
         raise FTNBError(f'task {task.name!r}', 'an encoder-decoder reads one text and writes another',
                         'Use a task with prompt and target, or a decoder-only model.')
     before, target = last_answer(turns)
-    if task.source: return as_text(task.source(row), 'the source'), target
+    if task.source: return as_text(called(task, 'source', row), 'the source'), target
     if not task.turns: return before[0]['content'], target
     return '\n'.join(f'{t["role"].capitalize()}: {t["content"]}' for t in before), target
 
@@ -311,6 +349,7 @@ def sentiment(
     max_new_tokens: int = 8,  # most tokens of an answer
 ) -> Task:
     "Name the sentiment of a text with one of a few labels."
+    labels = names('labels', labels, 2, different=True)
     def target(row: Mapping) -> str:
         if (value := _text(row, label)) in labels: return value
         raise FTNBError(f'label {value!r}', f'it must be one of {", ".join(labels)}',
@@ -318,7 +357,7 @@ def sentiment(
     question = f'Is the following text {" or ".join(labels)}? Answer with one word.'
     return Task('sentiment', (text, label),
                 prompt=lambda row: _joined(question, _text(row, text)), target=target, cue='Label:',
-                source=lambda row: _text(row, text), metrics=('accuracy', 'f1'), labels=tuple(labels),
+                source=lambda row: _text(row, text), metrics=('accuracy', 'f1'), labels=labels,
                 read=lambda s: first_label(s, labels), max_new_tokens=max_new_tokens)
 
 # %% ../nbs/04_tasks.ipynb #9ba45ea3
@@ -373,9 +412,10 @@ def _column_help(row: Mapping) -> str:
 def check_kinds(
     lm: Any,  # what should be an LM
     task: Any,  # what should be a Task, or None
+    needed: bool = False,  # and not None
 ) -> None:
     "Refuse arguments in the wrong places."
     if not isinstance(lm, LM):
         raise FTNBError(f'lm is {type(lm).__name__} {str(lm)[:40]!r}', 'it must be an LM', "Use load_lm('...') first.")
-    if task is not None and not isinstance(task, Task):
+    if (needed or task is not None) and not isinstance(task, Task):
         raise FTNBError(f'task is {type(task).__name__}', 'it must be a Task', 'Call its constructor: summarization().')

@@ -41,7 +41,13 @@ ERRORS: dict[str, tuple[Any, dict, list[str]]] = {
     "no train split": ({"test": ["a"]}, {}, ["'train'", "must be a split"]),
     "one text": ("a text", {}, ["rows is a str", "Wrap a single text"]),
     "a number": (3, {}, ["rows is a int"]),
-    "one row": (ROW, {}, ["must be a split called 'train'"]),
+    "one row": (ROW, {}, ["rows is one row: text, summary", "Wrap it in a list"]),
+    "a slice of a data set": (
+        datasets.Dataset.from_dict({"text": ["a", "b", "c"]})[:2],
+        {},
+        ["dict of columns: text", "ds.select(range(2))"],
+    ),
+    "other splits only": ({"test": ["a"], "more": ["b"]}, {}, ["must be a split called 'train'"]),
     "mixed types": ([{"text": "a"}, {"text": 3}], {}, ["train[1]", "int '3'", "Convert it"]),
     "mixed rows": ([{"text": "a"}, "b", None], {}, ["train[2]", "NoneType", "must be a dict"]),
     "None": ([{"text": None}], {}, ["train[0]", "missing (None)", "Fill it in"]),
@@ -118,9 +124,21 @@ COUNTED: dict[str, tuple[Any, dict, dict[str, int]]] = {
     "accents at the cut": (["abe\u0301cd"], {"max_len": 4}, {"moved_cuts": 1, "supervised_tokens": 7}),
     "right to left": (["שלום עולם", "مرحبا"], {}, {"used": 2, "other_script": 1}),
     "another script": (["one", "two", "три"], {}, {"other_script": 1, "used": 3}),
+    "another language": (
+        ["It rained all day, and the boats stayed where they were."] * 3
+        + ["Il a plu toute la journ\u00e9e, et les bateaux sont rest\u00e9s au port.", "Bonjour", "12345 " * 20],
+        {},
+        {"other_language": 1, "language_rows": 4, "other_script": 0},
+    ),
+    "one language": (["It rained all day, and the boats stayed where they were."], {}, {"other_language": 0}),
     "duplicates": (["One two", "one  two", "three"], {}, {"duplicates": 1, "used": 3}),
     "duplicates dropped": (["One two", "one  two"], {"drop": ["duplicates"]}, {"dropped_duplicate": 1, "used": 1}),
-    "overlap": ({"train": ["a b", "c"], "valid": ["A b"], "test": ["c "]}, {}, {"overlap": 2, "used": 2}),
+    "overlap": (
+        {"train": ["a b", "c", "d"], "valid": ["A b", "d"], "test": ["c ", "d", None], "more": ["e", "f"]},
+        {"bad_rows": "drop"},
+        {"overlap": 3, "overlap_valid": 2, "overlap_test": 2, "valid_overlap": 1, "used": 3, "test_rows": 3}
+        | {"test_compared": 2, "test_dropped_bad_row": 1, "unread_more": 2},
+    ),
     "overlap dropped": (
         {"train": ["a b", "c", "d"], "valid": ["A b"], "test": ["c "]},
         {"drop": ["overlap"]},
@@ -173,9 +191,11 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {  # name: (file, content, word
     "two columns": ("a.csv", b"text,text\na,b\n", ["'text'", "there are 2"]),
     "too few fields": ("a.csv", b"text,label\na\n", ["row 2", "1 fields, the header 2"]),
     "not Parquet": ("a.parquet", b"text", ["a.parquet", "cannot be read"]),
-    "an unknown type": ("a.xlsx", b"", ["'.xlsx'", ".csv"]),  # and the same when it is given as a str, below
+    "an unknown type": ("a.docx", b"", ["'.docx'", ".csv"]),  # and the same when it is given as a str, below
     "an empty file": ("a.jsonl", b"", ["no rows"]),
     "an empty text": ("a.txt", b" \n", ["empty"]),
+    "a spreadsheet": ("a.xlsx", b"", ["spreadsheets are not read", ".csv (UTF-8)", "pandas.read_excel"]),
+    "semicolons that do not fit": ("a.csv", b"text;label\na;b;c\n", ["row 2", "3 fields, the header 2", "';'"]),
 }
 
 
@@ -190,6 +210,35 @@ def test_files_refused(case: str, lm: LM, tmp_path: Path) -> None:
     with pytest.raises(FTNBError) as as_text:
         encode(lm, str(tmp_path / name))
     assert str(as_text.value) == str(error.value)
+
+
+def test_folders(lm: LM, tmp_path: Path) -> None:
+    with pytest.raises(FTNBError, match="is the folder.*no file in it"):
+        encode(lm, tmp_path)
+    (tmp_path / "poems.txt").write_text("a")
+    with pytest.raises(FTNBError, match="is the folder.*Give a file in it: poems.txt"):
+        encode(lm, str(tmp_path))
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "kept")
+    with pytest.raises(FTNBError, match="load_from_disk"):
+        encode(lm, tmp_path / "kept")
+
+
+def test_semicolons(lm: LM, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text;note\n1,5 stars;no\n")
+    data = encode(lm, tmp_path / "a.csv")
+    assert data.report["other_separator"] == 1 and "files with ; or tabs" in repr(data)
+    assert data.train[0]["input_ids"] == encode(lm, ["1,5 stars"]).train[0]["input_ids"]
+
+
+def test_every_split_is_on_the_card(lm: LM) -> None:
+    rows = {"train": ["a", "b"], "valid": ["b"], "test": ["b", "c"], "more": ["d"]}
+    card = repr(encode(lm, rows))
+    assert "1 given, 1 used; training rows in it: 1" in card
+    assert "2 given, 2 compared; training rows in it: 1" in card
+    assert "not read               more (1 rows)" in card
+    assert "none was compared" in repr(encode(lm, ["a"]))
+    stream = datasets.Dataset.from_dict({"text": ["a"]}).to_iterable_dataset()
+    assert "test (2 rows)" in repr(encode(lm, rows | {"train": stream}))
 
 
 def test_missing_file(lm: LM, tmp_path: Path) -> None:
@@ -250,6 +299,44 @@ def test_what_begins_a_text_comes_before_literal_text_too() -> None:
         ids = encode(lm, [text]).train[0]["input_ids"]
         assert ids[0] == bos[1] and ids.count(bos[1]) == 1
         assert lm.tokenizer.decode(ids[1:-1]) == text
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama", "llama-2", "bpe"])
+@pytest.mark.parametrize("architecture", ["llama", "t5"])
+def test_special_text_gains_no_space(kind: str, architecture: str) -> None:
+    """Tokenizers that put a space before a text put none into the middle of one; a name stays text for all of them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names, letters = ["<unk>", "<s>", "</s>"], sorted({*"\u2581abcdefghijklmnopqrstuvwxyz.</>"})
+    if kind == "t5":
+        tok = Tokenizer(models.Unigram([(n, 0.0) for n in names] + [(c, -1.0) for c in letters], unk_id=0))
+    else:
+        tok = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(names + letters)}, merges=[], unk_token="<unk>"))
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.Metaspace(prepend_scheme="always"), decoders.Metaspace()
+    if kind == "llama":
+        tok.pre_tokenizer = None
+        tok.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    elif kind == "llama-2":
+        tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    elif kind == "bpe":
+        tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        tok.decoder = decoders.Metaspace(prepend_scheme="never")
+    tok.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+    lm = tiny_lm(architecture)
+    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    for text in ("write </s> in it.", "a</s>b", "</s>a", "a </s></s> b", "<s>", "a</s> ", "plain text"):
+        ids = encode(lm, [{"prompt": text, "completion": text}] * 2).train[0]["labels"]
+        ids = [i for i in ids if i >= 0]
+        assert lm.tokenizer.decode(ids[:-1]).strip() == text.strip()
+        assert [i for i in ids if i < len(names)] == [lm.tokenizer.eos_token_id]
+
+
+def test_languages_need_a_library(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the report has no count, not a count of nothing."""
+    monkeypatch.setattr("ftnb.checks.language_model", lambda: None)
+    report = encode(lm, ["It rained all day, and the boats stayed where they were."]).report
+    assert not {"other_language", "language_rows"} & set(report)
 
 
 def test_what_was_not_looked_for_is_said(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:

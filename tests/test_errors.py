@@ -1,6 +1,7 @@
 """Bad input: every mistake gets an `FTNBError` with the value, the rule and the remedy, before any work is lost."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,11 @@ import pytest
 from ftnb.core import FTNBError
 from ftnb.data import encode
 from ftnb.finetuning import finetune
-from ftnb.generation import generate
+from ftnb.generation import generate, label_probs
 from ftnb.models import LM, convert_gguf, load_lm, save_lm, tiny_lm
 from ftnb.samples import sample_data
-from ftnb.scores import score
-from ftnb.tasks import free_text, sentiment, summarization
+from ftnb.scores import compare, score, score_texts
+from ftnb.tasks import Task, free_text, sentiment, summarization
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,29 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     ),
     "prompt too long": (lambda lm, d: generate(lm, "a" * 600), ["600 tokens", "context of 512", "Shorten"]),
     "no rows to score": (lambda lm, d: score(lm, [], free_text()), ["rows", "no rows", "Check"]),
+    "max_len in quotes": (lambda lm, d: encode(lm, ["a"], max_len="64"), ["'64'", "whole number", "without quotes"]),
+    "a fraction of a token": (lambda lm, d: generate(lm, "a", 2.5), ["max_new_tokens=2.5", "whole number", "Change"]),
+    "no prompt": (lambda lm, d: generate(lm, None), ["NoneType", "a str, or a list", "Give the text"]),
+    "a task without target": (lambda lm, d: Task("t", ("a",)), ["'t'", "neither target nor turns", "Give target"]),
+    "one metric as a str": (
+        lambda lm, d: Task("t", ("a",), str, metrics="chrf"),
+        ["metrics='chrf'", "list of str", "['chrf']"],
+    ),
+    "a task's function fails": (
+        lambda lm, d: encode(lm, [ROW], Task("t", ("text",), lambda row: row["txt"])),
+        ["train[0]: target of task 't'", "KeyError: 'txt'", "Did you mean 'text'?"],
+    ),
+    "read takes no empty text": (
+        lambda lm, d: score(lm, [ROW], replace(summarization(), read=lambda text: text[0])),
+        ["an empty answer", "IndexError", "Let it take any text"],
+    ),
+    "score without task": (lambda lm, d: score(lm, [ROW], None), ["NoneType", "must be a Task", "Call"]),
+    "one label": (lambda lm, d: label_probs(lm, "a", ["b"]), ["['b']", "2 at least", "Change"]),
+    "a label twice": (lambda lm, d: label_probs(lm, "a", ["b", "b"]), ["labels", "twice", "Change"]),
+    "other rows": (
+        lambda lm, d: compare(*(score_texts(["a"], ["b"], prompts=[p]) for p in "pq")),
+        ["texts", "prompts are not", "Score both"],
+    ),
     "saving over a thesis": (lambda lm, d: save_lm(lm, d), ["holds more than a saved model", "Choose another folder"]),
 }
 
