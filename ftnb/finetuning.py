@@ -414,8 +414,9 @@ def _show_panel(run: Run) -> Callable[[], None]:
     panel = control_panel(run)
     handle = display(panel, display_id=True)
     def over() -> None:
-        left = _as_text(str(run.error)) if run.error else panel.children[-1].value
-        handle.update({'text/plain': str(run.error or ''), 'text/html': left}, raw=True)
+        error = f'{type(run.error).__name__}: {run.error}' if run.error else ''
+        left = _as_text(error) if error else panel.children[-1].value
+        handle.update({'text/plain': error, 'text/html': left}, raw=True)
     return over
 
 # %% ../nbs/10_finetuning.ipynb #d23f0cd1

@@ -70,7 +70,7 @@ def test_in_the_background(notebook: Notebook) -> None:
 def test_a_failure_in_the_background_is_seen(notebook: Notebook) -> None:
     fail = "class Fail(Callback):\n    def after_step(self, learner): raise ValueError('<out of> luck')\n"
     cell = notebook.run(f"{fail}run = finetune(lm, data, background=True, callbacks=[Fail()])")
-    until(lambda: "<out of> luck" in cell.text, "the error is shown")
+    until(lambda: "ValueError: <out of> luck" in cell.text, "the error is shown")
     assert "failed: 1 of 2 steps" in cell.text
 
 
