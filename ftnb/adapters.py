@@ -12,7 +12,7 @@ from .core import FTNBError, must, need
 from .data import Batch, end_to_end
 from .generation import evaluating
 from .kernels import computing, end_to_end_loss, hidden_states
-from .models import LM, count_parameters, quietly
+from .models import LM, quietly
 
 # %% auto #0
 __all__ = ['lora_config', 'adapter_layers', 'add_lora', 'without_adapter', 'merge_adapter', 'remove_adapter', 'layers_of',
@@ -63,7 +63,8 @@ def add_lora(
         torch.manual_seed(seed)
         try: lm.model.add_adapter(config)
         except ValueError as e:
-            raise FTNBError(f'lora={str(lora)[:60]}', f'peft cannot add it ({str(e)[:160]})', 'Name other targets.') from e
+            why = f'peft cannot add it ({str(e)[:160]})'
+            raise FTNBError(f'lora={str(lora)[:60]}', why, 'Name other targets.') from e
     return lm
 
 # %% ../nbs/09_adapters.ipynb #370500d6

@@ -4,7 +4,7 @@
 
 # %% ../nbs/08_callbacks.ipynb #fe22a59b
 from __future__ import annotations
-import contextlib, hashlib, html, json, queue, shutil, threading, time, warnings
+import hashlib, html, json, queue, shutil, threading, time, warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -137,13 +137,18 @@ class Progress(Callback):
     ):
         self.total_steps, self.total_tokens, self.held, self.samples = total_steps, total_tokens, held, samples
         self.seconds, self.line, self.shared = 0., StatusLine(every=0.5, quiet=quiet), 0.
+        self.began: tuple[float, float] | None = None   # when this process began, and the share that was done then
 
-    def before_fit(self, learner: Learner) -> None: self.line.update('getting ready ...', str)
-    def before_step(self, learner: Learner) -> None: self.started = time.perf_counter()
+    def before_fit(self, learner: Learner) -> None:
+        self.line.update('getting ready ...', str)
+        self.began = None
+    def before_step(self, learner: Learner) -> None:
+        self.started = time.perf_counter()
+        self.began = self.began or (self.started, self.done(learner))
 
     def after_step(self, learner: Learner) -> None:
         self.seconds += time.perf_counter() - self.started
-        self.shared = learner.tokens / self.total_tokens if self.total_tokens else learner.step / self.total_steps
+        self.shared = self.done(learner)
         self.tell(learner)
 
     def after_pause(self, learner: Learner) -> None:
@@ -158,7 +163,9 @@ class Progress(Callback):
     def tell(self, learner: Learner) -> None:
         "Show how far it has come, unless that was done a moment ago."
         if not self.line.due: return
-        left = clock(self.seconds * max(0, 1 - self.shared) / self.shared) + ' left' if self.shared else 'not begun'
+        began, before = self.began or (time.perf_counter(), self.shared)
+        speed = (self.shared - before) / max(1e-9, time.perf_counter() - began)   # with held-out losses and samples
+        left = f'{clock(max(0, 1 - self.shared) / speed)} left' if speed else 'not begun'
         self.line.update(self.words(learner, left), lambda: self.view(learner, left))
 
     def words(self, learner: Learner, last: str) -> str:
@@ -166,6 +173,10 @@ class Progress(Callback):
         far = f'{learner.step:,} of {self.total_steps:,}'
         far = f'step {far}' if learner.status == 'running' else f'{learner.status}: {far} steps'
         return f'{far}, {self.facts(learner)}, {last}'
+
+    def done(self, learner: Learner) -> float:
+        "How much of the run is done, 0 to 1."
+        return learner.tokens / self.total_tokens if self.total_tokens else learner.step / self.total_steps
 
     def facts(self, learner: Learner) -> str:
         "The numbers of now, in words."
@@ -283,7 +294,7 @@ def load_state(
     weights = load_file(checkpoint / 'weights.safetensors')
     mine = trained(learner.model)
     if {k: p.shape for k, p in mine.items()} != {k: w.shape for k, w in weights.items()}:
-        raise FTNBError(f'checkpoint {checkpoint.name}', 'it has the weights of another model, or of another part of it',
+        raise FTNBError(f'checkpoint {checkpoint.name}', 'its weights are those of another model, or of another part',
                         'Give the same model and settings as in the run that wrote it.')
     for k, p in mine.items(): p.copy_(weights[k])
     state = torch.load(checkpoint / 'state.pt', weights_only=True, map_location=learner.device)
@@ -323,7 +334,7 @@ class Checkpoint(Callback):
         self.path: Path | None = None   # of the newest one that is whole
 
     def before_fit(self, learner: Learner) -> None:
-        for left in self.folder.glob('.step-*'): shutil.rmtree(left, ignore_errors=True)   # by a process that was killed
+        for left in self.folder.glob('.step-*'): shutil.rmtree(left, ignore_errors=True)   # by a killed process
 
     def after_step(self, learner: Learner) -> None:
         if learner.step % self.every == 0: self.write(learner)
@@ -339,8 +350,8 @@ class Checkpoint(Callback):
             with whole_folder(self.folder / self.name(learner)) as new: save_state(learner, new)
         except Exception as e:
             if not _disk_trouble(e): raise
-            warnings.warn(f'step {learner.step}: no checkpoint could be written ({e}). Training goes on, and '
-                          f'it is tried again in {self.every} steps; the last one is {self.path or "none"}', stacklevel=2)
+            warnings.warn(f'step {learner.step}: no checkpoint could be written ({e}). Training goes on, and the next '
+                          f'one is tried in {self.every} steps; the last good one is {self.path}', stacklevel=2)
             return
         self.path = self.folder / self.name(learner)
         for old in checkpoints_in(self.folder)[self.keep:]: shutil.rmtree(old, ignore_errors=True)

@@ -5,28 +5,28 @@
 # %% ../nbs/10_finetuning.ipynb #6b6d8a57
 from __future__ import annotations
 import contextlib, dataclasses, functools, html, inspect, itertools, json, math, queue, threading, time, warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import datasets
 import psutil
 import torch
-from .adapters import KeptFeatures, adapter_layers, add_lora, freeze, frozen_layers, lora_config, remove_adapter
+from .adapters import KeptFeatures, adapter_layers, add_lora, freeze, frozen_layers, remove_adapter
 from .callbacks import (Checkpoint, Controls, EarlyStopping, HeldOut, Progress, Samples, checkpoints_in, clock,
                             load_state, loss_picture, newest_checkpoint, used_memory)
-from .core import Card, FTNBError, choose_device, html_table, in_notebook, must, need, one_of
+from .core import Card, FTNBError, choose_device, in_notebook, must, names, need, number, one_of
 from .data import Encoded, end_to_end, load_encoded, plan_epoch, save_encoded, side_by_side, stream_steps
 from .generation import generate
 from .kernels import compiled, computing, end_to_end_loss, packs, padded_loss, pair_loss, row_nats
 from .learner import Callback, Learner, NotFinite, StopTraining, out_of_memory
-from .models import LM, count_parameters, find_model, fingerprint, is_seq2seq, load_lm, quietly, save_lm, whole_folder
+from .models import LM, count_parameters, find_model, fingerprint, is_seq2seq, load_lm, quietly, whole_folder
 from .tasks import free_text
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'OPTIMIZERS', 'held_out_loss', 'Settings', 'make_optimizer', 'Steps', 'ahead', 'Run', 'StopAfter',
-           'control_panel', 'memory_peak', 'token_budget', 'finetune', 'Preflight', 'preflight', 'LearningRates',
-           'find_lr', 'resume', 'load_checkpoint']
+           'control_panel', 'free_memory', 'memory_peak', 'token_budget', 'finetune', 'Preflight', 'preflight',
+           'LearningRates', 'find_lr', 'resume', 'load_checkpoint']
 
 # %% ../nbs/10_finetuning.ipynb #7ed0857a
 def held_out_loss(
@@ -44,7 +44,8 @@ def held_out_loss(
         micro_tokens //= 2
 
 # %% ../nbs/10_finetuning.ipynb #2775d34d
-SCHEDULES = ('linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt')
+SCHEDULES = ('linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial',
+             'inverse_sqrt')
 OPTIMIZERS = {  # name: (module, class)
     'adamw': ('torch.optim', 'AdamW'), 'adafactor': ('torch.optim', 'Adafactor'), 'sgd': ('torch.optim', 'SGD'),
     'adamw8bit': ('torchao.optim', 'AdamW8bit'), 'adamw4bit': ('torchao.optim', 'AdamW4bit'),
@@ -75,30 +76,26 @@ class Settings:
 # %% ../nbs/10_finetuning.ipynb #77032519
 def _check_numbers(s: Settings, streamed: bool) -> None:
     "Refuse settings that cannot work, before anything is computed."
-    whole = lambda n, low=1: isinstance(n, int) and not isinstance(n, bool) and n >= low
-    real = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
-    share = 'it is a share, from 0 to below 1'
-    must('epochs', s.epochs, whole(s.epochs), 'it must be a whole number, at least 1')
-    must('lr', s.lr, real(s.lr) and 0 < s.lr < 1, 'it must be a number above 0 and below 1; 5e-5 is usual, 2e-4 with LoRA')
-    for name in ('batch_size', 'micro_tokens'):
-        must(name, getattr(s, name), whole(getattr(s, name)), 'it must be a whole number, at least 1')
+    for name in ('epochs', 'batch_size', 'micro_tokens'): number(name, getattr(s, name), 1)
     for name in ('tokens_per_step', 'max_steps', 'valid_every', 'patience'):
-        must(name, n := getattr(s, name), n is None or whole(n), 'it must be a whole number, at least 1, or None')
+        number(name, getattr(s, name), 1, none=True)
     must('max_steps', s.max_steps, s.max_steps is not None or not streamed, 'a stream has no end: say how many steps')
+    number('lr', s.lr, 1e-12, 1., whole=False, why='5e-5 is usual, 2e-4 with LoRA')
     for name in ('warmup', 'label_smoothing'):
-        must(name, x := getattr(s, name), real(x) and 0 <= x < 1, share)
-    must('weight_decay', s.weight_decay, real(s.weight_decay) and s.weight_decay >= 0, 'it must be 0 or more')
-    must('clip', s.clip, s.clip is None or (real(s.clip) and s.clip > 0), 'it must be above 0, or None')
-    must('seed', s.seed, whole(s.seed, 0), 'it must be a whole number, 0 or more')
+        number(name, getattr(s, name), 0, 0.999, whole=False, why='it is a share')
+    number('weight_decay', s.weight_decay, 0, whole=False)
+    number('clip', s.clip, 1e-12, whole=False, none=True)
+    number('seed', s.seed, 0)
+    names('samples', s.samples)
     must('recompute', s.recompute, s.recompute in (True, False, 'auto'), "it must be True, False or 'auto'")
-    must('samples', s.samples, all(isinstance(t, str) for t in s.samples), 'it must be a list of prompts')
     one_of(s.schedule, SCHEDULES, 'schedule')
     one_of(s.optimizer, OPTIMIZERS, 'optimizer')
 
 # %% ../nbs/10_finetuning.ipynb #d9c9c383
 def _check_match(lm: LM, data: Any) -> None:
     "Refuse data that was not encoded for this model, and a model that cannot be trained."
-    if not isinstance(lm, LM): raise FTNBError(f'lm is a {type(lm).__name__}', 'it must be an LM', "Use load_lm('...').")
+    if not isinstance(lm, LM):
+        raise FTNBError(f'lm is a {type(lm).__name__}', 'it must be an LM', "Use load_lm('...').")
     if not isinstance(data, Encoded):
         raise FTNBError(f'data is a {type(data).__name__}', 'it must be Encoded', 'Use encode(lm, rows, task) first.')
     if len(data.tokenizer) != len(lm.tokenizer) or data.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
@@ -182,7 +179,9 @@ def ahead(
     over = threading.Event()
     def put(item: Any) -> None:
         while not over.is_set():
-            with contextlib.suppress(queue.Full): return made.put(item, timeout=0.1)
+            with contextlib.suppress(queue.Full):
+                made.put(item, timeout=0.1)
+                return
     def work() -> None:
         try:
             for step in steps:
@@ -269,7 +268,8 @@ def _run_facts(run: Run) -> dict:
     every, trained = count_parameters(run.lm.model), count_parameters(run.lm.model, trainable=True)
     facts = {'steps': f'{len(run.losses):,}', 'loss': _trend(run.losses)}
     if run.valid: facts['held-out loss'] = f'{run.valid[0][1]:.3f} → {run.valid[-1][1]:.3f}'
-    if run.stopping and run.stopping.best: facts['best'] = 'held-out loss {1:.3f} after step {0}'.format(*run.stopping.best)
+    best = run.stopping.best if run.stopping else None
+    if best: facts['best'] = f'held-out loss {best[1]:.3f} after step {best[0]}'
     if trained < every: facts['trained'] = f'{trained:,} of {every:,} parameters'
     facts['tokens'] = f'{run.tokens:,} in {clock(run.seconds)}: {run.tokens_per_s:,.0f} a second'
     facts['batches'] = 'documents end to end' if run.packed else 'padded, rows of like length together'
@@ -288,7 +288,7 @@ def _loss(lm: LM, data: Encoded, s: Settings, packed: bool) -> Callable[[Any, An
     if frozen_layers(lm.model) and s.epochs > 1 and not s.compile and isinstance(data.train, datasets.Dataset):
         width = lm.model.config.get_text_config().hidden_size
         still = all(not isinstance(m, torch.nn.Dropout) or m.p == 0 for m in lm.model.modules())
-        if still and 4 * width * int(data.lengths().sum()) < psutil.virtual_memory().available / 4:
+        if still and 4 * width * int(data.lengths().sum()) < free_memory(torch.device('cpu')) / 4:
             kept = KeptFeatures(lm, data.train, s.micro_tokens)
             if kept.exact(data.train): return functools.partial(kept.loss, smoothing=s.label_smoothing)
     body = compiled(lm.model) if s.compile else None
@@ -300,7 +300,7 @@ def _is_recomputing(lm: LM) -> bool:
     return any(getattr(m, 'gradient_checkpointing', False) for m in lm.model.modules())
 
 def _recompute(lm: LM, yes: bool = True) -> bool:
-    "Have the model keep few activations, and compute them again when the gradient needs them; False: nothing to change."
+    "Have the model keep few activations and compute them again for the gradient; False: nothing to change."
     if _is_recomputing(lm) == yes or not lm.model.supports_gradient_checkpointing: return False
     with quietly():
         if yes: lm.model.gradient_checkpointing_enable({'use_reentrant': False})
@@ -310,7 +310,8 @@ def _recompute(lm: LM, yes: bool = True) -> bool:
 def _spare(lm: LM, recompute: bool | str) -> Callable[[], bool]:
     "What to do when not even one row fits into memory."
     def spare() -> bool:
-        if done := recompute == 'auto' and _recompute(lm): warnings.warn('a row did not fit into memory: from now on activations are computed twice', stacklevel=4)
+        done = recompute == 'auto' and _recompute(lm)
+        if done: warnings.warn('a row did not fit into memory: activations are computed twice now', stacklevel=4)
         return done
     return spare
 
@@ -348,7 +349,7 @@ def _ready(lm: LM, data: Encoded, s: Settings, callbacks: Sequence[Any], progres
     learner = _learner(lm, data, s, packed, steps, total)
     micro = lambda: min(s.micro_tokens, learner.most or s.micro_tokens)
     held = HeldOut(lambda: held_out_loss(lm, data.valid, micro(), packed), s.valid_every) if len(data.valid) else None
-    write = lambda: generate(lm, list(s.samples), 60, progress=False)
+    write = lambda: [p + t for p, t in zip(s.samples, generate(lm, list(s.samples), 60, progress=False))]
     written = Samples(write, s.valid_every) if s.samples else None
     shown = Progress(total, steps.tokens if total == steps.total else None, not progress, held, written)
     run = Run(lm, learner, s, packed, shown, held, written)
@@ -362,7 +363,8 @@ def _ready(lm: LM, data: Encoded, s: Settings, callbacks: Sequence[Any], progres
 def _held(held: HeldOut | None) -> HeldOut:
     "Early stopping needs held-out rows."
     if held: return held
-    raise FTNBError('patience', 'without validation rows nothing can be watched', "Give encode rows with a split 'valid'.")
+    raise FTNBError('patience', 'without validation rows nothing can be watched',
+                    "Give encode rows with a split 'valid'.")
 
 # %% ../nbs/10_finetuning.ipynb #27a839c2
 def _go(run: Run) -> Run:
@@ -378,7 +380,9 @@ def _go(run: Run) -> Run:
 def _row_trouble(learner: Learner, one: Any) -> str:
     "What is not finite about a single row, if anything."
     learner.optimizer.zero_grad()
-    with learner.context(): (loss := learner.loss_of(learner.model, one.to(learner.device)) / max(1, one.learned)).backward()
+    with learner.context():
+        loss = learner.loss_of(learner.model, one.to(learner.device)) / max(1, one.learned)
+        loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in learner.parameters if p.grad is not None]).item()
     learner.optimizer.zero_grad()
     what = [name for name, x in (('loss', loss.item()), ('gradient', norm)) if not math.isfinite(x)]
@@ -431,7 +435,8 @@ def control_panel(
     def ask() -> None:
         said.value = '<i>between two steps ...</i>'
         write = lambda: generate(run.lm, prompt.value, 60, progress=False)
-        _controls(run).ask(write).add_done_callback(lambda answer: setattr(said, 'value', _answer(prompt.value, answer)))
+        tell = lambda answer: setattr(said, 'value', _answer(prompt.value, answer))
+        _controls(run).ask(write).add_done_callback(tell)
     buttons = [button('pause', 'pause', 'rest before the next step', run.pause),
                button('go on', 'play', 'after a pause', run.go_on),
                button('stop', 'stop', 'end; resume(run) goes on', run.stop), prompt,
@@ -449,6 +454,12 @@ def _as_text(text: str) -> str:
     return f'<div style="{style}">{html.escape(text)}</div>'
 
 # %% ../nbs/10_finetuning.ipynb #ce83b562
+def free_memory(
+    device: torch.device,  # where a model is
+) -> int:  # bytes
+    "How much memory is left."
+    return torch.cuda.mem_get_info()[0] if device.type == 'cuda' else psutil.virtual_memory().available
+
 @contextlib.contextmanager
 def memory_peak(
     device: torch.device,  # where the model is
@@ -477,7 +488,7 @@ def token_budget(
     data: Encoded,  # token rows, not a stream
     smallest: int = 256,  # tokens to begin with
     packed: bool | None = None,  # documents end to end; None: ask the model
-) -> tuple[int, list[tuple[int, float, int]]]:  # tokens in a step, and what was measured: (tokens, tokens/s, peak bytes)
+) -> tuple[int, list[tuple[int, float, int]]]:  # tokens in a step; what was measured: (tokens, tokens/s, peak bytes)
     "Measure how many tokens in one forward and backward pass pay."
     packed = packs(lm) if packed is None else packed
     lengths, seen, was = data.lengths().tolist(), [], lm.model.training
@@ -491,8 +502,7 @@ def token_budget(
             if not out_of_memory(e) or not seen: raise
             break
         finally: lm.model.zero_grad()
-        all_used, free = sum(lengths) <= size, psutil.virtual_memory().available
-        if lm.device.type == 'cuda': free = torch.cuda.mem_get_info()[0]
+        all_used, free = sum(lengths) <= size, free_memory(lm.device)
         slower = len(seen) > 1 and seen[-1][1] < 1.05 * seen[-2][1]
         if all_used or slower or (len(seen) > 1 and 2 * (seen[-1][2] - seen[-2][2]) > 0.8 * free): break
         size *= 2
@@ -516,7 +526,7 @@ def _timed(lm: LM, batch: Any, loss: Callable, packed: bool) -> tuple[int, float
 def _with_budget(lm: LM, data: Encoded, s: Settings, progress: bool) -> Settings:
     "Settings with a measured number of tokens in a step."
     if not isinstance(data.train, datasets.Dataset):
-        raise FTNBError("tokens_per_step='auto'", 'the rows of a stream cannot be measured beforehand', 'Give a number.')
+        raise FTNBError("tokens_per_step='auto'", 'a stream cannot be measured beforehand', 'Give a number.')
     best, seen = token_budget(lm, data)
     if progress: print('tokens per step:', ', '.join(f'{n:,} at {rate:,.0f}/s' for n, rate, _ in seen), f'→ {best:,}')
     return dataclasses.replace(s, tokens_per_step=best, micro_tokens=max(best, s.micro_tokens if best < 4096 else best))
@@ -537,8 +547,9 @@ def _describe(run: Run, data: Encoded, folder: Path) -> None:
     lm, adapter = run.lm, next(iter(getattr(run.lm.model, 'peft_config', {}).values()), None)
     trained = [k for k, p in lm.model.named_parameters() if p.requires_grad]
     whole = len(trained) == len(list(lm.model.named_parameters()))
-    facts = dict(name=lm.name, dtype=str(lm.placement.dtype).removeprefix('torch.'), pairs=is_seq2seq(lm), trained=trained,
-                 every=run.keeper.every if run.keeper else None, base=None if whole else fingerprint(lm.model),
+    facts = dict(name=lm.name, dtype=str(lm.placement.dtype).removeprefix('torch.'), pairs=is_seq2seq(lm),
+                 trained=trained, every=run.keeper.every if run.keeper else None,
+                 base=None if whole else fingerprint(lm.model),
                  settings=dataclasses.asdict(run.settings))
     with whole_folder(folder / 'run') as new, quietly():
         for part in (lm.model.config, lm.model.generation_config, lm.tokenizer): part.save_pretrained(new / 'model')
@@ -558,7 +569,8 @@ def _save_base(lm: LM, folder: Path) -> None:
     "The model's own weights, without an adapter, by their names."
     from safetensors.torch import save_file
     folder.mkdir()
-    own = {k.replace('.base_layer', ''): p.detach().contiguous() for k, p in lm.model.named_parameters() if 'lora_' not in k}
+    own = {k.replace('.base_layer', ''): p.detach().contiguous()
+           for k, p in lm.model.named_parameters() if 'lora_' not in k}
     save_file(own, folder / 'weights.safetensors')
 
 # %% ../nbs/10_finetuning.ipynb #3a3a11aa
@@ -569,11 +581,11 @@ def finetune(
     lr: float | None = None,  # the highest learning rate; None: 5e-5, with an adapter 2e-4
     batch_size: int = 8,  # rows in an optimizer step
     *,
-    lora: Any = None,  # train an adapter of this rank (8, say) or of this `peft.LoraConfig`, and leave the weights alone
+    lora: Any = None,  # train an adapter of this rank (8, say), or a `peft.LoraConfig`, and leave the weights alone
     frozen: int = 0,  # leave the embeddings and so many of the lowest blocks as they are
-    tokens_per_step: int | str | None = None,  # fill a step to this many tokens instead; 'auto': as many as pay, measured
+    tokens_per_step: int | str | None = None,  # fill a step to this many tokens instead; 'auto': measure what pays
     max_steps: int | None = None,  # end after so many optimizer steps, if `epochs` have not ended; a stream needs it
-    micro_tokens: int = 4096,  # most tokens in a forward pass; it is halved if memory runs out, the gradient stays the same
+    micro_tokens: int = 4096,  # most tokens in a forward pass; halved if memory runs out, the gradient stays the same
     optimizer: str = 'adamw',  # or 'adafactor', 'sgd'; with torchao 'adamw8bit', 'adamw4bit', 'adamwfp8'
     schedule: str = 'linear',  # 'linear', 'cosine', 'constant' or another one of `SCHEDULES`
     warmup: float = 0.1,  # share of the steps in which the learning rate rises
@@ -585,14 +597,14 @@ def finetune(
     samples: Sequence[str] = (),  # prompts that the model continues as it learns
     checkpoint: str | Path | None = None,  # folder for checkpoints, from which `resume` goes on
     checkpoint_every: int | None = None,  # steps between checkpoints; None: ten in a run
-    recompute: bool | str = 'auto',  # compute activations twice to save memory; 'auto': when a row does not fit otherwise
+    recompute: bool | str = 'auto',  # compute activations twice to save memory; 'auto': if a row does not fit otherwise
     compile: bool = False,  # torch.compile the model: minutes before the first step, pays in long runs on a GPU
     seed: int = 0,  # of the order of the rows, of dropout, of an adapter's first values
     callbacks: Sequence[Any] = (),  # more callbacks, for this run
     progress: bool = True,  # show what is going on
     background: bool = False,  # return at once; the run goes on in a thread, see `Run.pause`, `stop`, `say`, `wait`
 ) -> Run:  # `.lm` is the same model, `.losses`, `.tokens_per_s`, `.status` ...
-    "Fine-tune a model on encoded rows. Interrupting it (■, Ctrl-C) keeps the model as far as it got; `resume` goes on."
+    "Fine-tune a model on encoded rows. ■ or Ctrl-C keeps the model as far as it got; `resume` goes on with it."
     _check_match(lm, data)
     size = None if tokens_per_step == 'auto' else tokens_per_step
     s = Settings(epochs, lr if lr is not None else 2e-4 if lora or adapter_layers(lm.model) else 5e-5, batch_size, size,
@@ -647,7 +659,8 @@ class Preflight(Card):
         facts['time'] = f'about {clock(self.seconds)} in steps, at {self.tokens_per_s:,.0f} tokens/s'
         facts['memory'] = f'{self.peak / gib:.1f} GiB at the most, {self.free / gib:.1f} GiB left'
         if self.halved: facts['memory'] += f' (with at most {self.halved:,} tokens at a time)'
-        facts['longest rows'] = f'{self.longest:,} tokens' + f', held out {self.longest_valid:,}' * bool(self.longest_valid)
+        held = f', held out {self.longest_valid:,}' if self.longest_valid else ''
+        facts['longest rows'] = f'{self.longest:,} tokens{held}'
         facts['batches'] = 'documents end to end' if self.packed else 'padded, rows of like length together'
         return 'Preflight: a step on the longest rows worked', facts
 
@@ -659,25 +672,31 @@ def _sizes(rows: datasets.Dataset) -> list[int]:
 def _trial(lm: LM, data: Encoded, s: Settings) -> Preflight:
     "One step on the longest rows and one on ordinary ones, with a learning rate of zero."
     run = _ready(lm, data, dataclasses.replace(s, lr=1e-9, samples=(), patience=None), (), progress=False)
-    learner, lengths, plan = run.learner, data.lengths().tolist(), plan_epoch(data.lengths().tolist(), s.batch_size, s.tokens_per_step, s.micro_tokens, s.seed, not run.packed)
-    for group in learner.optimizer.param_groups: group['lr'] = 0.
-    learner.schedule, learner.callbacks, steps = None, [], Steps(data, s, run.packed)
-    heavy = max(plan, key=lambda step: max(sum(lengths[i] for i in m) for m in step))
-    make = lambda step: [steps.lay([data.train[i] for i in m], m) for m in step]
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    held = sorted(range(len(data.valid)), key=lambda i: -_sizes(data.valid)[i])[:8]
+    learner, steps, lengths = run.learner, Steps(data, s, run.packed), data.lengths().tolist()
+    for group in learner.optimizer.param_groups: group['lr'] = 0.   # the weights stay what they are
+    learner.schedule, learner.callbacks = None, []
+    heaviest = max(steps.plans[0], key=lambda step: max(sum(lengths[i] for i in m) for m in step))
+    longest, held = [[lengths.index(max(lengths))]], _sizes(data.valid)
     lm.model.train()
     with memory_peak(lm.device) as peak:
-        for learner.batches in (make([[longest]]), make(heavy)): learner.one_step()
-        if held: held_out_loss(lm, data.valid.select(held), min(s.micro_tokens, learner.most or s.micro_tokens), run.packed)
+        _take(learner, steps, [longest, heaviest])
+        longest_held = sorted(range(len(held)), key=lambda i: -held[i])[:8]
+        micro = min(s.micro_tokens, learner.most or s.micro_tokens)
+        if held: held_out_loss(lm, data.valid.select(longest_held), micro, run.packed)
+    rate = _take(learner, steps, steps.plans[0][:2])
+    every, free = steps.total or 1, free_memory(lm.device)
+    total = min(s.max_steps or every, every)
+    tokens = (steps.tokens or 0) * total // every
+    return Preflight(total, tokens, rate, peak[0], free, max(lengths), max(held, default=0), learner.most, run.packed)
+
+def _take(learner: Learner, steps: Steps, plan: Sequence[Sequence[Sequence[int]]]) -> float:
+    "Take some steps; return tokens a second."
     start, before = time.perf_counter(), learner.tokens
-    for learner.batches in map(make, plan[:2]): learner.one_step()
+    for step in plan:
+        learner.batches = [steps.lay([steps.data.train[i] for i in m], m) for m in step]
+        learner.one_step()
     learner.settle()
-    rate = (learner.tokens - before) / (time.perf_counter() - start)
-    free = torch.cuda.mem_get_info()[0] if lm.device.type == 'cuda' else psutil.virtual_memory().available
-    total = min(s.max_steps or len(plan) * s.epochs, len(plan) * s.epochs)
-    return Preflight(total, sum(lengths) * s.epochs * total // (len(plan) * s.epochs), rate, peak[0], free, max(lengths),
-                     max(_sizes(data.valid), default=0), learner.most, run.packed)
+    return (learner.tokens - before) / (time.perf_counter() - start)
 
 # %% ../nbs/10_finetuning.ipynb #101185b1
 def preflight(
@@ -693,10 +712,12 @@ def _as_it_was(lm: LM, data: Encoded, given: dict) -> Iterator[Settings]:
     "Settings for a trial; adapter, frozen layers and modes are undone after it."
     _check_match(lm, data)
     if not isinstance(data.train, datasets.Dataset):
-        raise FTNBError('data', 'it is a stream, whose rows are not known', 'Try with the first rows: encode(lm, list(...)).')
+        raise FTNBError('data', 'it is a stream, whose rows are not known',
+                        'Try with the first rows: encode(lm, list(...)).')
     s, lora, frozen = _settings(given, bool(given.get('lora')) or bool(adapter_layers(lm.model)))
     _check_numbers(s, streamed=False)
-    had, training, was = bool(adapter_layers(lm.model)), lm.model.training, [(p, p.requires_grad) for p in lm.model.parameters()]
+    had, training = bool(adapter_layers(lm.model)), lm.model.training
+    was = [(p, p.requires_grad) for p in lm.model.parameters()]
     try:
         if lora is not None: add_lora(lm, lora, s.seed)
         if frozen: freeze(lm, frozen)
@@ -738,15 +759,15 @@ class LearningRates(Card):
     losses: list[float]  # smoothed
 
     def _facts(self) -> tuple[str, dict]:
-        return 'Learning rates', {'suggested': f'{self.lr:.1e}', 'tried': f'{self.rates[0]:.0e} to {self.rates[-1]:.0e}'}
+        tried = f'{self.rates[0]:.0e} to {self.rates[-1]:.0e}'
+        return 'Learning rates', {'suggested': f'{self.lr:.1e}', 'tried': tried}
 
     def _repr_html_(self) -> str:
         place = (math.log(self.lr / self.rates[0]) / math.log(self.rates[-1] / self.rates[0])) * len(self.rates)
         chosen = self.losses[min(range(len(self.rates)), key=lambda i: abs(self.rates[i] - self.lr))]
         shown = [min(x, 1.5 * max(self.losses[:3])) for x in self.losses]
-        picture = loss_picture(shown, [(round(place), chosen)]).replace('steps; line: training loss; dots: held-out loss',
-                                                                       'rates; line: loss; dot: suggested')
-        return super()._repr_html_() + picture
+        words = 'steps; line: training loss; dots: held-out loss', 'rates; line: loss; dot: suggested'
+        return super()._repr_html_() + loss_picture(shown, [(round(place), chosen)]).replace(*words)
 
 # %% ../nbs/10_finetuning.ipynb #af7787c7
 def find_lr(
@@ -838,7 +859,8 @@ def resume(
 ) -> Run:
     "Go on with a run, from its last step or its newest good checkpoint; the end is the same to the last bit."
     if isinstance(run, Run):
-        if run.thread and run.thread.is_alive(): raise FTNBError('this run', 'it is still going on', 'Use go_on, or stop.')
+        if run.thread and run.thread.is_alive():
+            raise FTNBError('this run', 'it is still going on', 'Use go_on, or stop.')
         if run.status == 'finished': return run
         return _again(run, callbacks, background)
     folder = Path(run).expanduser()

@@ -117,7 +117,7 @@ def end_to_end_attention(
 ) -> Iterator[None]:
     "Let `model` attend within documents inside the block; restore its own attention after it."
     from transformers import AttentionInterface
-    AttentionInterface.register(NAME, document_attention)   # and no mask: a name without one gets none, and no GPU waits
+    AttentionInterface.register(NAME, document_attention)   # and no mask: such a name gets none, and no GPU waits
     was, pad = model.config._attn_implementation, getattr(model.config, 'pad_token_id', None)
     try:
         with uninterrupted(): model.set_attn_implementation(NAME)

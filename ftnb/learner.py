@@ -20,6 +20,7 @@ class Callback:
     def before_step(self, learner: Learner) -> None: "Before a step; `learner.batches` are its batches."
     def after_step(self, learner: Learner) -> None: "After step number `learner.step`, whose loss is `learner.loss`."
     def after_epoch(self, learner: Learner) -> None: "After every batch was used once."
+    def after_pause(self, learner: Learner) -> None: "When a run that was asked to pause does so."
     def after_fit(self, learner: Learner) -> None: "At the end, however it came about; see `learner.status`."
     def state_dict(self) -> dict:
         "What must be known to go on in another process."
@@ -112,7 +113,8 @@ class Stepper:
         if self.scaler: self.scaler.unscale_(self.optimizer)
         if self.clip: norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         else: norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bad = (~(loss.isfinite() if self.scaler else loss.isfinite() & norm.isfinite())).float()   # a scaler looks itself
+        good = loss.isfinite() if self.scaler else loss.isfinite() & norm.isfinite()   # a scaler looks for itself
+        bad = (~good).float()
         if self.ahead: bad = self.optimizer.found_inf = torch.maximum(bad, getattr(self.optimizer, 'found_inf', bad))
         self.coming.append(_Coming(torch.stack([loss.float(), norm.float(), bad]), batches, self.place()))
         self.settle(waiting=int(self.ahead))
@@ -190,7 +192,7 @@ class Learner(Stepper):
         self('after_step')
 
     def fit(self, epochs: int = 1, callbacks: Sequence[Any] = ()) -> Learner:
-        "Train until `epochs` are done, from wherever it is. ■ or Ctrl-C ends it in order. `callbacks`: for this call."
+        "Train until `epochs` are done, from wherever it is; ■ or Ctrl-C ends it. `callbacks` are for this call."
         kept, was = self.callbacks, self.model.training
         self.callbacks, self.status = [*kept, *callbacks], 'running'
         self.model.train()

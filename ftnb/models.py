@@ -399,7 +399,8 @@ def _check_whole(name: str, model: Any, tok: Any, info: dict) -> None:
 # %% ../nbs/01_models.ipynb #ec676b23
 def _check_causal(name: str, model: Any, info: dict) -> None:
     "Refuse a model that sees what comes after, or that is only the half of another."
-    texts = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device) % model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]
+    texts = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device) % rows
     with torch.no_grad(): first, other = model(input_ids=texts, use_cache=False).logits[:, 0].float()
     noise = 1e-4 if model.dtype == torch.float32 else 1e-2
     if (first - other).abs().max() > noise or any('encoder.' in k for k in info.get('unexpected_keys', ())):

@@ -29,7 +29,7 @@ from ftnb.learner import Callback, Learner
 EVERY = 2  # steps between checkpoints
 TEXTS = ["To be, or not to be, that is the question: " + "whether 'tis nobler " * (n % 4) for n in range(24)]
 PROCESSES = multiprocessing.get_context("forkserver")  # a new process a trial, without importing everything again
-PROCESSES.set_forkserver_preload(["ftnb.finetuning", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama"])
+PROCESSES.set_forkserver_preload(["ftnb.finetuning", "transformers.models.gpt2.modeling_gpt2"])
 
 
 def begin(**options: Any) -> Any:
@@ -145,7 +145,7 @@ def test_kill_9(tmp_path: Path, expected: str) -> None:
             assert done - kept <= EVERY, "more was lost than the steps since the last checkpoint"
         assert finished == expected
         runs += 1
-    assert not [left for left in tmp_path.rglob(".step-*")], "what killed processes left behind is cleared away"
+    assert not list(tmp_path.rglob(".step-*")), "what killed processes left behind is cleared away"
 
 
 class StopAt(Callback):
@@ -224,7 +224,8 @@ def spoil(file: Path, how: str) -> None:
         file.unlink()
     else:
         middle = len(data) // 2
-        file.write_bytes(data[:middle] if how == "cut" else data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+        rest = b"" if how == "cut" else bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        file.write_bytes(data[:middle] + rest)
 
 
 @pytest.mark.parametrize("how", ["cut", "one bit", "gone"])

@@ -2,7 +2,7 @@
 
     python nbs/benchmarks/cuda_check.py --quick              # checks and the main measurements, in about 8 minutes
     python nbs/benchmarks/cuda_check.py --only sync compile  # single parts, see --list
-    python nbs/benchmarks/cuda_check.py --device cpu --tiny  # every branch on tiny models: does this script itself work?
+    python nbs/benchmarks/cuda_check.py --device cpu --tiny  # every branch on tiny models: does the script work?
 
 Each line says ok, FAILED, note or skipped, with the numbers; the last lines are the table of measurements. JSON lines
 go to --out, or to `cuda.jsonl` in the folder $OUT. What is missing (TRL, liger-kernel, cut-cross-entropy) is skipped.
