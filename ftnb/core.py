@@ -166,8 +166,10 @@ def placement_rule(
     "Choose the number format for matrix products from the kind of device."
     if kind == 'cuda' and capability >= (8, 0):
         return torch.bfloat16, 'Ampere or newer: bfloat16 matrix products, float32 weights'
+    if kind == 'cuda' and capability >= (7, 0):
+        return torch.float16, 'Volta or Turing: float16 matrix products with loss scaling, float32 weights'
     if kind == 'cuda':
-        return None, f'compute capability {capability[0]}.{capability[1]} has no bfloat16 units: float32'
+        return None, f'compute capability {capability[0]}.{capability[1]} has no 16-bit units: float32'
     if kind == 'mps': return None, 'Apple GPU: float32'
     return None, 'no GPU: float32 (16-bit products are slower on most CPUs)'
 
