@@ -154,6 +154,7 @@ class Progress(Callback):
     def after_pause(self, learner: Learner) -> None:
         self.line.last = float('-inf')   # at once
         self.tell(learner)
+        self.began = None   # the pause takes no part in what is left
 
     def after_fit(self, learner: Learner) -> None:
         took = clock(self.seconds)

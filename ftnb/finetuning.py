@@ -343,7 +343,6 @@ def _ready(lm: LM, data: Encoded, s: Settings, callbacks: Sequence[Any], progres
            folder: Path | None = None, every: int | None = None, background: bool = False) -> Run:
     "A run that is ready to begin."
     packed = packs(lm)
-    if s.recompute is True: _recompute(lm)
     steps = Steps(data, s, packed, fixed=s.compile and lm.device.type == 'cuda')
     total = min(n for n in (s.max_steps, steps.total) if n is not None)
     learner = _learner(lm, data, s, packed, steps, total)
@@ -369,6 +368,7 @@ def _held(held: HeldOut | None) -> HeldOut:
 # %% ../nbs/10_finetuning.ipynb #27a839c2
 def _go(run: Run) -> Run:
     "Begin a run, or go on with it."
+    if run.settings.recompute is True: _recompute(run.lm)
     try: run.learner.fit(run.settings.epochs)
     except NotFinite as e: raise _with_rows(run, e) from None
     finally:
@@ -675,6 +675,7 @@ def _trial(lm: LM, data: Encoded, s: Settings) -> Preflight:
     learner, steps, lengths = run.learner, Steps(data, s, run.packed), data.lengths().tolist()
     for group in learner.optimizer.param_groups: group['lr'] = 0.   # the weights stay what they are
     learner.schedule, learner.callbacks = None, []
+    if s.recompute is True: _recompute(lm)
     heaviest = max(steps.plans[0], key=lambda step: max(sum(lengths[i] for i in m) for m in step))
     longest, held = [[lengths.index(max(lengths))]], _sizes(data.valid)
     lm.model.train()
