@@ -142,6 +142,7 @@ class Progress(Callback):
     def before_fit(self, learner: Learner) -> None:
         self.line.update('getting ready ...', str)
         self.began = None
+
     def before_step(self, learner: Learner) -> None:
         self.started = time.perf_counter()
         self.began = self.began or (self.started, self.done(learner))
