@@ -141,20 +141,21 @@ class Steps:
 
     def __post_init__(self):
         s, self.plans, self.tokens = self.settings, [], None
+        self.shape: tuple[int, int] | None = None
         if not isinstance(self.data.train, datasets.Dataset): return
         lengths = self.data.lengths().tolist()
         plan = functools.partial(plan_epoch, lengths, s.batch_size, s.tokens_per_step, s.micro_tokens)
         self.plans = [plan(s.seed + epoch, not self.packed) for epoch in range(s.epochs)]
         self.tokens = s.epochs * sum(lengths)
         micros = [m for steps in self.plans for step in steps for m in step]
-        self.shape = (max(sum(lengths[i] for i in m) for m in micros), max(map(len, micros))) if self.fixed else None
+        if self.fixed: self.shape = max(sum(lengths[i] for i in m) for m in micros), max(map(len, micros))
 
     @property
     def total(self) -> int | None:
         "Steps in all epochs; None: nobody knows."
         return sum(map(len, self.plans)) or None
 
-    def lay(self, rows: Sequence[dict], numbers: Sequence[int] = ()) -> Any:
+    def lay(self, rows: Sequence[Any], numbers: Sequence[int] = ()) -> Any:
         "A batch."
         return side_by_side(rows, numbers) if self.data.pairs else end_to_end(rows, numbers, self.shape)
 
@@ -165,9 +166,8 @@ class Steps:
             return
         s, pairs = self.settings, self.data.pairs
         size = lambda r: len(r['input_ids']) + (len(r['labels']) if pairs else 0)
-        steps = stream_steps(self.data.train, s.batch_size, s.tokens_per_step, s.micro_tokens, not self.packed, size)
-        self.shape = None
-        for step in itertools.islice(steps, skip, None): yield [self.lay(m) for m in step]
+        read = stream_steps(self.data.train, s.batch_size, s.tokens_per_step, s.micro_tokens, not self.packed, size)
+        for rows in itertools.islice(read, skip, None): yield [self.lay(m) for m in rows]
 
 # %% ../nbs/10_finetuning.ipynb #4d7ee478
 def ahead(
@@ -606,7 +606,7 @@ def finetune(
 ) -> Run:  # `.lm` is the same model, `.losses`, `.tokens_per_s`, `.status` ...
     "Fine-tune a model on encoded rows. ■ or Ctrl-C keeps the model as far as it got; `resume` goes on with it."
     _check_match(lm, data)
-    size = None if tokens_per_step == 'auto' else tokens_per_step
+    size: Any = None if tokens_per_step == 'auto' else tokens_per_step
     s = Settings(epochs, lr if lr is not None else 2e-4 if lora or adapter_layers(lm.model) else 5e-5, batch_size, size,
                  max_steps, micro_tokens, optimizer, schedule, warmup, weight_decay, label_smoothing, clip, valid_every,
                  patience, _prompts(samples), recompute, compile, seed)
@@ -877,7 +877,9 @@ def resume(
     again = _ready(lm, data, s, callbacks, progress, folder, facts['every'], background)
     if found is None and given is None and not facts['base']:
         raise FTNBError(f'folder {str(folder)!r}', 'it has no checkpoint yet', 'Begin again, or give lm=, as it was.')
-    if found: load_state(again.learner, found); again.keeper.path = found
+    if found and again.keeper:
+        load_state(again.learner, found)
+        again.keeper.path = found
     return _in_background(again) if background else _go(again)
 
 # %% ../nbs/10_finetuning.ipynb #23031108
