@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 import torch
-from .core import FTNBError, must, need
+from .core import FTNBError, need, number
 from .data import Batch, end_to_end
 from .generation import evaluating
 from .kernels import computing, end_to_end_loss, hidden_states
@@ -31,8 +31,9 @@ def lora_config(
     "Settings of an adapter."
     need('peft', 'pip install peft', 'for LoRA')
     from peft import LoraConfig
-    must('rank', rank, isinstance(rank, int) and rank >= 1, 'it must be a whole number, at least 1')
-    must('dropout', dropout, 0 <= dropout < 1, 'it is a share, from 0 to below 1')
+    number('rank', rank, 1, 4096)
+    number('alpha', alpha, 0, whole=False, none=True)
+    number('dropout', dropout, 0, 0.999, whole=False, why='it is a share')
     return LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, lora_dropout=dropout, use_dora=dora,
                       use_rslora=rslora, target_modules=targets)
 
@@ -58,13 +59,13 @@ def add_lora(
                         'Leave `lora` out to train that one, or merge it.')
     if type(config).__name__ != 'LoraConfig':
         raise FTNBError(f'lora={str(lora)[:60]!r}', 'it must be a rank, or a peft.LoraConfig', 'Use lora=8.')
-    config.base_model_name_or_path = lm.name
     with torch.random.fork_rng(), quietly():
         torch.manual_seed(seed)
         try: lm.model.add_adapter(config)
         except ValueError as e:
             why = f'peft cannot add it ({str(e)[:160]})'
             raise FTNBError(f'lora={str(lora)[:60]}', why, 'Name other targets.') from e
+    lm.model.peft_config[lm.model.active_adapters()[0]].base_model_name_or_path = lm.name
     return lm
 
 # %% ../nbs/09_adapters.ipynb #370500d6
@@ -120,7 +121,7 @@ def freeze(
 ) -> LM:  # the same
     "Freeze embeddings and lower layers."
     stack = layers_of(lm.model)
-    must('layers', layers, isinstance(layers, int) and 0 < layers <= len(stack), f'it must be from 1 to {len(stack)}')
+    number('frozen', layers, 1, len(stack), why='the blocks of this model')
     for part in (lm.model.get_input_embeddings(), *stack[:layers]): part.requires_grad_(False)
     for name, p in lm.model.base_model.named_parameters():   # positions, and what else comes before the first block
         if 'emb' in name.split('.')[0] or name.startswith('wpe'): p.requires_grad_(False)

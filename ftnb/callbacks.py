@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 import psutil
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from .core import FTNBError, StatusLine, nearest, need
 from .learner import Callback, Learner, StopTraining
@@ -138,6 +139,7 @@ class Progress(Callback):
         self.total_steps, self.total_tokens, self.held, self.samples = total_steps, total_tokens, held, samples
         self.seconds, self.line, self.shared = 0., StatusLine(every=0.5, quiet=quiet), 0.
         self.began: tuple[float, float] | None = None   # when this process began, and the share that was done then
+        self.told = 0   # looks that have been told of
 
     def before_fit(self, learner: Learner) -> None:
         self.line.update('getting ready ...', str)
@@ -151,6 +153,16 @@ class Progress(Callback):
         self.seconds += time.perf_counter() - self.started
         self.shared = self.done(learner)
         self.tell(learner)
+        self.tell_looks()
+
+    def tell_looks(self) -> None:
+        "Outside of notebooks: a line for each held-out loss, and what the model has written."
+        held, texts = self.held.seen if self.held else [], dict(self.samples.seen if self.samples else [])
+        steps = sorted({step for step, _ in held} | set(texts))
+        for step in steps[self.told:]:
+            loss = f': held-out loss {dict(held)[step]:.3f}' if step in dict(held) else ''
+            self.line.add('\n  '.join([f'after step {step:,}{loss}', *texts.get(step, [])]))
+        self.told = len(steps)
 
     def after_pause(self, learner: Learner) -> None:
         self.line.last = float('-inf')   # at once
@@ -158,7 +170,8 @@ class Progress(Callback):
         self.began = None   # the pause takes no part in what is left
 
     def after_fit(self, learner: Learner) -> None:
-        took = clock(self.seconds)
+        took = f'{clock(self.seconds)} in steps'
+        self.tell_looks()
         self.line.close(self.words(learner, took), lambda: self.view(learner, took))
         self.line.handle, self.line.last = None, float('-inf')   # a run that goes on is shown where it was asked to
 
@@ -333,16 +346,23 @@ class Checkpoint(Callback):
         keep: int = 2,  # how many are kept; older ones are deleted once a new one is safe
     ):
         self.folder, self.every, self.keep = Path(folder), every, keep
+        self.lock = FileLock(self.folder / '.lock')   # the system releases it when the process dies, however it does
         self.path: Path | None = None   # of the newest one that is whole
 
     def before_fit(self, learner: Learner) -> None:
+        try: self.lock.acquire(timeout=0)
+        except Timeout:
+            raise FTNBError(f'folder {str(self.folder)!r}', 'another run is writing its checkpoints there',
+                            'Wait for that run, or stop it.') from None
         for left in self.folder.glob('.step-*'): shutil.rmtree(left, ignore_errors=True)   # by a killed process
 
     def after_step(self, learner: Learner) -> None:
         if learner.step % self.every == 0: self.write(learner)
 
     def after_fit(self, learner: Learner) -> None:
+        if not self.lock.is_locked: return   # it never began
         if learner.step and (not self.path or self.path.name != self.name(learner)): self.write(learner)
+        self.lock.release()
 
     def name(self, learner: Learner) -> str: return f'step-{learner.step:08}'
 
@@ -378,15 +398,16 @@ class Tracker(Callback):
         need(kind, f'pip install {kind}', 'to track runs')
         need('accelerate', 'pip install accelerate', 'for trackers').PartialState()
         place = {'logging_dir': str(folder)} if known[kind].requires_logging_directory else {}
-        self.tracker, self.logged, self.looked = known[kind](name, **place, **options), 0, 0
+        self.tracker, self.logged, self.looked, self.rate = known[kind](name, **place, **options), 0, 0, 0.
 
     def before_fit(self, learner: Learner) -> None:
         if hasattr(self.tracker, 'start'): self.tracker.start()
 
+    def before_step(self, learner: Learner) -> None: self.rate = learner.optimizer.param_groups[0]['lr']
+
     def after_step(self, learner: Learner) -> None:
-        rate = learner.optimizer.param_groups[0]['lr']
         for step in range(self.logged + 1, len(learner.losses) + 1):
-            self.tracker.log({'loss': learner.losses[step - 1], 'lr': rate, 'tokens': learner.tokens}, step=step)
+            self.tracker.log({'loss': learner.losses[step - 1], 'lr': self.rate, 'tokens': learner.tokens}, step=step)
         self.logged = len(learner.losses)
         held = [found for c in learner.callbacks if isinstance(c, HeldOut) for found in c.seen]
         for step, loss in held[self.looked:]: self.tracker.log({'held-out loss': loss}, step=step)

@@ -264,6 +264,10 @@ class StatusLine:
         if not self.due: return
         self.handle, self.last = _show(text, self.handle, self.over, html()), time.monotonic()
 
+    def add(self, text: str) -> None:
+        "Leave a line of its own, outside of notebooks (there the view has room for it)."
+        if not self.quiet and not in_notebook(): print(f'\r\x1b[2K{text}' if self.over else text, flush=True)
+
     def close(self, text: str, html: Callable[[], str] = str) -> None:
         "Show `text` (in a notebook, what `html` makes) for good."
         if not self.quiet: _show(text + ('\n' if self.over else ''), self.handle, self.over, html())

@@ -4,9 +4,10 @@
 
 # %% ../nbs/10_finetuning.ipynb #6b6d8a57
 from __future__ import annotations
-import contextlib, dataclasses, functools, html, inspect, itertools, json, math, queue, threading, time, warnings
+import atexit, contextlib, dataclasses, functools, html, inspect, itertools, json, math, queue, threading, time
+import warnings, weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 import datasets
@@ -85,7 +86,7 @@ def _check_numbers(s: Settings, streamed: bool) -> None:
         number(name, getattr(s, name), 0, 0.999, whole=False, why='it is a share')
     number('weight_decay', s.weight_decay, 0, whole=False)
     number('clip', s.clip, 1e-12, whole=False, none=True)
-    number('seed', s.seed, 0)
+    number('seed', s.seed, 0, 2**32 - 1)
     names('samples', s.samples)
     must('recompute', s.recompute, s.recompute in (True, False, 'auto'), "it must be True, False or 'auto'")
     one_of(s.schedule, SCHEDULES, 'schedule')
@@ -212,6 +213,8 @@ class Run(Card):
     controls: Controls | None = None
     thread: threading.Thread | None = None  # of a run in the background
     error: BaseException | None = None  # that ended a run in the background
+    over: threading.Event = field(default_factory=threading.Event)  # of a run in the background
+    given: list = field(default_factory=list)  # callbacks of the person who runs it
 
     @property
     def losses(self) -> list[float]: return self.learner.losses   # mean nats per target token, one a step
@@ -252,7 +255,8 @@ class Run(Card):
 
     def wait(self, seconds: float | None = None) -> Run:
         "Wait until a run in the background is over (or for so long); raise what ended it, if that was an error."
-        if self.thread: self.thread.join(seconds)
+        number('seconds', seconds, 0, whole=False, none=True)
+        if self.thread: self.over.wait(seconds)
         if self.error: raise self.error
         return self
 
@@ -269,7 +273,8 @@ def _run_facts(run: Run) -> dict:
     facts = {'steps': f'{len(run.losses):,}', 'loss': _trend(run.losses)}
     if run.valid: facts['held-out loss'] = f'{run.valid[0][1]:.3f} → {run.valid[-1][1]:.3f}'
     best = run.stopping.best if run.stopping else None
-    if best: facts['best'] = f'held-out loss {best[1]:.3f} after step {best[0]}'
+    kept = ', whose weights the model has' if run.status == 'finished' else ''
+    if best: facts['best'] = f'held-out loss {best[1]:.3f} after step {best[0]}{kept}'
     if trained < every: facts['trained'] = f'{trained:,} of {every:,} parameters'
     facts['tokens'] = f'{run.tokens:,} in {clock(run.seconds)}: {run.tokens_per_s:,.0f} a second'
     facts['batches'] = 'documents end to end' if run.packed else 'padded, rows of like length together'
@@ -327,14 +332,31 @@ class StopAfter(Callback):
         if learner.step >= self.steps: raise StopTraining
 
 # %% ../nbs/10_finetuning.ipynb #38e0b154
+def _schedule(optimizer: torch.optim.Optimizer, name: str, warmup: int, total: int) -> Any:
+    "A schedule of transformers, whose warm-up does not waste the first step on a rate of zero."
+    from transformers import get_scheduler
+    schedule = get_scheduler(name, optimizer, warmup, total + (warmup > 0))
+    if not warmup: return schedule
+    later = [lambda step, rate=rate: rate(step + 1) for rate in schedule.lr_lambdas]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, later)
+
+def _checked_callbacks(callbacks: Any) -> list:
+    "Callbacks as a list; a class in place of an object, or something else in place of a list, is refused."
+    found = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+    known = [k for k in vars(Callback) if not k.startswith('_')]
+    for c in found:
+        if not isinstance(c, type) and any(hasattr(c, k) for k in known): continue
+        raise FTNBError(f'callback {str(c)[:60]}', f'it must be an object with one of {", ".join(known[:5])} ...',
+                        'Give an object, not its class: callbacks=[Mine()].')
+    return found
+
 def _learner(lm: LM, data: Encoded, s: Settings, packed: bool, steps: Steps, total: int) -> Learner:
     "Put model, steps, loss, optimizer and schedule together."
-    from transformers import get_scheduler
     optimizer = make_optimizer(lm.model, s.optimizer, s.lr, s.weight_decay)
     cuda, half = lm.device.type == 'cuda', lm.placement.autocast == torch.float16
     return Learner(
         lm.model, (lambda epoch, skip: ahead(steps(epoch, skip))) if cuda else steps, _loss(lm, data, s, packed),
-        optimizer, get_scheduler(s.schedule, optimizer, round(s.warmup * total), total), s.clip,
+        optimizer, _schedule(optimizer, s.schedule, round(s.warmup * total), total), s.clip,
         spare=_spare(lm, s.recompute), seed=s.seed, context=lambda: computing(lm, packed),
         scaler=torch.amp.GradScaler(lm.device.type) if half else None)
 
@@ -351,11 +373,11 @@ def _ready(lm: LM, data: Encoded, s: Settings, callbacks: Sequence[Any], progres
     write = lambda: [p + t for p, t in zip(s.samples, generate(lm, list(s.samples), 60, progress=False))]
     written = Samples(write, s.valid_every) if s.samples else None
     shown = Progress(total, steps.tokens if total == steps.total else None, not progress, held, written)
-    run = Run(lm, learner, s, packed, shown, held, written)
+    run = Run(lm, learner, s, packed, shown, held, written, given=_checked_callbacks(callbacks))
     if s.patience: run.stopping = EarlyStopping(_held(held), s.patience)
     if folder: run.keeper = Checkpoint(folder, every or max(1, total // 10))
     if background: run.controls = Controls()
-    own = [run.controls, held, written, shown, run.stopping, *callbacks, run.keeper]
+    own = [run.controls, held, written, shown, run.stopping, *run.given, run.keeper]
     learner.callbacks = [c for c in own if c is not None] + [StopAfter(total)] * (total != steps.total)
     return run
 
@@ -366,12 +388,21 @@ def _held(held: HeldOut | None) -> HeldOut:
                     "Give encode rows with a split 'valid'.")
 
 # %% ../nbs/10_finetuning.ipynb #27a839c2
+_TRAINED: Any = weakref.WeakKeyDictionary()   # models that are being trained, and by which run
+
+def _check_idle(lm: LM) -> None:
+    "Refuse a model that another run is training."
+    if lm.model not in _TRAINED: return
+    raise FTNBError(f'model {lm.name!r}', 'a run in the background is training it', 'Wait for that run, or stop it.')
+
 def _go(run: Run) -> Run:
     "Begin a run, or go on with it."
+    _TRAINED[run.lm.model] = run
     if run.settings.recompute is True: _recompute(run.lm)
     try: run.learner.fit(run.settings.epochs)
     except NotFinite as e: raise _with_rows(run, e) from None
     finally:
+        _TRAINED.pop(run.lm.model, None)
         if run.settings.recompute is not False: _recompute(run.lm, False)
         if run.status == 'finished': run.learner.optimizer.state.clear()   # twice the size of what was trained
     return run
@@ -404,13 +435,23 @@ def _in_background(run: Run) -> Run:
     def work() -> None:
         try: _go(run)
         except BaseException as e: run.error = e
-        finally: over()
-    run.learner.status = 'running'
+        finally:
+            over()
+            run.over.set()
+    run.learner.status, _TRAINED[run.lm.model] = 'running', run
+    run.over.clear()
+    atexit.register(_end_in_order, weakref.ref(run))
     run.shown.line.update('getting ready ...')   # in the cell that asked for it
     over = _show_panel(run) if in_notebook() and not run.shown.line.quiet else lambda: None
     run.thread = threading.Thread(target=work, daemon=True, name='ftnb run')
     run.thread.start()
     return run
+
+def _end_in_order(run: Callable[[], Run | None]) -> None:
+    "When Python ends, end a run in the background between two steps, with its last checkpoint."
+    if (found := run()) and found.thread and not found.over.is_set():
+        found.stop()
+        found.over.wait(60)
 
 def _show_panel(run: Run) -> Callable[[], None]:
     "Show buttons. The function that is returned leaves in their place what was said last, or what went wrong."
@@ -535,11 +576,23 @@ def _with_budget(lm: LM, data: Encoded, s: Settings, progress: bool) -> Settings
 def _free_folder(folder: str | Path | None) -> Path | None:
     "The folder for checkpoints; one that has any is refused."
     if folder is None: return None
+    what = f'checkpoint={str(folder)!r}'
+    if not isinstance(folder, (str, Path)): raise FTNBError(what, 'it must be the path of a folder', 'Give a str.')
     folder = Path(folder).expanduser()
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise FTNBError(what, f'no folder can be made there ({e.strerror})', 'Choose another.') from e
     if checkpoints_in(folder):
-        raise FTNBError(f'checkpoint={str(folder)!r}', 'it has the checkpoints of an earlier run',
+        raise FTNBError(what, 'it has the checkpoints of an earlier run',
                         'Go on with that run: resume(folder). Or name another folder.')
     return folder
+
+def _run_folder(folder: Any) -> tuple[Path, dict]:
+    "The folder of a run, and what is written there about it."
+    place = Path(folder).expanduser() if isinstance(folder, (str, Path)) else None
+    try: return place, json.loads((place / 'run' / 'run.json').read_text())   # type: ignore[return-value,operator]
+    except (TypeError, OSError, ValueError) as e:
+        raise FTNBError(f'folder {str(folder)!r}', 'it is not the folder of a run',
+                        'Give the folder that finetune(..., checkpoint=folder) was given.') from e
 
 # %% ../nbs/10_finetuning.ipynb #e1e407b7
 def _describe(run: Run, data: Encoded, folder: Path) -> None:
@@ -582,7 +635,7 @@ def finetune(
     batch_size: int = 8,  # rows in an optimizer step
     *,
     lora: Any = None,  # train an adapter of this rank (8, say), or a `peft.LoraConfig`, and leave the weights alone
-    frozen: int = 0,  # leave the embeddings and so many of the lowest blocks as they are
+    frozen: int = 0,  # freeze the embeddings and so many of the lowest blocks (`lm.model.requires_grad_()` frees them)
     tokens_per_step: int | str | None = None,  # fill a step to this many tokens instead; 'auto': measure what pays
     max_steps: int | None = None,  # end after so many optimizer steps, if `epochs` have not ended; a stream needs it
     micro_tokens: int = 4096,  # most tokens in a forward pass; halved if memory runs out, the gradient stays the same
@@ -606,11 +659,15 @@ def finetune(
 ) -> Run:  # `.lm` is the same model, `.losses`, `.tokens_per_s`, `.status` ...
     "Fine-tune a model on encoded rows. ■ or Ctrl-C keeps the model as far as it got; `resume` goes on with it."
     _check_match(lm, data)
+    _check_idle(lm)
+    if lora is False: lora = None
     size: Any = None if tokens_per_step == 'auto' else tokens_per_step
     s = Settings(epochs, lr if lr is not None else 2e-4 if lora or adapter_layers(lm.model) else 5e-5, batch_size, size,
                  max_steps, micro_tokens, optimizer, schedule, warmup, weight_decay, label_smoothing, clip, valid_every,
                  patience, _prompts(samples), recompute, compile, seed)
     _check_numbers(s, streamed=not isinstance(data.train, datasets.Dataset))
+    number('checkpoint_every', checkpoint_every, 1, none=True)
+    number('frozen', frozen, 0)
     folder = _free_folder(checkpoint)
     if patience and not len(data.valid): _held(None)
     with _changed_back(lm):
@@ -625,7 +682,7 @@ def finetune(
 # %% ../nbs/10_finetuning.ipynb #ac604898
 def _prompts(samples: Any) -> tuple[str, ...]:
     "Prompts as a tuple; one may be given as it is."
-    return (samples,) if isinstance(samples, str) else tuple(samples)
+    return (samples,) if isinstance(samples, str) else names('samples', samples)
 
 @contextlib.contextmanager
 def _changed_back(lm: LM) -> Iterator[None]:
@@ -780,8 +837,9 @@ def find_lr(
     **settings: Any,  # as for `finetune`: lora=8, batch_size ...
 ) -> LearningRates:  # `.lr` is the suggestion
     "Try rising learning rates, and suggest one."
-    must('low', low, 0 < low < high, 'it must be above 0 and below `high`')
-    must('steps', steps, steps >= 10, 'it must be at least 10')
+    number('high', high, 1e-12, whole=False)
+    number('low', low, 1e-12, high, whole=False)
+    number('steps', steps, 10)
     with _as_it_was(lm, data, settings) as s:
         run = _ready(lm, data, dataclasses.replace(s, samples=(), patience=None), (), progress=False)
         kept = [p.detach().clone() for p in run.learner.parameters]
@@ -831,9 +889,19 @@ def _base_lm(folder: Path, facts: dict) -> LM:
         for k, p in lm.model.named_parameters(): p.copy_(own[k])
     return lm
 
+def _check_names(lm: LM, facts: dict) -> None:
+    "Refuse a model that has not the parameters which the run trains."
+    missing = set(facts['trained']) - {k for k, _ in lm.model.named_parameters()}
+    if not missing: return
+    raise FTNBError(f'model {lm.name!r}', f'it has no {min(missing)}, which the run trains',
+                    'Give the model of that run, or leave `lm` out.')
+
 # %% ../nbs/10_finetuning.ipynb #c775ecde
 def _restored_lm(folder: Path, facts: dict, lm: LM | None) -> LM:
     "The model of a run, ready for the weights of a checkpoint."
+    if lm is not None and not isinstance(lm, LM):
+        raise FTNBError(f'lm is a {type(lm).__name__}', 'it must be an LM', 'Leave it out, or load it.')
+    if lm is not None: _check_idle(lm)
     if lm is None: lm = _base_lm(folder, facts) if facts['base'] else _empty_lm(folder / 'model', facts)
     if (folder / 'adapter').is_dir() and not adapter_layers(lm.model):
         from peft import LoraConfig
@@ -841,6 +909,7 @@ def _restored_lm(folder: Path, facts: dict, lm: LM | None) -> LM:
     if facts['base'] and fingerprint(lm.model) != facts['base'] and not _partly(facts):
         raise FTNBError(f'model {lm.name!r}', 'its weights are not those that the run was begun with',
                         'Give the model as it was: resume(folder, lm=...).')
+    _check_names(lm, facts)
     for k, p in lm.model.named_parameters(): p.requires_grad_(k in set(facts['trained']))
     return lm
 
@@ -854,24 +923,20 @@ def resume(
     lm: LM | None = None,  # the model; only if it cannot be had again by itself
     data: Encoded | None = None,  # the rows; only for a stream
     *,
-    callbacks: Sequence[Any] = (),  # more callbacks, as for `finetune`
+    callbacks: Sequence[Any] = (),  # callbacks of your own, instead of those given before
     progress: bool = True,  # show what is going on
     background: bool = False,  # return at once
 ) -> Run:
     "Go on with a run, from its last step or its newest good checkpoint; the end is the same to the last bit."
     if isinstance(run, Run):
-        if run.thread and run.thread.is_alive():
+        if run.thread and not run.over.is_set():
             raise FTNBError('this run', 'it is still going on', 'Use go_on, or stop.')
         if run.status == 'finished': return run
         return _again(run, callbacks, background)
-    folder = Path(run).expanduser()
-    if not (folder / 'run' / 'run.json').is_file():
-        raise FTNBError(f'folder {str(folder)!r}', 'it is not the folder of a run',
-                        'Give the folder that finetune(..., checkpoint=folder) was given.')
-    facts = json.loads((folder / 'run' / 'run.json').read_text())
+    folder, facts = _run_folder(run)
     found = newest_checkpoint(folder) if checkpoints_in(folder) else None
     given, lm = lm, _restored_lm(folder / 'run', facts, lm)
-    data = data or _restored_data(folder / 'run', lm)
+    data = _restored_data(folder / 'run', lm, data)
     _check_match(lm, data)
     s = Settings(**facts['settings'] | {'samples': tuple(facts['settings']['samples'])})
     again = _ready(lm, data, s, callbacks, progress, folder, facts['every'], background)
@@ -883,14 +948,20 @@ def resume(
     return _in_background(again) if background else _go(again)
 
 # %% ../nbs/10_finetuning.ipynb #23031108
-def _restored_data(folder: Path, lm: LM) -> Encoded:
+def _restored_data(folder: Path, lm: LM, data: Encoded | None) -> Encoded:
     "The rows of a run."
-    if (folder / 'data').is_dir(): return load_encoded(folder / 'data', lm, free_text())
+    if (folder / 'data').is_dir():
+        own = load_encoded(folder / 'data', lm, free_text())
+        if data is None or all(getattr(data, s)[:] == getattr(own, s)[:] for s in ('train', 'valid')): return own
+        raise FTNBError('data', 'these are other rows than those of the run', 'Leave `data` out, or begin another run.')
+    if data is not None: return data
     raise FTNBError('this run', 'it was trained on a stream', 'Give it again: resume(folder, data=encode(lm, stream)).')
 
 def _again(run: Run, callbacks: Sequence[Any], background: bool) -> Run:
     "Go on with a run that is still in memory."
-    run.learner.callbacks = [c for c in run.learner.callbacks if c is not run.controls] + list(callbacks)
+    gone = [run.controls, *(run.given if callbacks else [])]
+    run.learner.callbacks = [c for c in run.learner.callbacks if not any(c is g for g in gone)] + list(callbacks)
+    run.given = _checked_callbacks(callbacks) or run.given
     run.controls, run.thread, run.error = Controls() if background else None, None, None
     if run.controls: run.learner.callbacks.insert(0, run.controls)
     return _in_background(run) if background else _go(run)
@@ -899,8 +970,8 @@ def load_checkpoint(
     folder: str | Path,  # of a run's checkpoints
 ) -> LM:
     "The model as the newest good checkpoint has it."
-    facts = json.loads((Path(folder) / 'run' / 'run.json').read_text())
-    lm = _restored_lm(Path(folder) / 'run', facts, None)
+    folder, facts = _run_folder(folder)
+    lm = _restored_lm(folder / 'run', facts, None)
     from safetensors.torch import load_file
     weights = load_file(newest_checkpoint(folder) / 'weights.safetensors')
     with torch.no_grad():

@@ -27,6 +27,7 @@ class LM(Card):
     tokenizer: Any  # a transformers fast tokenizer
     name: str  # what it was loaded from
     placement: Placement  # device, number formats, and why
+    loaded: str = ''  # the fingerprint of its weights when it was loaded by its name
 
     @property
     def device(self) -> torch.device: return next(self.model.parameters()).device
@@ -364,7 +365,8 @@ def _from_pretrained(source: str | Path, name: str, place: Placement, quantized:
     except Exception as e: raise _loading_error(source, e, options) from e
     _check_whole(name, model, tok, info)
     if not pair: _check_causal(name, model.eval(), info)
-    return LM(model.eval() if quantized else model.eval().to(place.device), tok, name, place)
+    model = model.eval() if quantized else model.eval().to(place.device)
+    return LM(model, tok, name, place, fingerprint(model))
 
 # %% ../nbs/01_models.ipynb #32ad2436
 def _names_here() -> list[str]:
@@ -434,7 +436,6 @@ def _with_adapter(folder: Path, name: str, **how: Any) -> LM:
                         'Load it with the weights that it was trained on.')
     with quietly(): lm.model.load_adapter(str(folder), is_trainable=True)
     lm.model.eval()
-    lm.name = name
     return lm
 
 # %% ../nbs/01_models.ipynb #ab390d53
@@ -476,6 +477,14 @@ def _check_free(folder: Path) -> None:
     raise FTNBError(f'folder {str(folder)!r}', 'it holds more than a saved model, and saving would replace it',
                     'Choose another folder.')
 
+def _check_base(lm: LM) -> None:
+    "Refuse to save an adapter whose model could not be found again."
+    if lm.loaded and lm.loaded == fingerprint(lm.model): return
+    why = 'its own weights have been trained since it was loaded' if lm.loaded else 'it was not loaded from anywhere'
+    raise FTNBError(f'an adapter on {lm.name!r}', f'it could never be loaded again, as {why}',
+                    'Save all of it: save_lm(merge_adapter(lm), folder). Or, before the adapter is added, save the model '
+                    'and load it from there.')
+
 # %% ../nbs/01_models.ipynb #9cd256ea
 def save_lm(
     lm: LM,  # what to save
@@ -484,6 +493,7 @@ def save_lm(
     "Save model and tokenizer (of a model with an adapter: the adapter) as safetensors in the hub's layout, atomically."
     folder = Path(folder).expanduser()
     _check_free(folder)
+    if hasattr(lm.model, 'peft_config'): _check_base(lm)
     with whole_folder(folder) as new, quietly():
         lm.model.save_pretrained(new)
         lm.tokenizer.save_pretrained(new)
