@@ -9,6 +9,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -280,3 +282,56 @@ def test_out_of_memory() -> None:
     told, whole, halved, most = in_process(with_little_memory)
     assert any("out of memory; from now on at most" in t for t in told), told
     assert halved == pytest.approx(whole, rel=1e-5) and most is not None and most < 32 * 1001
+
+
+def interrupted_while_waiting() -> tuple[list[str], str, str]:
+    """Press Ctrl-C in `run.wait()`: the run goes on, and nobody else may train its model meanwhile."""
+    run = begin(epochs=5000, background=True)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run.wait(60)
+    said = []
+    for action in (lambda: resume(run), lambda: finetune(run.lm, encode(run.lm, TEXTS))):
+        with pytest.raises(FTNBError) as error:
+            action()
+        said.append(str(error.value))
+    before = run.status
+    run.stop()
+    return said, before, run.wait(60).status
+
+
+def test_interrupted_while_waiting() -> None:
+    said, before, after = in_process(interrupted_while_waiting)
+    assert "still going on" in said[0] and "is training it" in said[1]
+    assert (before, after) == ("running", "interrupted")
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, "tests")
+from test_training import begin
+run = begin(epochs=5000, background=True, checkpoint=sys.argv[1], checkpoint_every=10_000)
+while len(run.losses) < 3: time.sleep(0.01)
+"""
+
+
+def test_a_script_that_ends(tmp_path: Path) -> None:
+    """A run in the background ends in order with the script that began it, and leaves a checkpoint."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, tmp_path / "run"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert step_of(newest_checkpoint(tmp_path / "run")) >= 3
+
+
+def two_runs_in_a_folder(folder: Path) -> str:
+    first = begin(epochs=5000, background=True, checkpoint=folder, checkpoint_every=2)
+    while not checkpoints_in(folder):
+        time.sleep(0.01)
+    with pytest.raises(FTNBError) as error:
+        resume(folder)
+    first.stop()
+    first.wait(60)
+    return str(error.value)
+
+
+def test_two_runs_in_a_folder(tmp_path: Path) -> None:
+    assert "another run is writing its checkpoints there" in in_process(two_runs_in_a_folder, tmp_path / "run")
