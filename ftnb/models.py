@@ -482,8 +482,8 @@ def _check_base(lm: LM) -> None:
     if lm.loaded and lm.loaded == fingerprint(lm.model): return
     why = 'its own weights have been trained since it was loaded' if lm.loaded else 'it was not loaded from anywhere'
     raise FTNBError(f'an adapter on {lm.name!r}', f'it could never be loaded again, as {why}',
-                    'Save all of it: save_lm(merge_adapter(lm), folder). Or, before the adapter is added, save the model '
-                    'and load it from there.')
+                    'Save all of it: save_lm(merge_adapter(lm), folder). Or save the model before you add the '
+                    'adapter, and load it from there.')
 
 # %% ../nbs/01_models.ipynb #9cd256ea
 def save_lm(
