@@ -655,7 +655,7 @@ def finetune(
     seed: int = 0,  # of the order of the rows, of dropout, of an adapter's first values
     callbacks: Sequence[Any] = (),  # more callbacks, for this run
     progress: bool = True,  # show what is going on
-    background: bool = False,  # return at once; the run goes on in a thread, see `Run.pause`, `stop`, `say`, `wait`
+    background: bool = False,  # return at once; the run goes on in a thread, see `Run`: pause, stop, say, wait
 ) -> Run:  # `.lm` is the same model, `.losses`, `.tokens_per_s`, `.status` ...
     "Fine-tune a model on encoded rows. ■ or Ctrl-C keeps the model as far as it got; `resume` goes on with it."
     _check_match(lm, data)
