@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import psutil
 import torch
+from safetensors.torch import load_file, save_file
 from .adapters import KeptFeatures, adapter_layers, add_lora, freeze, frozen_layers, remove_adapter
 from .callbacks import (Checkpoint, Controls, EarlyStopping, HeldOut, Progress, Samples, checkpoints_in, clock,
                             load_state, loss_picture, newest_checkpoint, used_memory)
@@ -570,7 +571,7 @@ def _with_budget(lm: LM, data: Encoded, s: Settings, progress: bool) -> Settings
         raise FTNBError("tokens_per_step='auto'", 'a stream cannot be measured beforehand', 'Give a number.')
     best, seen = token_budget(lm, data)
     if progress: print('tokens per step:', ', '.join(f'{n:,} at {rate:,.0f}/s' for n, rate, _ in seen), f'→ {best:,}')
-    return dataclasses.replace(s, tokens_per_step=best, micro_tokens=max(best, s.micro_tokens if best < 4096 else best))
+    return dataclasses.replace(s, tokens_per_step=best, micro_tokens=max(best, s.micro_tokens))
 
 # %% ../nbs/10_finetuning.ipynb #9c69d50a
 def _free_folder(folder: str | Path | None) -> Path | None:
@@ -620,7 +621,6 @@ def _found_again(lm: LM) -> bool:
 
 def _save_base(lm: LM, folder: Path) -> None:
     "The model's own weights, without an adapter, by their names."
-    from safetensors.torch import save_file
     folder.mkdir()
     own = {k.replace('.base_layer', ''): p.detach().contiguous()
            for k, p in lm.model.named_parameters() if 'lora_' not in k}
@@ -883,7 +883,6 @@ def _base_lm(folder: Path, facts: dict) -> LM:
     if not (folder / 'base').is_dir():
         lm = load_lm(facts['name'], dtype=getattr(torch, facts['dtype']))
         return remove_adapter(lm) if adapter_layers(lm.model) else lm
-    from safetensors.torch import load_file
     lm, own = _empty_lm(folder / 'model', facts), load_file(folder / 'base' / 'weights.safetensors')
     with torch.no_grad():
         for k, p in lm.model.named_parameters(): p.copy_(own[k])
@@ -972,7 +971,6 @@ def load_checkpoint(
     "The model as the newest good checkpoint has it."
     folder, facts = _run_folder(folder)
     lm = _restored_lm(folder / 'run', facts, None)
-    from safetensors.torch import load_file
     weights = load_file(newest_checkpoint(folder) / 'weights.safetensors')
     with torch.no_grad():
         for k, p in lm.model.named_parameters():

@@ -128,7 +128,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def test_kill_9(tmp_path: Path, expected: str) -> None:
-    """At least 24 kills at random moments, most of them within the writing of a checkpoint."""
+    """At least 24 kills at random moments, many of them within the writing of a checkpoint."""
     chance, kills, runs = random.Random(0), 0, 0
     while kills < 24:
         folder, finished = tmp_path / f"run{runs}", None
