@@ -36,7 +36,10 @@ setup(
     packages=find_packages(include=["ftnb", "ftnb.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=needs("requirements"),
-    extras_require={extra: needs(f"{extra}_requirements") for extra in ("dev", "lab", "examples", "quantized")},
+    extras_require={
+        extra: needs(f"{extra}_requirements")
+        for extra in ("dev", "lab", "examples", "quantized", "structured", "benchmarks")
+    },
     entry_points={"nbdev": ["ftnb = ftnb._modidx:d"]},  # lets nbdev link names in prose to their documentation
     zip_safe=False,
 )
