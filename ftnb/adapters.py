@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from .core import FTNBError, need, number
 from .data import Batch, end_to_end
-from .generation import evaluating
+from .decoding import evaluating
 from .kernels import computing, end_to_end_loss, hidden_states
 from .models import LM, quietly
 

@@ -15,8 +15,8 @@ import torch
 
 # %% auto #0
 __all__ = ['OPTIONAL', 'LIBRARIES', 'FTNBError', 'nearest', 'one_of', 'must', 'number', 'names', 'need', 'html_table', 'Card',
-           'Placement', 'placement_rule', 'choose_device', 'seeded', 'uninterrupted', 'in_notebook', 'StatusLine',
-           'version_of', 'memory', 'Doctor', 'doctor']
+           'Placement', 'placement_rule', 'choose_device', 'seeded', 'uninterrupted', 'out_of_memory', 'in_notebook',
+           'StatusLine', 'version_of', 'memory', 'Doctor', 'doctor']
 
 # %% ../nbs/00_core.ipynb #056b594b
 class FTNBError(ValueError):
@@ -224,6 +224,15 @@ def uninterrupted() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, was if was is not None else signal.default_int_handler)
         if held: signal.raise_signal(signal.SIGINT)
+
+# %% ../nbs/00_core.ipynb #8635b505
+def out_of_memory(
+    error: BaseException,  # what was raised
+) -> bool:
+    "Whether an exception means that memory ran out, on a GPU or on a CPU."
+    words = ('out of memory', 'not enough memory', "can't allocate memory", 'alloc_cpu')
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words))
 
 # %% ../nbs/00_core.ipynb #17cb7465
 def in_notebook() -> bool:

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from .adapters import KeptFeatures, adapter_layers, add_lora, freeze, frozen_layers, remove_adapter
 from .callbacks import (Checkpoint, Controls, EarlyStopping, HeldOut, Progress, Samples, checkpoints_in, clock,
                             load_state, loss_picture, newest_checkpoint, used_memory)
-from .core import Card, FTNBError, choose_device, in_notebook, must, names, need, number, one_of
+from .core import Card, FTNBError, choose_device, in_notebook, must, names, need, number, one_of, out_of_memory
 from .data import Encoded, end_to_end, load_encoded, plan_epoch, save_encoded, side_by_side, stream_steps
 from .generation import generate
 from .kernels import compiled, computing, end_to_end_loss, packs, padded_loss, pair_loss, row_nats
-from .learner import Callback, Learner, NotFinite, StopTraining, out_of_memory
+from .learner import Callback, Learner, NotFinite, StopTraining
 from .models import LM, count_parameters, find_model, fingerprint, is_seq2seq, load_lm, quietly, whole_folder
 from .tasks import free_text
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from .core import seeded, uninterrupted
 from .data import IGNORE, Batch, PairBatch, end_to_end, plan_epoch, side_by_side
-from .generation import evaluating
+from .decoding import evaluating
 from .models import LM, is_seq2seq, lock_of, quietly
 
 # %% auto #0

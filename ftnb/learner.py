@@ -8,10 +8,10 @@ import contextlib, gc, math, warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 import torch
-from .core import FTNBError, uninterrupted
+from .core import FTNBError, out_of_memory, uninterrupted
 
 # %% auto #0
-__all__ = ['Callback', 'StopTraining', 'Countable', 'out_of_memory', 'NotFinite', 'Stepper', 'Learner']
+__all__ = ['Callback', 'StopTraining', 'Countable', 'NotFinite', 'Stepper', 'Learner']
 
 # %% ../nbs/07_learner.ipynb #a273fc22
 class Callback:
@@ -40,15 +40,6 @@ class Countable(Protocol):
     def lengths(self) -> Sequence[int]: "The lengths of its documents."
     def to(self, device: torch.device) -> Any: "The same batch on a device."
     def halves(self) -> list: "The same batch in two, or alone in a list if that cannot be."
-
-# %% ../nbs/07_learner.ipynb #3d7fcab8
-def out_of_memory(
-    error: BaseException,  # what was raised
-) -> bool:
-    "Whether an exception means that memory ran out, on a GPU or on a CPU."
-    words = ('out of memory', 'not enough memory', "can't allocate memory", 'alloc_cpu')
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words))
 
 # %% ../nbs/07_learner.ipynb #d543b1f8
 class _Coming:

@@ -414,10 +414,11 @@ ADAPTER = 'adapter_config.json'  # what a folder has that holds an adapter, and 
 
 def fingerprint(
     model: torch.nn.Module,  # any torch module, with or without adapters
+    adapters: bool = False,  # count the weights of LoRA adapters as well
 ) -> str:  # 16 hexadecimal digits; other weights have another one
     "A short name for a model's own weights: a hash of the first numbers of each."
     digest = hashlib.blake2b(digest_size=8)
-    own = {k.replace('.base_layer', ''): p for k, p in model.named_parameters() if 'lora_' not in k}
+    own = {k.replace('.base_layer', ''): p for k, p in model.named_parameters() if adapters or 'lora_' not in k}
     for k in sorted(own): digest.update(k.encode() + own[k].detach().flatten()[:256].cpu().float().numpy().tobytes())
     return digest.hexdigest()
 
