@@ -5,6 +5,7 @@
 # %% ../nbs/11_metrics.ipynb #29ade307
 from __future__ import annotations
 import functools, math, re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 from .core import FTNBError, one_of
 
 # %% auto #0
-__all__ = ['References', 'CJK', 'METRICS', 'NUMERIC', 'TextMetric', 'ratio', 'UnicodeWords', 'text_metric', 'metric']
+__all__ = ['References', 'JUDGED', 'CJK', 'METRICS', 'NUMERIC', 'TextMetric', 'ratio', 'UnicodeWords', 'jackknife',
+           'jackknife_error', 'text_metric', 'metric']
 
 # %% ../nbs/11_metrics.ipynb #bc04b35d
 References = Sequence[str] | Sequence[Sequence[str]]
@@ -22,22 +24,41 @@ References = Sequence[str] | Sequence[Sequence[str]]
 class TextMetric:
     "A metric as a function of sums over rows."
     name: str
-    stats: Callable[[Sequence, Sequence], np.ndarray]  # predictions, references -> [rows, k]
+    stats: Callable[[Sequence, Any], np.ndarray]  # predictions, what they are judged by -> [rows, k]
     combine: Callable[[np.ndarray], float]  # the sum of the rows' statistics, [k] -> the score
     signature: str  # exactly what is computed, and by what
     better: int = 1  # 1: more is better; -1: less is
-    what: str = ''  # one sentence
+    what: str = ''  # one sentence, with the scale
+    judged: str = 'references'  # what `stats` takes second; one of `JUDGED`
+    spread: str = 'bootstrap'  # or 'jackknife': the last column of `stats` is the score without the row
 
-    def __call__(self, predictions: Sequence, references: Sequence) -> float:
+    def __call__(self, predictions: Sequence, judged: Any = None) -> float:
         "The score of a set of rows."
-        _check_pairs(self.name, predictions, references)
-        return self.combine(self.stats(predictions, references).sum(0))
+        _check_pairs(self.name, predictions, None if self.judged == 'nothing' else judged, self.judged)
+        return self.combine(self.stats(predictions, judged).sum(0))
+
+    def leave_one_out(self, stats: np.ndarray) -> np.ndarray:
+        "The score without each row in turn, `[rows]`."
+        if self.spread == 'jackknife': return stats[:, -1]
+        return np.array([self.combine(s) for s in stats.sum(0) - stats])
+
+# %% ../nbs/11_metrics.ipynb #9d4142ad
+JUDGED = {  # what stands in the second argument of `stats`
+    'references': 'for each row the right text, or a list of right texts',
+    'prompts': 'for each row the text that was asked',
+    'nothing': 'it is not looked at, and may be None',
+    'numbers': 'for each row a number; the predictions are numbers too',
+    'probabilities': 'for each row the right label; the predictions are dicts {label: probability}'}
 
 # %% ../nbs/11_metrics.ipynb #d6ea0ebd
-def _check_pairs(name: str, predictions: Sequence, references: Sequence) -> None:
+def _check_pairs(name: str, predictions: Sequence, references: Sequence | None, judged: str = 'references') -> None:
     "Refuse lists that cannot be compared."
-    if len(predictions) != len(references):
-        raise FTNBError(f'{len(predictions)} predictions and {len(references)} references',
+    what = 'prompts' if judged == 'prompts' else 'references'
+    if references is None and judged != 'nothing':
+        raise FTNBError(f'{name} without {what}', f'it compares each prediction with its own {what[:-1]}',
+                        f'Give {what}.')
+    if references is not None and len(predictions) != len(references):
+        raise FTNBError(f'{len(predictions)} predictions and {len(references)} {what}',
                         'there must be as many of one as of the other', 'Check how they were collected.')
     if not len(predictions):
         raise FTNBError(f'{name} of no rows', 'it is not defined', 'Give at least one prediction and its reference.')
@@ -132,6 +153,45 @@ def _pairs(predictions: Sequence[float], references: Sequence[float]) -> np.ndar
 def _exp_ratio(sums: np.ndarray) -> float: return math.exp(min(700., ratio(sums)))
 def _bits(sums: np.ndarray) -> float: return ratio(sums) / math.log(2)
 
+# %% ../nbs/11_metrics.ipynb #040e6c16
+def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    "All runs of `n` words, in order."
+    return list(zip(*(words[i:] for i in range(n))))
+
+# %% ../nbs/11_metrics.ipynb #1924cd1f
+def _distinct(n: int) -> TextMetric:
+    "Distinct n-grams among all n-grams of all outputs."
+    def stats(predictions: Sequence[str], judged: Any = None) -> np.ndarray:
+        rows = [Counter(_grams(UnicodeWords().tokenize(p), n)) for p in predictions]
+        users = Counter(g for row in rows for g in row)   # in how many outputs each n-gram is
+        share = np.array([sum(1 / users[g] for g in row) for row in rows])   # these add up to the distinct ones
+        total, only = np.array([row.total() for row in rows]), [sum(users[g] == 1 for g in row) for row in rows]
+        rest = np.maximum(total.sum() - total, 1)
+        return np.stack([100 * share, total, 100 * (len(users) - np.array(only)) / rest], 1)
+    return TextMetric(f'distinct{n}', stats, ratio, f'distinct{n}|all outputs|percent|tok:unicode|ftnb',
+                      what=f'Share of {n}-grams that are distinct, in all outputs (Li et al. 2016), in percent.',
+                      judged='nothing', spread='jackknife')
+
+# %% ../nbs/11_metrics.ipynb #81b235a8
+def jackknife(
+    metric: TextMetric,  # what is computed
+    stats: np.ndarray,  # [rows, k], the metric's statistics
+    level: float = 0.95,  # the probability with which the interval should contain the expected score
+) -> tuple[float, float]:
+    "The jackknife interval of a metric over rows (Tukey 1958)."
+    from scipy.stats import t
+    far = float(t.ppf((1 + level) / 2, len(stats) - 1)) * jackknife_error(metric.leave_one_out(stats))
+    value = metric.combine(stats.sum(0))
+    return value - far, value + far
+
+# %% ../nbs/11_metrics.ipynb #c2e65081
+def jackknife_error(
+    left_out: np.ndarray,  # [rows]: the score (or a difference of two scores) without each row
+) -> float:
+    "The standard error of a score, from its values without each row in turn; nan for a single row."
+    n = len(left_out)
+    return float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())) if n > 1 else math.nan
+
 # %% ../nbs/11_metrics.ipynb #5ba3ce49
 METRICS: dict[str, Callable[..., TextMetric]] = {
     'bleu': _bleu, 'bleu_zh': functools.partial(_bleu, 'bleu_zh', tokenize='zh'), 'chrf': _chrf, 'ter': _ter,
@@ -147,13 +207,14 @@ METRICS: dict[str, Callable[..., TextMetric]] = {
         'label_accuracy', 'Share of rows whose most probable label is the reference.', lambda p, r: p == r),
     'log_loss': lambda: TextMetric(
         'log_loss', _pairs, ratio, 'log_loss|nats / rows|ftnb', -1,
-        'Nats of the right label, per row; less is better.'),
+        'Nats of the right label, per row; less is better.', 'numbers'),
     'perplexity': lambda: TextMetric(
         'perplexity', _pairs, _exp_ratio, 'perplexity|exp(nats / tokens)|ftnb', -1,
-        'exp of nats per token; less is better.'),
+        'exp of nats per token; less is better.', 'numbers'),
     'bits_per_byte': lambda: TextMetric(
         'bits_per_byte', _pairs, _bits, 'bits_per_byte|nats / bytes / ln 2|ftnb', -1,
-        'Bits per byte of text; less is better.'),
+        'Bits per byte of text; less is better.', 'numbers'),
+    **{f'distinct{n}': functools.partial(_distinct, n) for n in (1, 2, 3)},
 }
 NUMERIC = ('perplexity', 'bits_per_byte', 'log_loss')  # their predictions and references are numbers
 
@@ -176,7 +237,8 @@ def _info(spec: TextMetric) -> Any:
     numbers = {'predictions': datasets.Value('float64'), 'references': datasets.Value('float64')}
     single = {'predictions': datasets.Value('string'), 'references': datasets.Value('string')}
     several = single | {'references': datasets.Sequence(datasets.Value('string'))}
-    kinds = [numbers] if spec.name in NUMERIC else [single, several]
+    alone = {'predictions': datasets.Value('string')}
+    kinds = {'numbers': [numbers], 'nothing': [alone]}.get(spec.judged, [single, several])
     return evaluate.MetricInfo(description=spec.what, citation=spec.signature,
                                inputs_description='predictions and references, of equal length',
                                features=[datasets.Features(k) for k in kinds])
@@ -193,7 +255,7 @@ def metric(
     class Offline(evaluate.Metric):
         "One of ftnb's metrics, for the evaluate library."
         def _info(self): return _info(spec)
-        def _compute(self, predictions, references):
+        def _compute(self, predictions, references=None):
             return {name: spec(predictions, references), 'signature': spec.signature}
 
         def compute(self, *, predictions=None, references=None, **more):
