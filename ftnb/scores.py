@@ -4,28 +4,104 @@
 
 # %% ../nbs/12_scores.ipynb #d7d1c6c7
 from __future__ import annotations
-import hashlib, itertools, json
-from collections.abc import Mapping, Sequence
+import contextlib, copy, csv, hashlib, html, io, itertools, json, logging, math, os, tempfile, time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-from .core import Card, FTNBError, html_table, names, number
+from .callbacks import Progress, Watch
+from .core import Card, FTNBError, StatusLine, html_table, must, names, nearest, need, number, one_of, seeded
 from .data import IGNORE, Checked, checked, no_columns, pieces_of, rows_of, token_pairs
-from .generation import answer_nats, generate, shares
+from .generation import answer_nats, evaluating, generate, shares
 from .kernels import row_nats
-from .metrics import TextMetric, _check_pairs, text_metric
-from .models import LM, context_length, is_seq2seq
+from .learner import Learner
+from .metrics import METRICS, TextMetric, _check_pairs, jackknife, jackknife_error, ratio, text_metric
+from .models import LM, context_length, is_seq2seq, quietly
 from .tasks import Task, check_kinds, last_answer
 
 # %% auto #0
-__all__ = ['interval', 'Scores', 'score_texts', 'score', 'difference', 'Comparison', 'compare']
+__all__ = ['wilson', 'bca', 'interval', 'Scores', 'score_texts', 'score', 'newcombe', 'difference', 'holm', 'Comparison',
+           'compare', 'Comparisons']
 
 # %% ../nbs/12_scores.ipynb #85fd6ca4
-def _draws(rows: int, resamples: int, seed: int) -> np.ndarray:
-    "How often each row is in each resampled set: `[resamples, rows]`."
-    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), resamples).astype(float)
+def _drawn(rows: int, resamples: int, seed: int, cells: int = 2**22) -> Iterator[np.ndarray]:
+    "How often each row is in each resampled set: `[some, rows]` at a time, so that memory stays small."
+    rng, some = np.random.default_rng(seed), max(1, cells // rows)
+    for start in range(0, resamples, some):
+        sets = min(some, resamples - start)
+        places = rng.integers(rows, size=(sets, rows)) + rows * np.arange(sets)[:, None]
+        yield np.bincount(places.ravel(), minlength=sets * rows).reshape(sets, rows).astype(float)
+
+def _sums(weights: Iterable[np.ndarray], stats: Sequence[np.ndarray]) -> list[np.ndarray]:
+    "For each metric the sums of its statistics over each weighted set of rows, `[sets, k]`."
+    joint = np.concatenate(stats, 1)
+    return np.split(np.concatenate([w @ joint for w in weights]), np.cumsum([s.shape[1] for s in stats])[:-1], 1)
+
+def _values(metric: TextMetric, sums: np.ndarray) -> np.ndarray:
+    "The metric of each set, `[sets]`."
+    return np.array([metric.combine(s) for s in sums], float)
+
+# %% ../nbs/12_scores.ipynb #27234918
+def wilson(
+    share: float,  # observed, 0 to 1
+    n: int,  # of so many rows
+    level: float = 0.95,  # the probability with which the interval should contain the true share
+) -> tuple[float, float]:
+    "The score interval of a share (Wilson 1927)."
+    from scipy.special import ndtri
+    z = float(ndtri((1 + level) / 2))
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0., (middle - half) / (1 + z * z / n)), min(1., (middle + half) / (1 + z * z / n))
+
+# %% ../nbs/12_scores.ipynb #6bb37bd8
+def bca(
+    samples: np.ndarray,  # [..., resamples]: the score of each resampled set
+    value: Any,  # [...]: the score of the rows as they are
+    left_out: np.ndarray,  # [..., rows]: the score without each row in turn
+    level: float = 0.95,  # the probability with which the interval should contain the true score
+) -> tuple[Any, Any]:  # [...], [...]: low and high
+    "The bootstrap interval corrected for bias and skewness (BCa, Efron 1987) and for few rows (Hesterberg 2015)."
+    from scipy.special import ndtr, ndtri, stdtrit
+    n, sets, middle = left_out.shape[-1], samples.shape[-1], np.asarray(value)[..., None]
+    bias = ndtri(((samples < middle).mean(-1) + (samples == middle).mean(-1) / 2).clip(0.5 / sets, 1 - 0.5 / sets))
+    pull = left_out.mean(-1, keepdims=True) - left_out
+    skew = (pull ** 3).sum(-1) / np.maximum(6 * (pull ** 2).sum(-1) ** 1.5, 1e-300)
+    wide, ordered, ends = math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2), np.sort(samples, -1), []
+    for z in (bias - wide, bias + wide):
+        at = ndtr(bias + z / np.maximum(1 - skew * z, 1e-3)) * (sets - 1)
+        below = np.floor(at).astype(int)
+        pick = lambda i: np.take_along_axis(ordered, np.minimum(i, sets - 1)[..., None], -1)[..., 0]
+        ends.append(pick(below) + (at - below) * (pick(below + 1) - pick(below)))
+    return ends[0], ends[1]
+
+# %% ../nbs/12_scores.ipynb #838bca84
+def _is_share(metric: TextMetric, stats: np.ndarray) -> bool:
+    "Whether every row is plainly right or wrong, in percent, and the metric is their mean."
+    if metric.spread == 'jackknife' or stats.shape[1] != 2: return False
+    plain = bool(np.isin(stats[:, 0], (0., 100.)).all() and (stats[:, 1] == 1).all())
+    return plain and metric.combine(np.array([100., 2.])) == 50
+
+def _kind(metric: TextMetric, *stats: np.ndarray) -> str:
+    "Which interval a metric gets."
+    if not all(np.isfinite(s).all() for s in stats): return 'undefined'
+    if metric.spread == 'jackknife': return 'jackknife' if len(stats[0]) > 1 else 'one row'
+    if all(_is_share(metric, s) for s in stats): return 'Wilson' if len(stats) == 1 else 'Newcombe'
+    return 'BCa' if len(stats[0]) > 1 else 'one row'
+
+def _interval(metric: TextMetric, stats: np.ndarray, sums: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    "The interval of a metric, given its sums over resampled sets."
+    kind, value = _kind(metric, stats), metric.combine(stats.sum(0))
+    if kind == 'undefined': return math.nan, math.nan
+    if kind == 'one row': return -math.inf, math.inf
+    if kind == 'jackknife': return jackknife(metric, stats, level)
+    if kind == 'Wilson':
+        low, high = wilson(value / 100, len(stats), level)
+        return 100 * low, 100 * high
+    low, high = bca(_values(metric, sums), value, metric.leave_one_out(stats), level)
+    return float(low), float(high)
 
 # %% ../nbs/12_scores.ipynb #31a789fb
 def interval(
@@ -33,12 +109,10 @@ def interval(
     stats: np.ndarray,  # [rows, k], the metric's statistics
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the drawing
-    level: float = 0.95,  # share of the samples inside
+    level: float = 0.95,  # the probability with which the interval should contain the true score
 ) -> tuple[float, float]:
-    "The percentile bootstrap interval of a metric over rows."
-    scores = [metric.combine(s) for s in _draws(len(stats), resamples, seed) @ stats]
-    low, high = map(float, np.quantile(scores, [(1 - level) / 2, (1 + level) / 2]))
-    return low, high
+    "The interval of a metric over rows: Wilson's for shares, a jackknife where it must be, else BCa."
+    return _interval(metric, stats, _sums(_drawn(len(stats), resamples, seed), [stats])[0], level)
 
 # %% ../nbs/12_scores.ipynb #f91ee27a
 @dataclass(repr=False)
@@ -48,7 +122,7 @@ class Scores(Card):
     metrics: dict[str, TextMetric]
     stats: dict[str, np.ndarray]  # of each metric, [rows, k]
     rows: datasets.Dataset  # prompt, prediction, reference, and each metric for the row alone
-    intervals: dict[str, tuple[float, float]]  # 95 % bootstrap
+    intervals: dict[str, tuple[float, float]]  # 95 %
     asked: dict[str, list[str]]  # by which rows are told apart: hashes of what was given, of what was asked
     comparison: Comparison | None = None  # with the baseline, if one was given
 
@@ -56,11 +130,29 @@ class Scores(Card):
     def values(self) -> dict[str, float]: return {k: m.combine(self.stats[k].sum(0)) for k, m in self.metrics.items()}
 
     def to_pandas(self) -> pd.DataFrame:
-        "One row a metric: value, low, high, whether more is better, and the signature."
+        "One row a metric: value, low, high, whether more is better, the kind of interval, and the signature."
         values = self.values
-        rows = [(k, values[k], *self.intervals[k], 'more' if m.better > 0 else 'less', m.signature)
-                for k, m in self.metrics.items()]
-        return pd.DataFrame(rows, columns=['metric', 'value', 'low', 'high', 'better', 'signature']).set_index('metric')
+        rows = [(k, values[k], *self.intervals[k], 'more' if m.better > 0 else 'less', _kind(m, self.stats[k]),
+                 m.signature) for k, m in self.metrics.items()]
+        head = ['metric', 'value', 'low', 'high', 'better', 'interval', 'signature']
+        return pd.DataFrame(rows, columns=head).set_index('metric')
+
+    def sorted(self,
+        by: str | None = None,  # a metric; None: the first
+        n: int | None = None,  # so many rows; None: all
+        where: Callable[[Mapping], bool] | str | None = None,  # only rows for which it is true, or that contain it
+        best: bool = False,  # the best first, not the worst
+    ) -> pd.DataFrame:  # the number of each row, its texts, its metrics
+        "The rows by a metric, worst first; rows without a value come last."
+        return _sorted(self, by, n, where, best)
+
+    def browse(self,
+        by: str | None = None,  # the metric to begin with; None: the first
+        where: str = '',  # only rows that contain this
+        page: int = 10,  # rows at a time
+    ) -> Any:  # an ipywidgets box
+        "Look through the rows in the cell."
+        return _browser(self, _metric_of(self, by), where, number('page', page, 1))
 
     def _facts(self) -> tuple[str, dict]:
         say = lambda v, low, high: f'{v:7.2f}  [{low:.2f}, {high:.2f}]'
@@ -68,50 +160,172 @@ class Scores(Card):
         return f'Scores of {self.name} on {len(self.rows)} rows (95 % intervals)', lines
 
     def _repr_html_(self) -> str:
-        return super()._repr_html_() + _rows_html(self.rows, next(iter(self.metrics)), self.metrics)
+        table, (title, _) = self.to_pandas(), self._facts()
+        lines = [(k, f'{r["value"]:.2f}', f'{r["low"]:.2f} to {r["high"]:.2f}', f'{r["better"]} is better')
+                 for k, r in table.iterrows()]
+        return (html_table(lines, ['metric', 'value', '95 % interval', ''], title)
+                + _three_rows(self, next(iter(self.metrics))) + _folded_rows(self, next(iter(self.metrics))))
 
 # %% ../nbs/12_scores.ipynb #9852257e
-def _rows_html(rows: datasets.Dataset, by: str, metrics: Mapping[str, TextMetric]) -> str:
+def _cut(text: Any, most: int = 280) -> str:
+    "A text short enough for a card: its beginning and its end."
+    text = '' if text is None else ' / '.join(text) if isinstance(text, list) else str(text)
+    return text if len(text) <= most else f'{text[:most * 2 // 3]} … {text[-most // 3:]}'
+
+def _shown(scores: Scores, by: str, places: Iterable[int]) -> list[tuple]:
+    "Rows for a card: number, value, prompt, prediction, reference."
+    rows = [scores.rows[int(i)] for i in places]
+    return [(i, '' if r[by] is None else f'{r[by]:.1f}', *(_cut(r[c]) for c in ('prompt', 'prediction', 'reference')))
+            for i, r in zip(places, rows)]
+
+def _three_rows(scores: Scores, by: str) -> str:
     "The best, median and worst row by one metric, as a table."
-    order = np.argsort(-metrics[by].better * np.asarray(rows[by]), kind='stable')
-    places = {'best': order[0], 'median': order[len(order) // 2], 'worst': order[-1]}
-    chosen = {name: rows[int(i)] for name, i in places.items()}
-    lines = [(name, f'{row[by]:.1f}', row['prediction'] or '', row['reference']) for name, row in chosen.items()]
-    return html_table(lines, ['row', by, 'prediction', 'reference'])
+    order = _order(scores, by, best=True)
+    shown = _shown(scores, by, [order[0], order[len(order) // 2], order[-1]])
+    lines = [(name, *row) for name, row in zip(('best', 'median', 'worst'), shown)]
+    return html_table(lines, ['', 'row', by, 'prompt', 'prediction', 'reference'])
+
+def _folded_rows(scores: Scores, by: str, most: int = 20) -> str:
+    "The worst rows by one metric, behind a fold that needs no kernel."
+    places = _order(scores, by)[:most]
+    what = f'the {len(places)} worst of {len(scores.rows):,} rows' if len(places) < len(scores.rows) else 'every row'
+    table = html_table(_shown(scores, by, places), ['row', by, 'prompt', 'prediction', 'reference'])
+    return f'<details><summary>{what}, worst {html.escape(by)} first</summary>{table}</details>'
+
+# %% ../nbs/12_scores.ipynb #1b2f04b4
+def _metric_of(scores: Any, by: str | None) -> str:
+    "The name of a metric of these scores; the first one for None."
+    return next(iter(scores.metrics)) if by is None else one_of(by, scores.metrics, 'metric')
+
+def _order(scores: Scores, by: str, best: bool = False) -> list[int]:
+    "Row numbers, worst (or best) first; rows whose value is nan are last."
+    value = np.asarray(scores.rows[by], float) * scores.metrics[by].better
+    return np.argsort(-value if best else value, kind='stable').tolist()   # NumPy puts nan at the end
+
+def _wanted(where: Any) -> Callable[[Mapping], bool]:
+    "A filter of rows, from a function or a text."
+    if callable(where): return where
+    if where is not None and not isinstance(where, str):
+        raise FTNBError(f'where={where!r:.60}', 'it must be a function of a row, or a text to look for',
+                        "Write where=lambda row: row['chrf'] < 20.")
+    sought = (where or '').casefold()
+    return lambda row: any(sought in _cut(row[c], 10**9).casefold() for c in ('prompt', 'prediction', 'reference'))
+
+def _sorted(scores: Scores, by: str | None, n: int | None, where: Any, best: bool) -> pd.DataFrame:
+    "Rows in order, filtered."
+    wanted, by = _wanted(where), _metric_of(scores, by)
+    number('n', n, 1, none=True)
+    kept = (i for i in _order(scores, by, best) if where is None or wanted(scores.rows[i]))
+    places = list(itertools.islice(kept, n))
+    return scores.rows.select(places).to_pandas().set_axis(pd.Index(places, name='row'))
+
+# %% ../nbs/12_scores.ipynb #363d0a2b
+def _browser(scores: Scores, by: str, where: str, size: int) -> Any:
+    "A metric to choose, a direction, a text to look for, and pages."
+    import ipywidgets as w
+    metric = w.Dropdown(options=list(scores.metrics), value=by, description='metric')
+    best = w.ToggleButtons(options=[('worst first', False), ('best first', True)], style={'button_width': 'auto'})
+    text = w.Text(value=where, placeholder='text in a row', description='with', continuous_update=False)
+    page, table = w.BoundedIntText(value=1, min=1, max=1, description='page'), w.HTML()
+    def show(change: Any = None) -> None:
+        wanted = _wanted(text.value)
+        places = [i for i in _order(scores, metric.value, best.value) if not text.value or wanted(scores.rows[i])]
+        page.max = max(1, -(-len(places) // size))
+        some = places[(page.value - 1) * size:page.value * size]
+        title = f'{len(places):,} of {len(scores.rows):,} rows, page {page.value} of {page.max}'
+        head = ['row', metric.value, 'prompt', 'prediction', 'reference']
+        table.value = html_table(_shown(scores, metric.value, some), head, title)
+    for part in (metric, best, text, page): part.observe(show, 'value')
+    show()
+    return w.VBox([w.HBox([metric, best, text, page], layout=w.Layout(flex_flow='row wrap')), table])
 
 # %% ../nbs/12_scores.ipynb #1e8fcb7f
+def _chosen(metrics: Any) -> dict[str, TextMetric]:
+    "Metrics by name, from names and metrics."
+    if isinstance(metrics, TextMetric): metrics = [metrics]
+    found = [] if isinstance(metrics, str) else [m.name if isinstance(m, TextMetric) else m for m in metrics]
+    if not found: names('metrics', metrics, 1)   # refuses it
+    names('metrics', found, 1, different=True)
+    return {name: m if isinstance(m, TextMetric) else text_metric(m) for name, m in zip(found, metrics)}
+
+def _judged(m: TextMetric, texts: Sequence, references: Any, prompts: Sequence[str] | None,
+            probs: list[dict[str, float]] | None) -> np.ndarray:
+    "A metric's statistics, from what it judges by."
+    what = f'metric {m.name!r}'
+    if m.judged == 'numbers': raise FTNBError(what, 'it is made of numbers that a model gives, not of texts',
+                                              'Use score(lm, rows, task).')
+    if m.judged == 'prompts' and prompts is None:
+        raise FTNBError(what, 'it compares predictions with prompts', 'Give prompts=[...].')
+    if m.judged == 'probabilities':
+        if probs is None: raise FTNBError(what, 'it judges label probabilities',
+                                          'Score a task with labels, or give dicts {label: probability}.')
+        return m.stats(probs, references)
+    return m.stats(texts, prompts if m.judged == 'prompts' else references)
+
+# %% ../nbs/12_scores.ipynb #7f789726
 def _scores(name: str, metrics: dict[str, TextMetric], stats: dict[str, np.ndarray], columns: dict[str, list],
             asked: dict[str, list[str]], resamples: int, seed: int) -> Scores:
-    "Assemble: intervals from the statistics, each metric of each row beside its texts."
-    alone = {k: [m.combine(s) for s in stats[k]] for k, m in metrics.items()}
-    intervals = {k: interval(m, stats[k], resamples, seed) for k, m in metrics.items()}
+    "Assemble: intervals from the statistics (one drawing for all), each metric of each row beside its texts."
+    sums = _sums(_drawn(len(columns['prediction']), resamples, seed), [stats[k] for k in metrics])
+    intervals = {k: _interval(m, stats[k], s) for (k, m), s in zip(metrics.items(), sums)}
+    alone = {k: _values(m, stats[k]).tolist() for k, m in metrics.items()}
     return Scores(name, metrics, stats, datasets.Dataset.from_dict(columns | alone), intervals, asked)
+
+def _texts_of(predictions: Sequence) -> tuple[list[str], list[dict] | None]:
+    "Predictions as texts; of label probabilities the most probable label, and the probabilities."
+    if not any(isinstance(p, Mapping) for p in predictions): return list(predictions), None
+    for i, p in enumerate(predictions):
+        if isinstance(p, Mapping) and p: continue
+        raise FTNBError(f'predictions[{i}]={p!r:.60}', 'where one prediction is a dict, each must be one',
+                        'Give {label: probability} for every row.')
+    return [max(p, key=p.__getitem__) for p in predictions], [dict(p) for p in predictions]
 
 # %% ../nbs/12_scores.ipynb #dda92a69
 def score_texts(
-    predictions: Sequence[str],  # what was written
+    predictions: Sequence[Any],  # what was written: texts, or dicts {label: probability}
     references: Sequence[str] | Sequence[Sequence[str]],  # what should have been; several for each are allowed
-    metrics: Sequence[str] = ('bleu', 'chrf', 'rougeL'),  # names for `metric`
-    baseline: Sequence[str] | Scores | None = None,  # other predictions for the same references; adds `.comparison`
-    prompts: Sequence[str] | None = None,  # what was asked, to be kept with the rows
+    metrics: Sequence[str | TextMetric] = ('bleu', 'chrf', 'rougeL'),  # names for `metric`, or metrics of your own
+    baseline: Sequence[Any] | Scores | None = None,  # other predictions for the same references; adds `.comparison`
+    prompts: Sequence[str] | None = None,  # what was asked, to be kept with the rows, and for metrics that need it
     name: str = 'texts',  # what the outputs are called
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> Scores:
     "Score outputs that already exist."
-    _check_pairs('scores', predictions, references)
-    metrics = names('metrics', metrics, 1)
     number('resamples', resamples, 100), number('seed', seed, 0)
-    chosen = {m: text_metric(m) for m in metrics}
-    stats = {m: c.stats(predictions, references) for m, c in chosen.items()}
-    columns: dict[str, list] = {'prompt': list(prompts or [''] * len(predictions)),
-                                'prediction': list(predictions), 'reference': list(references)}
+    chosen = _chosen(metrics)
+    _check_texts(predictions, references, prompts, baseline)
+    texts, probs = _texts_of(predictions)
+    stats = {k: _judged(m, texts, references, prompts, probs) for k, m in chosen.items()}
+    columns: dict[str, list] = {'prompt': list(prompts or [''] * len(texts)), 'prediction': texts,
+                                'reference': list(references)}
+    if probs: columns |= {f'p({x})': [p.get(x) for p in probs] for x in {x: None for p in probs for x in p}}
     found = _scores(name, chosen, stats, columns, {'prompt': columns['prompt']} if prompts else {}, resamples, seed)
     if baseline is None: return found
     if not isinstance(baseline, Scores):
         baseline = score_texts(baseline, references, metrics, None, prompts, 'baseline', resamples, seed)
-    found.comparison = compare(baseline, found)
+    found.comparison = compare(baseline, found, seed=seed)
     return found
+
+# %% ../nbs/12_scores.ipynb #ffe9955b
+def _check_texts(predictions: Any, references: Any, prompts: Any, baseline: Any) -> None:
+    "Refuse lists that do not belong together, before anything is computed."
+    for what, given in (('predictions', predictions), ('references', references), ('prompts', prompts),
+                        ('baseline', baseline)):
+        if not isinstance(given, str): continue
+        raise FTNBError(f'{what}={given!r:.60}', 'it must be a list of str', f'Put it into brackets: [{given!r:.40}].')
+    _check_pairs('scores', predictions, references)
+    for i, r in enumerate(references):
+        if r is None or (not isinstance(r, str) and (not len(r) or None in r)):
+            raise FTNBError(f'references[{i}]={r!r}', 'there must be a text to compare with',
+                            'Leave the row out of both lists.')
+    if prompts is not None and len(prompts) != len(predictions):
+        raise FTNBError(f'{len(prompts)} prompts and {len(predictions)} predictions',
+                        'there must be as many of one as of the other', 'Check how they were collected.')
+    n = len(baseline.rows) if isinstance(baseline, Scores) else len(predictions if baseline is None else baseline)
+    if n != len(predictions):
+        raise FTNBError(f'a baseline of {n} predictions, and {len(predictions)} to compare with it',
+                        'they must be for the same rows, in the same order', 'Check how they were collected.')
 
 # %% ../nbs/12_scores.ipynb #21c47436
 def _one_split(rows: Any) -> Sequence[Mapping]:
@@ -125,16 +339,17 @@ def _one_split(rows: Any) -> Sequence[Mapping]:
     return given
 
 # %% ../nbs/12_scores.ipynb #5252e770
-def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task) -> dict[str, np.ndarray]:
-    "Statistics of perplexity (and, for free text, bits per byte), row by row."
+def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task, bits: bool = False) -> dict[str, np.ndarray]:
+    "Statistics of perplexity (and, for free text or if asked for, bits per byte), row by row."
     whole = (lambda p, t: {'input_ids': p, 'labels': t}) if is_seq2seq(lm) \
         else lambda p, t: {'input_ids': p + t, 'labels': [IGNORE] * len(p) + t}
     pieces = [pieces_of(whole(p, t), context_length(lm), free=not task.answers) for p, t in pairs]
     owner: np.ndarray = np.repeat(np.arange(len(pairs)), [len(row) for row in pieces])
     nats, tokens = (np.bincount(owner, x, len(pairs)) for x in row_nats(lm, [p for row in pieces for p in row]))
     found = {'perplexity': np.stack([nats, tokens], 1)}
-    if task.answers: return found
-    texts = lm.tokenizer.batch_decode([t[1:] for _, t in pairs], skip_special_tokens=True)
+    if task.answers and not bits: return found
+    first = 0 if task.answers else 1   # nothing predicts the first token of free text
+    texts = lm.tokenizer.batch_decode([t[first:] for _, t in pairs], skip_special_tokens=True)
     return found | {'bits_per_byte': np.stack([nats, [len(text.encode()) for text in texts]], 1)}
 
 # %% ../nbs/12_scores.ipynb #3a55431e
@@ -184,6 +399,24 @@ def _asked(rows: Checked) -> dict[str, list[str]]:
     said = lambda turns: [(t['role'], t['content']) for t in last_answer(turns)[0]]
     return {'row': [digest(dict(r)) for r in rows.raw], 'turns': [digest(said(t)) for t in rows.turns]}
 
+# %% ../nbs/12_scores.ipynb #bedbf211
+def _extra(task: Task, metrics: Any, asked: Sequence[str], references: Sequence[str]) -> dict[str, TextMetric]:
+    "The task's metrics and more, tried on the first row."
+    chosen = {} if metrics is None else _chosen(metrics)
+    own = ('perplexity', 'bits_per_byte', *(['log_loss'] if task.labels else []))
+    for name, m in chosen.items():
+        if m.judged == 'numbers' and name in own: continue
+        if not task.answers:
+            raise FTNBError(f'metric {name!r} of task {task.name!r}', 'free text has no answer that it could judge',
+                            'Leave it out, or judge texts with score_texts.')
+        probs = [dict.fromkeys(task.labels, 1 / len(task.labels))] if task.labels else None
+        try: _judged(m, references[:1], references[:1], asked[:1], probs)
+        except FTNBError: raise
+        except Exception as e:
+            raise FTNBError(f'metric {name!r}', f'on the first reference it raises {type(e).__name__}: {e}',
+                            'Correct its function.') from e
+    return {m: text_metric(m) for m in (task.metrics if task.answers else ())} | chosen
+
 # %% ../nbs/12_scores.ipynb #54938ee8
 def score(
     lm: LM,  # a loaded model
@@ -191,6 +424,7 @@ def score(
     task: Task,  # what is asked, and what judges it
     max_new_tokens: int | None = None,  # most tokens of an answer; None: as the task says
     *,
+    metrics: Sequence[str | TextMetric] | None = None,  # beside the task's own: names, or metrics of your own
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
     name: str | None = None,  # what the scores are called; None: the model's name
@@ -202,17 +436,102 @@ def score(
     check_kinds(lm, task, needed=True)
     number('resamples', resamples, 100), number('seed', seed, 0), number('max_new_tokens', max_new_tokens, 1, none=True)
     given = checked(task, _one_split(rows), pairs=is_seq2seq(lm))
-    pairs, references = token_pairs(lm, task, given, allow_special), [last_answer(t)[1] for t in given.turns]
+    asked, references = _conversations(given)
+    wanted = _extra(task, metrics, asked, references)
+    pairs = token_pairs(lm, task, given, allow_special)
     prompts = [p for p, _ in pairs]
     answers = _answers(lm, task, prompts, max_new_tokens, progress, decoding) if task.answers else [None] * len(prompts)
-    stats = {m: text_metric(m).stats(answers, references) for m in (task.metrics if task.answers else ())}
     columns = {'prompt': lm.tokenizer.batch_decode(prompts), 'prediction': answers, 'reference': references}
-    if task.labels:
-        probs = _label_probs(lm, task, given, prompts, allow_special)
-        stats |= _label_stats(probs, task.labels, references)
-        columns |= {f'p({label})': probs[:, i].tolist() for i, label in enumerate(task.labels)}
-    stats |= _surprise(lm, pairs, task)
-    return _scores(name or lm.name, {m: text_metric(m) for m in stats}, stats, columns, _asked(given), resamples, seed)
+    probs = _label_probs(lm, task, given, prompts, allow_special) if task.labels else np.zeros((len(prompts), 0))
+    dicts = [dict(zip(task.labels, map(float, p))) for p in probs] if task.labels else None
+    columns |= {f'p({label})': probs[:, i].tolist() for i, label in enumerate(task.labels)}
+    stats = {k: _judged(m, answers, references, asked, dicts) for k, m in wanted.items() if m.judged != 'numbers'}
+    if task.labels: stats |= _label_stats(probs, task.labels, references)
+    stats |= _surprise(lm, pairs, task, 'bits_per_byte' in wanted)
+    found = {k: wanted.get(k) or text_metric(k) for k in stats}
+    return _scores(name or lm.name, found, stats, columns, _asked(given), resamples, seed)
+
+def _conversations(rows: Checked) -> tuple[list[str], list[str]]:
+    "What is asked in each row, as a text without any template, and the right answer."
+    parts = [last_answer(t) for t in rows.turns]
+    return ['\n'.join(t['content'] for t in before) for before, _ in parts], [answer for _, answer in parts]
+
+# %% ../nbs/12_scores.ipynb #ac9c765d
+def _exchanged(rows: int, resamples: int, seed: int, cells: int = 2**22) -> Iterator[np.ndarray]:
+    "Which rows exchange their answers, `[some, rows]` at a time; drawn as sacrebleu draws them."
+    rng, some = np.random.default_rng(seed), max(32, cells // rows // 32 * 32)   # bits are drawn 32 at a time
+    for start in range(0, resamples, some):
+        yield rng.integers(2, size=(min(some, resamples - start), rows), dtype=bool).astype(float)
+
+def newcombe(
+    a: np.ndarray,  # [rows] of bool: right or wrong
+    b: np.ndarray,  # [rows] of bool, for the same rows
+    level: float = 0.95,  # the probability with which the interval should contain the true difference
+) -> tuple[float, float]:  # of the share of b minus that of a
+    "The interval of a difference of paired shares (Newcombe 1998, Statistics in Medicine 17:2635, method 10)."
+    n, both, only_a, only_b = len(a), int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
+    neither, p, q = n - both - only_a - only_b, (both + only_a) / n, (both + only_b) / n
+    (p_low, p_high), (q_low, q_high) = wilson(p, n, level), wilson(q, n, level)
+    cross = both * neither - only_a * only_b
+    around = math.sqrt(p * (1 - p) * q * (1 - q)) * n * n
+    phi = (max(cross - n / 2, 0.) if cross > 0 else cross) / around if around else 0.
+    far = lambda x, y: math.sqrt(max(0., x * x - 2 * phi * x * y + y * y))
+    return q - p - far(p_high - p, q - q_low), q - p + far(p - p_low, q_high - q)
+
+# %% ../nbs/12_scores.ipynb #2d3f05bd
+def _gap_interval(m: TextMetric, a: np.ndarray, b: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
+    "The 95 % interval of a difference, given the differences of resampled sets."
+    kind, observed = _kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
+    if kind == 'undefined': return math.nan, math.nan
+    if kind == 'one row': return -math.inf, math.inf
+    if kind == 'Newcombe':
+        low, high = newcombe(a[:, 0] == 100, b[:, 0] == 100)
+        return 100 * low, 100 * high
+    left_out = m.leave_one_out(b) - m.leave_one_out(a)
+    if kind == 'jackknife':
+        far = _jackknife_width(left_out)
+        return observed - far, observed + far
+    low, high = bca(gaps, observed, left_out)
+    return float(low), float(high)
+
+def _jackknife_width(left_out: np.ndarray, level: float = 0.95) -> float:
+    "Half the width of a jackknife interval."
+    from scipy.special import stdtrit
+    return float(stdtrit(len(left_out) - 1, (1 + level) / 2)) * jackknife_error(left_out)
+
+# %% ../nbs/12_scores.ipynb #36a58fc0
+def _p_exchange(m: TextMetric, a: np.ndarray, b: np.ndarray, moved: np.ndarray) -> float:
+    "Two-sided p of approximate randomization; `moved` are the sums of b - a over the rows that exchange."
+    one, observed = a.sum(0) + moved, m.combine(b.sum(0)) - m.combine(a.sum(0))
+    gaps = np.abs(_values(m, a.sum(0) + b.sum(0) - one) - _values(m, one))
+    return float((gaps >= abs(observed) - 1e-9).sum() + 1) / (len(moved) + 1)
+
+def _p_bootstrap(gaps: np.ndarray, observed: float) -> float:
+    "Two-sided p of the paired bootstrap, as sacrebleu computes it; 1 for no difference."
+    size = np.abs(gaps)
+    return float((size - size.mean() > abs(observed)).sum() + 1) / (len(gaps) + 1) if observed else 1.
+
+def _p_jackknife(m: TextMetric, a: np.ndarray, b: np.ndarray) -> float:
+    "Two-sided p of Student's t with the jackknife's standard error."
+    from scipy.special import stdtr
+    observed = m.combine(b.sum(0)) - m.combine(a.sum(0))
+    error = jackknife_error(m.leave_one_out(b) - m.leave_one_out(a))
+    return float(2 * stdtr(len(a) - 1, -abs(observed) / error)) if error else float(observed == 0)
+
+# %% ../nbs/12_scores.ipynb #d7d85755
+def _differences(metrics: Sequence[TextMetric], a: Sequence[np.ndarray], b: Sequence[np.ndarray], resamples: int,
+                 seed: int, test: str) -> list[tuple[float, float, float, float]]:
+    "For each metric b - a, its interval and its p; all from the same draws."
+    n, k, found = len(a[0]), len(metrics), []
+    drawn = _sums(_drawn(n, resamples, seed), [*a, *b])
+    moved = _sums(_exchanged(n, resamples, seed), [y - x for x, y in zip(a, b)]) if test == 'randomization' else drawn
+    for m, x, y, sums_x, sums_y, swap in zip(metrics, a, b, drawn[:k], drawn[k:], moved):
+        observed, gaps = m.combine(y.sum(0)) - m.combine(x.sum(0)), _values(m, sums_y) - _values(m, sums_x)
+        if not math.isfinite(observed): p = math.nan
+        elif m.spread == 'jackknife': p = _p_jackknife(m, x, y)
+        else: p = _p_exchange(m, x, y, swap) if test == 'randomization' else _p_bootstrap(gaps, observed)
+        found.append((observed, *_gap_interval(m, x, y, gaps), p))
+    return found
 
 # %% ../nbs/12_scores.ipynb #e51355e6
 def difference(
@@ -221,17 +540,30 @@ def difference(
     b: np.ndarray,  # [rows, k], of the other, for the same rows
     resamples: int = 1000,  # bootstrap samples, and as many random exchanges
     seed: int = 0,  # of the drawing
+    test: str = 'randomization',  # or 'bootstrap': where the p-value comes from
 ) -> tuple[float, float, float, float]:  # b - a, its 95 % interval, and the two-sided p-value
     "Compare two sets of outputs for the same rows by one metric."
-    gap = lambda x, y: metric.combine(y) - metric.combine(x)
-    draws, total = _draws(len(a), resamples, seed), a.sum(0) + b.sum(0)
-    gaps = [gap(x, y) for x, y in zip(draws @ a, draws @ b, strict=True)]
-    low, high = map(float, np.quantile(gaps, [0.025, 0.975]))
-    swap = (np.random.default_rng(seed + 1).random((resamples, len(a))) < 0.5).astype(float)
-    left = a.sum(0) + swap @ (b - a)   # sums of one side after exchanging the answers of random rows
-    observed = gap(a.sum(0), b.sum(0))
-    extreme = sum(abs(gap(x, total - x)) >= abs(observed) - 1e-12 for x in left)
-    return observed, low, high, (extreme + 1) / (resamples + 1)
+    return _differences([metric], [a], [b], resamples, seed, one_of(test, ('randomization', 'bootstrap'), 'test'))[0]
+
+# %% ../nbs/12_scores.ipynb #bc5c32ce
+def holm(
+    p_values: Sequence[float],  # of all tests that are made; nan: a test that could not be made
+) -> np.ndarray:  # corrected, in the same order
+    "Correct p-values for their number (Holm 1979)."
+    p = np.asarray(p_values, float)
+    order, m = np.argsort(p, kind='stable'), int(np.isfinite(p).sum())   # nan comes last
+    corrected = np.full(len(p), math.nan)
+    corrected[order[:m]] = np.maximum.accumulate(p[order[:m]] * np.arange(m, 0, -1)).clip(max=1)
+    return corrected
+
+def _effects(gain: np.ndarray) -> dict[str, float]:
+    "Effect sizes from the gains of rows; above 0 is better."
+    gain = gain[np.isfinite(gain)]
+    spread, n = (float(gain.std(ddof=1)) if len(gain) > 1 else math.nan), max(1, len(gain))
+    better, worse = (gain > 1e-9).sum() / n, (gain < -1e-9).sum() / n
+    return {'d_z': float(gain.mean()) / spread if spread > 0 else 0. if not (better or worse) else math.nan,
+            'superiority': better + (1 - better - worse) / 2,
+            'rows_better': better, 'rows_worse': worse, 'rows_equal': 1 - better - worse}
 
 # %% ../nbs/12_scores.ipynb #79150458
 @dataclass(repr=False)
@@ -239,49 +571,107 @@ class Comparison(Card):
     "Two sets of outputs for the same rows, side by side."
     a: Scores
     b: Scores
-    table: pd.DataFrame  # one row a metric: a, b, difference, low, high, p_value
+    table: pd.DataFrame  # one row a metric: a, b, difference, low, high, p_value; p_holm, effect sizes, the methods
+    left_out: dict[str, str]  # metrics that cannot be compared, and why
+
+    @property
+    def metrics(self) -> dict[str, TextMetric]: return {k: self.a.metrics[k] for k in self.table.index}
 
     def verdict(self, metric: str) -> str:
-        "'better', 'worse' or 'no clear change' (p at least 0.05) of b over a."
-        row = self.table.loc[metric]
-        if row['p_value'] >= 0.05: return 'no clear change'
+        "'better', 'worse' or 'no clear change' (p at least 0.05, corrected for the number of tests) of b over a."
+        row = self.table.loc[_metric_of(self, metric)]
+        if math.isnan(row['p_holm']): return 'undefined'
+        if row['p_holm'] >= 0.05: return 'no clear change'
         return 'better' if row['difference'] * self.a.metrics[metric].better > 0 else 'worse'
 
-    def _facts(self) -> tuple[str, dict]:
-        lines = {}
-        for k, r in self.table.iterrows():
-            change = f'{r["a"]:7.2f} → {r["b"]:6.2f}   {r["difference"]:+6.2f} [{r["low"]:+.2f}, {r["high"]:+.2f}]'
-            lines[k] = f'{change}   p = {r["p_value"]:.3f}   {self.verdict(k)}'
-        return f'{self.a.name} → {self.b.name}, {len(self.a.rows)} rows', lines
+    def worse(self, metric: str | None = None, n: int = 5) -> pd.DataFrame:
+        "The `n` rows that lost most by a metric (the first one), with both texts."
+        order, gain = _by_gain(self, metric)
+        return _side_by_side(self, metric, [i for i in order if gain[i] < -1e-9][:n])
+
+    def better(self, metric: str | None = None, n: int = 5) -> pd.DataFrame:
+        "The `n` rows that gained most by a metric (the first one), with both texts."
+        order, gain = _by_gain(self, metric)
+        return _side_by_side(self, metric, [i for i in order[::-1] if gain[i] > 1e-9][:n])
 
     def changed(self, metric: str | None = None, n: int = 3) -> pd.DataFrame:
         "The `n` rows that gained least by a metric (the first one), then the `n` that gained most."
-        return _changed(self.a, self.b, metric or next(iter(self.a.metrics)), n)
+        order, _ = _by_gain(self, metric)
+        some = order[:n] + order[len(order) - n:] if len(order) >= 2 * n else order
+        return _side_by_side(self, metric, some)
 
-    def _repr_html_(self) -> str:
-        head = ['metric', self.a.name, self.b.name, 'difference', '95 % interval', 'p', 'verdict']
-        lines = [(k, f'{r["a"]:.2f}', f'{r["b"]:.2f}', f'{r["difference"]:+.2f}',
-                  f'{r["low"]:+.2f} to {r["high"]:+.2f}', f'{r["p_value"]:.3f}', self.verdict(k))
-                 for k, r in self.table.iterrows()]
-        changed, title = self.changed(), 'The rows that gained least, then those that gained most'
-        return (html_table(lines, head, self._facts()[0])
-                + html_table(changed.itertuples(index=False), changed.columns, title))
+    def _facts(self) -> tuple[str, dict]: return _comparison_title(self), _comparison_lines(self)
+    def _repr_html_(self) -> str: return _comparison_html(self)
 
 # %% ../nbs/12_scores.ipynb #1ef34054
-def _changed(a: Scores, b: Scores, metric: str, n: int) -> pd.DataFrame:
-    "The `n` rows that gained least by a metric, then the `n` that gained most, with the texts of both sides."
-    gain = a.metrics[metric].better * (np.asarray(b.rows[metric]) - np.asarray(a.rows[metric]))
-    order = np.argsort(gain, kind='stable').tolist()
-    chosen = order[:n] + order[len(order) - n:] if len(order) >= 2 * n else order
-    column = lambda scores, name: [scores.rows[i][name] for i in chosen]
-    return pd.DataFrame({
-        'row': chosen, f'gain in {metric}': gain[chosen].round(1), a.name: column(a, 'prediction'),
-        f'{b.name} ' if a.name == b.name else b.name: column(b, 'prediction'), 'reference': column(a, 'reference')})
+def _labels(a: Scores, b: Scores) -> tuple[str, str]:
+    "What the two are called in tables: never the same, and never as another column."
+    taken, found = {'row', 'prompt', 'reference', 'metric'}, []
+    for name in (a.name, b.name):
+        number = 2
+        label = name
+        while label in taken: label, number = f'{name} ({number})', number + 1
+        taken.add(label)
+        found.append(label)
+    return found[0], found[1]
+
+def _by_gain(c: Comparison, metric: str | None) -> tuple[list[int], np.ndarray]:
+    "Row numbers by what they gained, least first (without rows that have no value), and the gains."
+    by = _metric_of(c, metric)
+    gain = c.a.metrics[by].better * (np.asarray(c.b.rows[by], float) - np.asarray(c.a.rows[by], float))
+    return [i for i in np.argsort(gain, kind='stable').tolist() if np.isfinite(gain[i])], gain
+
+def _side_by_side(c: Comparison, metric: str | None, places: list[int]) -> pd.DataFrame:
+    "Rows with the texts of both sides."
+    (a, b), by = _labels(c.a, c.b), _metric_of(c, metric)
+    column = lambda scores, name: [scores.rows[i][name] for i in places]
+    return pd.DataFrame({'row': places, f'gain in {by}': _by_gain(c, by)[1][places].round(1),
+                         'prompt': column(c.a, 'prompt'), a: column(c.a, 'prediction'), b: column(c.b, 'prediction'),
+                         'reference': column(c.a, 'reference')})
+
+# %% ../nbs/12_scores.ipynb #28626118
+def _comparison_title(c: Comparison) -> str:
+    "Who, how many rows, and first of all how many of them got worse."
+    by, n = next(iter(c.metrics)), len(c.a.rows)
+    gain = np.nan_to_num(_by_gain(c, by)[1])
+    worse, better = int((gain < -1e-9).sum()), int((gain > 1e-9).sum())
+    return (f'{" → ".join(_labels(c.a, c.b))}, {n:,} rows: {worse:,} got worse by {by}, {better:,} better, '
+            f'{n - worse - better:,} neither')
+
+def _comparison_lines(c: Comparison) -> dict[str, str]:
+    "A line for each metric."
+    p = lambda r: f'p = {r["p_value"]:.3f}' + (f' (corrected {r["p_holm"]:.3f})' if len(c.table) > 1 else '')
+    change = lambda r: f'{r["a"]:7.2f} → {r["b"]:6.2f}   {r["difference"]:+6.2f} [{r["low"]:+.2f}, {r["high"]:+.2f}]'
+    lines = {k: f'{change(r)}   {p(r)}   {c.verdict(k)}' for k, r in c.table.iterrows()}
+    return lines | {k: f'not compared: {why}' for k, why in c.left_out.items()}
+
+def _comparison_html(c: Comparison) -> str:
+    "The numbers, the rows that got worse, and then those that got better."
+    head = ['metric', *_labels(c.a, c.b), 'difference', '95 % interval', 'p', 'corrected', 'd_z', 'rows ↑', 'rows ↓', '']
+    lines: list[tuple] = [
+        (k, f'{r["a"]:.2f}', f'{r["b"]:.2f}', f'{r["difference"]:+.2f}', f'{r["low"]:+.2f} to {r["high"]:+.2f}',
+         f'{r["p_value"]:.3f}', f'{r["p_holm"]:.3f}', f'{r["d_z"]:+.2f}', f'{r["rows_better"]:.0%}',
+         f'{r["rows_worse"]:.0%}', c.verdict(k)) for k, r in c.table.iterrows()]
+    lines += [(k, *[''] * 9, f'not compared: {why}') for k, why in c.left_out.items()]
+    by = next(iter(c.metrics))
+    rows = lambda table, title: html_table(table.map(_cut).itertuples(index=False), table.columns, title) \
+        if len(table) else f'<p>{html.escape(title)}: none</p>'
+    return (html_table(lines, head, _comparison_title(c)) + rows(c.worse(n=3), f'The rows that got worse by {by}')
+            + rows(c.better(n=3), f'The rows that got better by {by}'))
 
 # %% ../nbs/12_scores.ipynb #b6d04a02
-def _comparable(metric: str, a: Scores, b: Scores) -> bool:
-    "Perplexities can be compared only if both models' tokenizers cut the references into the same number of tokens."
-    return metric != 'perplexity' or np.array_equal(a.stats[metric][:, 1], b.stats[metric][:, 1])
+def _why_not(k: str, a: Scores, b: Scores) -> str:
+    "Why a metric cannot be compared; '' if it can."
+    if k not in a.metrics or k not in b.metrics: return f'only {(a if k in a.metrics else b).name} has it'
+    x, y = a.metrics[k].signature, b.metrics[k].signature
+    if _same_but_version(x) != _same_but_version(y): return f'computed as {x} and as {y}'
+    if k == 'perplexity' and not np.array_equal(a.stats[k][:, 1], b.stats[k][:, 1]):
+        return 'the models cut texts into other tokens; bits_per_byte can be compared'
+    return '' if a.stats[k].shape == b.stats[k].shape else 'its statistics have another shape'
+
+def _same_but_version(signature: str) -> str:
+    "A signature without the version of the library: an update may come between two scorings."
+    return '|'.join(p for p in signature.split('|') if not p.startswith('version:'))
 
 # %% ../nbs/12_scores.ipynb #bfb2617c
 def _check_same_rows(a: Scores, b: Scores) -> None:
@@ -295,24 +685,88 @@ def _check_same_rows(a: Scores, b: Scores) -> None:
                     + (f'; in row {where} the references are equal, and the prompts are not' if same else ''),
                     'Score both on the same rows.')
 
+# %% ../nbs/12_scores.ipynb #ccf1775a
+def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Comparison:
+    "Compare two, without a correction yet."
+    every = dict.fromkeys([*a.metrics, *b.metrics])
+    left_out = {k: why for k in every if (why := _why_not(k, a, b))}
+    shared = [k for k in a.metrics if k not in left_out]
+    stats = [[s.stats[k] for k in shared] for s in (a, b)]
+    found = _differences([a.metrics[k] for k in shared], stats[0], stats[1], resamples, seed, test)
+    gain = lambda k: a.metrics[k].better * (np.asarray(b.rows[k], float) - np.asarray(a.rows[k], float))
+    lines = [{'metric': k, 'a': a.values[k], 'b': b.values[k], 'difference': d, 'low': low, 'high': high, 'p_value': p,
+              'p_holm': math.nan, **_effects(gain(k)), 'interval': _kind(a.metrics[k], a.stats[k], b.stats[k]),
+              'test': 'jackknife t' if a.metrics[k].spread == 'jackknife' else test}
+             for k, (d, low, high, p) in zip(shared, found)]
+    return Comparison(a, b, pd.DataFrame(lines).set_index('metric'), left_out)
+
 # %% ../nbs/12_scores.ipynb #db1e9f0e
 def compare(
-    a: Scores,  # one set of outputs: before
-    b: Scores,  # the other, for the same rows: after
-    resamples: int = 1000,  # bootstrap samples, and random exchanges
+    a: Scores,  # one set of outputs: before, or the baseline
+    b: Scores,  # another, for the same rows: after
+    *more: Scores,  # further ones: each is compared with `a`
+    pairs: str = 'first',  # with more than two: 'first' (each with the first), or 'all'
+    test: str = 'randomization',  # or 'bootstrap': where p-values come from
+    resamples: int | None = None,  # bootstrap samples, and random exchanges; None: 1000, more for many tests
     seed: int = 0,  # of the drawing
-) -> Comparison:  # `.table` has a, b, difference, low, high, p_value for each metric
-    "Test whether two sets of outputs for the same rows differ, metric by metric."
-    for what, value in (('a', a), ('b', b)):
+) -> Any:  # a `Comparison`, whose `.table` has a, b, difference, low, high, p_value ... for each metric; or `Comparisons`
+    "Test whether sets of outputs for the same rows differ, metric by metric; the worst rows first."
+    all_of = [a, b, *more]
+    _check_comparable(all_of)
+    one_of(pairs, ('first', 'all'), 'pairs'), one_of(test, ('randomization', 'bootstrap'), 'test')
+    chosen = list(itertools.combinations(all_of, 2)) if pairs == 'all' else [(a, x) for x in all_of[1:]]
+    tests = sum(not _why_not(k, x, y) for x, y in chosen for k in x.metrics)
+    resamples = _enough(resamples, tests)
+    found = [_pair(x, y, resamples, number('seed', seed, 0), test) for x, y in chosen]
+    corrected = iter(holm([p for c in found for p in c.table['p_value']]))
+    for c in found: c.table['p_holm'] = [next(corrected) for _ in c.table.index]
+    return found[0] if not more else Comparisons(found)
+
+# %% ../nbs/12_scores.ipynb #1700cd73
+def _enough(resamples: int | None, tests: int) -> int:
+    "So many resamples that a corrected p can be below 0.05 at all."
+    if resamples is None: return max(1000, 100 * tests)
+    must('resamples', resamples, number('resamples', resamples, 100) + 1 > 20 * tests,
+         f'with {tests} tests the smallest corrected p would be {tests / (resamples + 1):.3f}')
+    return resamples
+
+def _check_comparable(all_of: Sequence[Any]) -> None:
+    "Refuse what is no Scores, other rows, and scores without a common metric."
+    for what, value in zip(itertools.chain('ab', map('more[{}]'.format, itertools.count())), all_of):
         if not isinstance(value, Scores):
             raise FTNBError(f'{what} is {type(value).__name__}', 'it must be Scores', 'Use what score(...) returns.')
-    number('resamples', resamples, 100), number('seed', seed, 0)
-    _check_same_rows(a, b)
-    shared = [k for k in a.metrics if k in b.metrics and _comparable(k, a, b)]
-    if not shared:
-        raise FTNBError(f'{a.name} and {b.name}', 'they have no comparable metric in common',
-                        'Score both with the same metrics.')
-    gap = lambda k: difference(a.metrics[k], a.stats[k], b.stats[k], resamples, seed)
-    found = {k: (a.values[k], b.values[k], *gap(k)) for k in shared}
-    table = pd.DataFrame.from_dict(found, orient='index', columns=['a', 'b', 'difference', 'low', 'high', 'p_value'])
-    return Comparison(a, b, table.rename_axis('metric'))
+    for x, y in itertools.combinations(all_of, 2):
+        _check_same_rows(x, y)
+        reasons = {k: _why_not(k, x, y) for k in {**x.metrics, **y.metrics}}
+        if all(reasons.values()):
+            told = '; '.join(f'{k}: {why}' for k, why in reasons.items())
+            raise FTNBError(f'{x.name} and {y.name}', f'they have no comparable metric in common ({told})',
+                            'Score both with the same metrics.')
+
+# %% ../nbs/12_scores.ipynb #1a88ab2c
+class Comparisons(Card):
+    "Several sets of outputs for the same rows: pairs, tested together."
+    def __init__(self,
+        pairs: list[Comparison],  # corrected for all of their tests
+    ):
+        self.pairs = pairs
+        names_of = [_labels(c.a, c.b) for c in pairs]
+        self.table = pd.concat([c.table for c in pairs], keys=[(f'{i + 1}', *n) for i, n in enumerate(names_of)],
+                               names=['pair', 'from', 'to', 'metric'])
+
+    def _facts(self) -> tuple[str, dict]:
+        lines = {f'{" → ".join(_labels(c.a, c.b))}  {k}': text for c in self.pairs
+                 for k, text in _comparison_lines(c).items()}
+        return f'{len(self.pairs)} comparisons on {len(self.pairs[0].a.rows):,} rows, corrected for {self.tests} tests', lines
+
+    @property
+    def tests(self) -> int: return int(np.isfinite(self.table['p_value']).sum())
+
+    def _repr_html_(self) -> str:
+        head = ['from', 'to', 'metric', 'difference', '95 % interval', 'p', 'corrected', 'rows ↑', 'rows ↓', '']
+        lines = [(*_labels(c.a, c.b), k, f'{r["difference"]:+.2f}', f'{r["low"]:+.2f} to {r["high"]:+.2f}',
+                  f'{r["p_value"]:.3f}', f'{r["p_holm"]:.3f}', f'{r["rows_better"]:.0%}', f'{r["rows_worse"]:.0%}',
+                  c.verdict(k)) for c in self.pairs for k, r in c.table.iterrows()]
+        folds = ''.join(f'<details><summary>{html.escape(" → ".join(_labels(c.a, c.b)))}: the rows</summary>'
+                        f'{_comparison_html(c)}</details>' for c in self.pairs)
+        return html_table(lines, head, self._facts()[0]) + folds
