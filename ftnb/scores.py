@@ -23,8 +23,8 @@ from .models import LM, context_length, is_seq2seq, quietly
 from .tasks import Task, check_kinds, last_answer
 
 # %% auto #0
-__all__ = ['wilson', 'bca', 'interval', 'Scores', 'score_texts', 'score', 'newcombe', 'difference', 'holm', 'Comparison',
-           'compare', 'Comparisons']
+__all__ = ['FORMATS', 'wilson', 'bca', 'interval', 'Scores', 'score_texts', 'score', 'tango', 'difference', 'holm', 'Comparison',
+           'compare', 'Comparisons', 'save_scores', 'load_scores', 'Scored', 'Benchmark', 'benchmark']
 
 # %% ../nbs/12_scores.ipynb #85fd6ca4
 def _drawn(rows: int, resamples: int, seed: int, cells: int = 2**22) -> Iterator[np.ndarray]:
@@ -56,7 +56,7 @@ def wilson(
     middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0., (middle - half) / (1 + z * z / n)), min(1., (middle + half) / (1 + z * z / n))
 
-# %% ../nbs/12_scores.ipynb #6bb37bd8
+# %% ../nbs/12_scores.ipynb #a0a7a1d8
 def bca(
     samples: np.ndarray,  # [..., resamples]: the score of each resampled set
     value: Any,  # [...]: the score of the rows as they are
@@ -69,7 +69,7 @@ def bca(
     bias = ndtri(((samples < middle).mean(-1) + (samples == middle).mean(-1) / 2).clip(0.5 / sets, 1 - 0.5 / sets))
     pull = left_out.mean(-1, keepdims=True) - left_out
     skew = (pull ** 3).sum(-1) / np.maximum(6 * (pull ** 2).sum(-1) ** 1.5, 1e-300)
-    wide, ordered, ends = math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2), np.sort(samples, -1), []
+    wide, ordered, ends = stdtrit(n - 1, (1 + level) / 2), np.sort(samples, -1), []
     for z in (bias - wide, bias + wide):
         at = ndtr(bias + z / np.maximum(1 - skew * z, 1e-3)) * (sets - 1)
         below = np.floor(at).astype(int)
@@ -77,7 +77,7 @@ def bca(
         ends.append(pick(below) + (at - below) * (pick(below + 1) - pick(below)))
     return ends[0], ends[1]
 
-# %% ../nbs/12_scores.ipynb #838bca84
+# %% ../nbs/12_scores.ipynb #2cfe3ad4
 def _is_share(metric: TextMetric, stats: np.ndarray) -> bool:
     "Whether every row is plainly right or wrong, in percent, and the metric is their mean."
     if metric.spread == 'jackknife' or stats.shape[1] != 2: return False
@@ -88,7 +88,7 @@ def _kind(metric: TextMetric, *stats: np.ndarray) -> str:
     "Which interval a metric gets."
     if not all(np.isfinite(s).all() for s in stats): return 'undefined'
     if metric.spread == 'jackknife': return 'jackknife' if len(stats[0]) > 1 else 'one row'
-    if all(_is_share(metric, s) for s in stats): return 'Wilson' if len(stats) == 1 else 'Newcombe'
+    if all(_is_share(metric, s) for s in stats): return 'Wilson' if len(stats) == 1 else 'Tango'
     return 'BCa' if len(stats[0]) > 1 else 'one row'
 
 def _interval(metric: TextMetric, stats: np.ndarray, sums: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -456,36 +456,42 @@ def _conversations(rows: Checked) -> tuple[list[str], list[str]]:
     parts = [last_answer(t) for t in rows.turns]
     return ['\n'.join(t['content'] for t in before) for before, _ in parts], [answer for _, answer in parts]
 
-# %% ../nbs/12_scores.ipynb #ac9c765d
+# %% ../nbs/12_scores.ipynb #0191bf7a
 def _exchanged(rows: int, resamples: int, seed: int, cells: int = 2**22) -> Iterator[np.ndarray]:
     "Which rows exchange their answers, `[some, rows]` at a time; drawn as sacrebleu draws them."
     rng, some = np.random.default_rng(seed), max(32, cells // rows // 32 * 32)   # bits are drawn 32 at a time
     for start in range(0, resamples, some):
         yield rng.integers(2, size=(min(some, resamples - start), rows), dtype=bool).astype(float)
 
-def newcombe(
+def tango(
     a: np.ndarray,  # [rows] of bool: right or wrong
     b: np.ndarray,  # [rows] of bool, for the same rows
     level: float = 0.95,  # the probability with which the interval should contain the true difference
 ) -> tuple[float, float]:  # of the share of b minus that of a
-    "The interval of a difference of paired shares (Newcombe 1998, Statistics in Medicine 17:2635, method 10)."
-    n, both, only_a, only_b = len(a), int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
-    neither, p, q = n - both - only_a - only_b, (both + only_a) / n, (both + only_b) / n
-    (p_low, p_high), (q_low, q_high) = wilson(p, n, level), wilson(q, n, level)
-    cross = both * neither - only_a * only_b
-    around = math.sqrt(p * (1 - p) * q * (1 - q)) * n * n
-    phi = (max(cross - n / 2, 0.) if cross > 0 else cross) / around if around else 0.
-    far = lambda x, y: math.sqrt(max(0., x * x - 2 * phi * x * y + y * y))
-    return q - p - far(p_high - p, q - q_low), q - p + far(p - p_low, q_high - q)
+    "The score interval of a difference of paired shares (Tango 1998, Statistics in Medicine 17:891)."
+    from scipy.special import ndtri
+    n, up, down, z = len(a), int((~a & b).sum()), int((a & ~b).sum()), float(ndtri((1 + level) / 2))
+    def score(gap: float) -> float:   # how surprising the rows would be if this were the true difference
+        line = (2 * n - up + down) * gap - up - down
+        only_a = (math.sqrt(max(0., line ** 2 + 8 * n * down * gap * (1 - gap))) - line) / (4 * n)
+        spread = n * (2 * only_a + gap * (1 - gap))
+        return (up - down - n * gap) / math.sqrt(spread) if spread > 0 else math.copysign(math.inf, up - down - n * gap)
+    def end(side: int) -> float:
+        near, far = (up - down) / n, -side
+        for _ in range(60):
+            middle = (near + far) / 2
+            near, far = (near, middle) if side * score(middle) > z else (middle, far)
+        return (near + far) / 2
+    return end(1), end(-1)
 
-# %% ../nbs/12_scores.ipynb #2d3f05bd
+# %% ../nbs/12_scores.ipynb #ec6bdfe1
 def _gap_interval(m: TextMetric, a: np.ndarray, b: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
     "The 95 % interval of a difference, given the differences of resampled sets."
     kind, observed = _kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
     if kind == 'undefined': return math.nan, math.nan
     if kind == 'one row': return -math.inf, math.inf
-    if kind == 'Newcombe':
-        low, high = newcombe(a[:, 0] == 100, b[:, 0] == 100)
+    if kind == 'Tango':
+        low, high = tango(a[:, 0] == 100, b[:, 0] == 100)
         return 100 * low, 100 * high
     left_out = m.leave_one_out(b) - m.leave_one_out(a)
     if kind == 'jackknife':
@@ -499,7 +505,7 @@ def _jackknife_width(left_out: np.ndarray, level: float = 0.95) -> float:
     from scipy.special import stdtrit
     return float(stdtrit(len(left_out) - 1, (1 + level) / 2)) * jackknife_error(left_out)
 
-# %% ../nbs/12_scores.ipynb #36a58fc0
+# %% ../nbs/12_scores.ipynb #9ecd68de
 def _p_exchange(m: TextMetric, a: np.ndarray, b: np.ndarray, moved: np.ndarray) -> float:
     "Two-sided p of approximate randomization; `moved` are the sums of b - a over the rows that exchange."
     one, observed = a.sum(0) + moved, m.combine(b.sum(0)) - m.combine(a.sum(0))
@@ -518,7 +524,7 @@ def _p_jackknife(m: TextMetric, a: np.ndarray, b: np.ndarray) -> float:
     error = jackknife_error(m.leave_one_out(b) - m.leave_one_out(a))
     return float(2 * stdtr(len(a) - 1, -abs(observed) / error)) if error else float(observed == 0)
 
-# %% ../nbs/12_scores.ipynb #d7d85755
+# %% ../nbs/12_scores.ipynb #917b87c7
 def _differences(metrics: Sequence[TextMetric], a: Sequence[np.ndarray], b: Sequence[np.ndarray], resamples: int,
                  seed: int, test: str) -> list[tuple[float, float, float, float]]:
     "For each metric b - a, its interval and its p; all from the same draws."
@@ -545,7 +551,7 @@ def difference(
     "Compare two sets of outputs for the same rows by one metric."
     return _differences([metric], [a], [b], resamples, seed, one_of(test, ('randomization', 'bootstrap'), 'test'))[0]
 
-# %% ../nbs/12_scores.ipynb #bc5c32ce
+# %% ../nbs/12_scores.ipynb #b1a04eba
 def holm(
     p_values: Sequence[float],  # of all tests that are made; nan: a test that could not be made
 ) -> np.ndarray:  # corrected, in the same order
@@ -629,7 +635,7 @@ def _side_by_side(c: Comparison, metric: str | None, places: list[int]) -> pd.Da
                          'prompt': column(c.a, 'prompt'), a: column(c.a, 'prediction'), b: column(c.b, 'prediction'),
                          'reference': column(c.a, 'reference')})
 
-# %% ../nbs/12_scores.ipynb #28626118
+# %% ../nbs/12_scores.ipynb #be9bf123
 def _comparison_title(c: Comparison) -> str:
     "Who, how many rows, and first of all how many of them got worse."
     by, n = next(iter(c.metrics)), len(c.a.rows)
@@ -685,7 +691,7 @@ def _check_same_rows(a: Scores, b: Scores) -> None:
                     + (f'; in row {where} the references are equal, and the prompts are not' if same else ''),
                     'Score both on the same rows.')
 
-# %% ../nbs/12_scores.ipynb #ccf1775a
+# %% ../nbs/12_scores.ipynb #65fd7dc8
 def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Comparison:
     "Compare two, without a correction yet."
     every = dict.fromkeys([*a.metrics, *b.metrics])
@@ -722,7 +728,7 @@ def compare(
     for c in found: c.table['p_holm'] = [next(corrected) for _ in c.table.index]
     return found[0] if not more else Comparisons(found)
 
-# %% ../nbs/12_scores.ipynb #1700cd73
+# %% ../nbs/12_scores.ipynb #18ead6ea
 def _enough(resamples: int | None, tests: int) -> int:
     "So many resamples that a corrected p can be below 0.05 at all."
     if resamples is None: return max(1000, 100 * tests)
@@ -743,7 +749,7 @@ def _check_comparable(all_of: Sequence[Any]) -> None:
             raise FTNBError(f'{x.name} and {y.name}', f'they have no comparable metric in common ({told})',
                             'Score both with the same metrics.')
 
-# %% ../nbs/12_scores.ipynb #1a88ab2c
+# %% ../nbs/12_scores.ipynb #293c4ff3
 class Comparisons(Card):
     "Several sets of outputs for the same rows: pairs, tested together."
     def __init__(self,
@@ -770,3 +776,377 @@ class Comparisons(Card):
         folds = ''.join(f'<details><summary>{html.escape(" → ".join(_labels(c.a, c.b)))}: the rows</summary>'
                         f'{_comparison_html(c)}</details>' for c in self.pairs)
         return html_table(lines, head, self._facts()[0]) + folds
+
+# %% ../nbs/12_scores.ipynb #5e145574
+def _csv_cell(value: Any) -> str:
+    "A value as a cell: texts never become formulas; a missing value is an empty cell."
+    if value is None: return ''
+    if isinstance(value, str): return f"'{value}" if not value or value[0] in "=+-@\t\r\n'" else value
+    return repr(value) if isinstance(value, (int, float)) else json.dumps(value, ensure_ascii=False)
+
+def _from_cell(text: str, kind: Any) -> Any:
+    "The value of a cell, given the kind of its column."
+    if text == '': return None
+    if isinstance(kind, datasets.Value) and kind.dtype == 'string': return text.removeprefix("'")
+    if isinstance(kind, datasets.Value) and kind.dtype.startswith('float'): return float(text)
+    return json.loads(text)
+
+# %% ../nbs/12_scores.ipynb #96f7ea1f
+def _number_out(x: Any) -> Any:
+    "JSON has no nan and no infinity: they become texts."
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+def _number_in(x: Any) -> Any:
+    "The other way, in a column of numbers."
+    return float(x) if isinstance(x, str) else x
+
+def _write_csv(rows: datasets.Dataset, file: Path) -> None:
+    with file.open('w', encoding='utf-8', newline='') as f:
+        out = csv.writer(f)
+        out.writerow(rows.column_names)
+        for row in rows: out.writerow([_csv_cell(row[c]) for c in rows.column_names])
+
+def _read_csv(file: Path, kinds: datasets.Features) -> dict[str, list]:
+    with file.open(encoding='utf-8', newline='') as f:
+        head, *lines = csv.reader(f)
+    return {c: [_from_cell(line[i], kinds[c]) for line in lines] for i, c in enumerate(head)}
+
+def _write_jsonl(rows: datasets.Dataset, file: Path) -> None:
+    with file.open('w', encoding='utf-8', newline='\n') as f:
+        for row in rows: f.write(json.dumps({k: _number_out(v) for k, v in row.items()}, ensure_ascii=False) + '\n')
+
+def _read_jsonl(file: Path, kinds: datasets.Features) -> dict[str, list]:
+    with file.open(encoding='utf-8', newline='\n') as f: rows = [json.loads(line) for line in f]
+    is_number = lambda c: getattr(kinds[c], 'dtype', '').startswith('float')
+    return {c: [_number_in(r[c]) if is_number(c) else r[c] for r in rows] for c in kinds}
+
+def _write_parquet(rows: datasets.Dataset, file: Path) -> None:
+    import pyarrow.parquet as pq
+    pq.write_table(rows.with_format('arrow')[:], file)
+
+def _read_parquet(file: Path, kinds: datasets.Features) -> dict[str, list]:
+    import pyarrow.parquet as pq
+    return pq.read_table(file).to_pydict()
+
+# %% ../nbs/12_scores.ipynb #e515356b
+FORMATS = {'.csv': (_write_csv, _read_csv), '.jsonl': (_write_jsonl, _read_jsonl),
+           '.parquet': (_write_parquet, _read_parquet)}  # ending: (write, read)
+
+def _scores_file(path: Any) -> tuple[Path, Path]:
+    "The table and the file beside it."
+    if not isinstance(path, (str, Path)): raise FTNBError(f'path={path!r:.60}', 'it must be a path', 'Give a str.')
+    file = Path(path).expanduser()
+    one_of(file.suffix, FORMATS, 'the ending')
+    return file, file.with_name(f'{file.name}.scores.json')
+
+@contextlib.contextmanager
+def _whole_file(file: Path) -> Iterator[Path]:
+    "A file that appears whole or not at all: written aside, flushed to disk, renamed."
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f'.{file.name}-', suffix=file.suffix, dir=file.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, 'rb+') as f: os.fsync(f.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, file)
+    finally: Path(name).unlink(missing_ok=True)
+
+def _umask() -> int:
+    "What new files may not be: there is no other way to ask than to set it."
+    was = os.umask(0)
+    os.umask(was)
+    return was
+
+# %% ../nbs/12_scores.ipynb #13125c4c
+def _described(scores: Scores, checksum: str) -> dict:
+    "All but the rows, as JSON takes it."
+    lines = scores.to_pandas()
+    metrics = {k: {c: _number_out(lines.loc[k, c]) for c in lines.columns}
+               | {'stats': [[_number_out(float(x)) for x in row] for row in scores.stats[k]]} for k in scores.metrics}
+    return {'ftnb_scores': 1, 'name': scores.name, 'rows': len(scores.rows), 'checksum': checksum,
+            'features': scores.rows.features.to_dict(), 'metrics': metrics, 'asked': scores.asked}
+
+def _digest(file: Path) -> str:
+    with file.open('rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()[:32]
+
+def save_scores(
+    scores: Scores,  # what `score` or `score_texts` returns
+    path: str | Path,  # ends with .csv, .jsonl or .parquet; a file that is there is replaced
+) -> Path:  # the table; beside it lies `<path>.scores.json` with values, intervals, signatures and statistics
+    "Write rows, metrics and statistics, from which `load_scores` makes the same scores again."
+    if not isinstance(scores, Scores):
+        raise FTNBError(f'scores is {type(scores).__name__}', 'it must be Scores', 'Use what score(...) returns.')
+    file, beside = _scores_file(path)
+    with _whole_file(beside) as facts, _whole_file(file) as table:
+        FORMATS[file.suffix][0](scores.rows, table)
+        facts.write_text(json.dumps(_described(scores, _digest(table)), ensure_ascii=False), encoding='utf-8')
+    return file
+
+# %% ../nbs/12_scores.ipynb #4fd73b99
+def _found_again(k: str, signature: str, own: Mapping[str, TextMetric]) -> TextMetric:
+    "The metric of this name that computes the same."
+    found = own.get(k) or (text_metric(k) if k in METRICS else None)
+    if found and _same_but_version(found.signature) == _same_but_version(signature): return found
+    why = f'what has this name now is {found.signature}' if found else 'it is none of ftnb'
+    raise FTNBError(f'metric {k!r}, computed as {signature}', why, 'Give it: load_scores(path, metrics=[...]).')
+
+def load_scores(
+    path: str | Path,  # what `save_scores` was given
+    metrics: Sequence[TextMetric] = (),  # those of your own, or with options
+) -> Scores:
+    "Scores that were saved, as they were."
+    file, beside = _scores_file(path)
+    try: facts = json.loads(beside.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e:
+        raise FTNBError(f'{beside.name}', f'it cannot be read ({type(e).__name__})',
+                        'Give the path that save_scores was given; both files are needed.') from e
+    if not file.is_file(): raise FTNBError(f'{file.name}', 'it is missing', f'Put it beside {beside.name}.')
+    if _digest(file) != facts['checksum']:
+        raise FTNBError(f'{file.name}', 'it was changed after it was saved, and no longer fits its statistics',
+                        'Restore it, or score its texts again with score_texts.')
+    own = {m.name: m for m in metrics}
+    found = {k: _found_again(k, m['signature'], own) for k, m in facts['metrics'].items()}
+    kinds = datasets.Features.from_dict(facts['features'])
+    rows = datasets.Dataset.from_dict(FORMATS[file.suffix][1](file, kinds), features=kinds)
+    stats = {k: np.array([list(map(float, r)) for r in m['stats']]) for k, m in facts['metrics'].items()}
+    ends = {k: (_number_in(m['low']), _number_in(m['high'])) for k, m in facts['metrics'].items()}
+    return Scores(facts['name'], found, stats, rows, ends, facts['asked'])
+
+# %% ../nbs/12_scores.ipynb #b3476e98
+class Scored(Watch):
+    "Score a few held-out rows as it trains, within a time budget; `.history` is a table, `.seen` lists (step, lines)."
+    def __init__(self,
+        lm: LM,  # the model that is trained
+        rows: Any,  # held-out rows, of which it takes as many as time allows
+        task: Task,  # what is asked, and what judges it
+        every: int | None = None,  # steps between looks, besides those before, after each epoch and at the end
+        *,
+        seconds: float = 10.,  # for one look
+        share: float | None = 0.2,  # of the run's time for all looks but the first and the last; None: no limit
+        metrics: Sequence[str | TextMetric] | None = None,  # beside the task's own
+        max_new_tokens: int | None = None,  # most tokens of an answer; None: as the task says
+        seed: int = 0,  # of the choice of rows
+        **decoding,  # options of `generate`: temperature, top_p ...
+    ):
+        super().__init__(lambda: None, number('every', every, 1, none=True))
+        check_kinds(lm, task, needed=True)
+        given = _one_split(rows)
+        self.order = np.random.default_rng(number('seed', seed, 0)).permutation(len(given)).tolist()
+        self.lm, self.task, self.given, self.n, self.shown = lm, task, given, 0, False
+        self.seconds = number('seconds', seconds, 0, whole=False)
+        self.share = number('share', share, 0, 1, whole=False, none=True)
+        self.looks: list[dict] = []
+        self.spent, self.before, self.began = 0., 0., time.perf_counter()   # before: seconds in earlier processes
+        self.options: dict[str, Any] = dict(metrics=metrics, max_new_tokens=max_new_tokens, **decoding)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        "One row a look and metric: step, metric, value, low, high; the rows and the seconds that it took."
+        lines = [(x['step'], k, *v, x['rows'], x['seconds']) for x in self.looks for k, v in x['values'].items()]
+        return pd.DataFrame(lines, columns=['step', 'metric', 'value', 'low', 'high', 'rows', 'seconds'])
+
+    def before_fit(self, learner: Learner) -> None:
+        if learner.model is not self.lm.model:
+            raise FTNBError(f'Scored({self.lm.name!r}, ...)', 'this is not the model that is trained',
+                            'Give the lm of finetune; with resume(folder), give resume the same lm.')
+        self.began = time.perf_counter()
+        _show_beside(self, learner)
+        super().before_fit(learner)
+
+    def note(self, learner: Learner) -> None:
+        if self.seen and self.seen[-1][0] == learner.step: return
+        if self.seen and learner.status != 'finished' and not self.due: return
+        start = time.perf_counter()
+        with seeded(0): found = self.measure() if self.n else self.first()
+        took = time.perf_counter() - start
+        if self.looks: self.spent += took
+        values = {k: [found.values[k], *map(float, found.intervals[k])] for k in found.metrics}
+        self.looks.append({'step': learner.step, 'values': values, 'rows': self.n, 'seconds': took})
+        said = [f'{k} {v:.2f} [{low:.2f}, {high:.2f}]' for k, (v, low, high) in values.items()]
+        self.seen.append((learner.step, [f'scores of {self.n} rows: ' + ', '.join(said)]))
+
+    @property
+    def due(self) -> bool:
+        "Whether the looks so far, and one more, stay within their share of the time."
+        passed = self.before + time.perf_counter() - self.began
+        return self.share is None or self.spent + self.looks[-1]['seconds'] <= self.share * passed
+
+    def measure(self) -> Scores:
+        "Score the chosen rows."
+        places = self.order[:self.n]
+        rows = self.given.select(places) if isinstance(self.given, datasets.Dataset) else [self.given[i] for i in places]
+        return score(self.lm, rows, self.task, progress=False, name='while training', **self.options)
+
+    def first(self) -> Scores:
+        "Find out how many rows fit into the time, twice as many in each try; return the scores of the last."
+        self.n, most = min(2, len(self.order)), len(self.order)
+        while True:
+            start = time.perf_counter()
+            found = self.measure()
+            if self.n == most or 2 * (time.perf_counter() - start) > self.seconds: return found
+            self.n = min(most, 2 * self.n)
+
+    def state_dict(self) -> dict:
+        passed = self.before + time.perf_counter() - self.began
+        return {'seen': self.seen, 'looks': self.looks, 'order': self.order, 'n': self.n, 'spent': self.spent,
+                'before': passed}
+
+    def load_state_dict(self, state: dict) -> None:
+        if len(state['order']) != len(self.order):
+            raise FTNBError(f'Scored with {len(self.order)} rows', f'the run was watched on {len(state["order"])}',
+                            'Give the same rows.')
+        super().load_state_dict(state)
+        self.looks[:], self.order[:] = state['looks'], state['order']
+        self.n, self.spent, self.before = state['n'], state['spent'], state['before']
+
+# %% ../nbs/12_scores.ipynb #feb38518
+class _Both:
+    "Two watches that are shown as one."
+    def __init__(self, one: Any, other: Any): self.parts = (one, other)
+
+    @property
+    def seen(self) -> list[tuple[int, list[str]]]:
+        found: dict[int, list[str]] = {}
+        for part in self.parts:
+            for step, lines in part.seen: found[step] = [*found.get(step, []), *lines]
+        return sorted(found.items())
+
+def _show_beside(scored: Scored, learner: Learner) -> None:
+    "Have the run's progress show these scores, too."
+    shown = next((c for c in learner.callbacks if isinstance(c, Progress)), None)
+    if scored.shown or not shown: return
+    scored.shown, shown.samples = True, _Both(shown.samples, scored) if shown.samples else scored
+
+# %% ../nbs/12_scores.ipynb #dd229926
+@dataclass(repr=False)
+class Benchmark(Card):
+    "What a model scored on tasks of lm-eval."
+    name: str
+    table: pd.DataFrame  # (task, metric): value, stderr, low, high, n, shots, interval
+    scores: dict[str, Scores]  # of each task with rows of its own, to be compared
+
+    def _facts(self) -> tuple[str, dict]:
+        lines = {f'{task}  {metric}': f'{r["value"]:.4f} ± {r["stderr"]:.4f}  [{r["low"]:.4f}, {r["high"]:.4f}]  '
+                 f'n = {r["n"]:,}, {r["shots"]} shots' for (task, metric), r in self.table.iterrows()}
+        return f'Benchmarks of {self.name} (lm-eval; standard errors, and 95 % intervals)', lines
+
+# %% ../nbs/12_scores.ipynb #ac3750c6
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    "Keep lm-eval's bars, log lines and processes out of a notebook inside the block."
+    log, was = logging.getLogger('lm_eval'), os.environ.get('DISABLE_MULTIPROC')
+    level, bars = log.level, datasets.utils.logging.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR); datasets.utils.logging.disable_progress_bar()
+    os.environ['DISABLE_MULTIPROC'] = '1'   # it would fork this process to bootstrap
+    try:
+        with quietly(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()): yield
+    finally:
+        log.setLevel(level)
+        if bars: datasets.utils.logging.enable_progress_bar()
+        if was is None: os.environ.pop('DISABLE_MULTIPROC', None)
+        else: os.environ['DISABLE_MULTIPROC'] = was
+
+def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
+    "lm-eval's list of tasks: those of a folder, or all that it knows by name."
+    manage = need('lm_eval.tasks', 'pip install ftnb[benchmarks]', 'for benchmarks').TaskManager
+    if folder is not None and not Path(folder).is_dir():
+        raise FTNBError(f'folder={str(folder)!r}', 'there is no such folder', 'Give the folder with the .yaml files.')
+    with _hushed(): known = manage(include_path=str(folder), include_defaults=False) if folder else manage()
+    for t in tasks:
+        if t in known.all_tasks: continue
+        where = f'no .yaml file in {str(folder)!r} describes it' if folder else 'lm-eval does not know it'
+        raise FTNBError(f'task {t!r}', where, nearest(t, known.all_tasks))
+    return known
+
+# %% ../nbs/12_scores.ipynb #254a8c8b
+def _run_tasks(lm: LM, tasks: Sequence[str], known: Any, limit: int | None, shots: int | None, batch_size: int,
+               chat: bool, seed: int) -> dict:
+    "Have lm-eval do its work on a model in memory."
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    with _hushed(), seeded(seed), evaluating(lm):
+        wrapped = HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch_size,
+                       max_length=context_length(lm))
+        try: return lm_eval.simple_evaluate(
+            wrapped, tasks=list(tasks), task_manager=known, limit=limit, num_fewshot=shots, apply_chat_template=chat,
+            bootstrap_iters=1000, random_seed=None, numpy_random_seed=None, torch_random_seed=None,
+            fewshot_random_seed=seed)
+        except (ConnectionError, OSError) as e:
+            raise FTNBError(f'task {", ".join(tasks)}', f'its rows could not be had ({str(e)[:160]})',
+                            'Connect to the network, or give folder= with a task file and its rows.') from e
+
+# %% ../nbs/12_scores.ipynb #4c11e303
+def _said(sample: Mapping) -> str:
+    "What a model answered: of answers to choose from the most probable one, else its text."
+    found, asked = sample['filtered_resps'], sample['arguments']
+    if found and isinstance(found[0], (list, tuple)) and len(asked) > 1:
+        return str(asked[max(range(len(found)), key=lambda i: found[i][0])][1])
+    return str(found[0]) if found else ''
+
+def _mean_metric(k: str, task: str, more: bool) -> TextMetric:
+    "A metric that lm-eval has computed, as the mean of its rows, in percent."
+    def stats(texts: Sequence, judged: Any = None) -> np.ndarray:
+        raise FTNBError(f'metric {k!r}', 'lm-eval computes it', 'Use benchmark(lm, tasks).')
+    return TextMetric(k, stats, ratio, f'{k}|mean of rows, percent|{task}|lm-eval', 1 if more else -1, judged='numbers')
+
+def _task_scores(name: str, task: str, samples: list[dict], results: dict, more: Mapping[str, bool]) -> Scores | None:
+    "The rows of a task with those metrics that are means."
+    stats = {}
+    for k, value in results.items():
+        metric, _, filtered = k.partition(',')
+        each = [s.get(metric) for s in samples if s['filter'] == filtered]
+        if not each or not all(isinstance(x, (int, float)) for x in each): continue
+        if math.isclose(np.mean(each), value, rel_tol=1e-9, abs_tol=1e-12):
+            stats[k] = np.stack([100 * np.array(each, float), np.ones(len(each))], 1)
+    if not stats or len({len(s) for s in stats.values()}) > 1: return None
+    rows = [s for s in samples if s['filter'] == samples[0]['filter']]
+    columns = {'prompt': [str(s['arguments'][0][0]) for s in rows], 'prediction': [_said(s) for s in rows],
+               'reference': [str(s['target']) for s in rows]}
+    metrics = {k: _mean_metric(k, task, more.get(k.partition(',')[0], True)) for k in stats}
+    return _scores(f'{name} on {task}', metrics, stats, columns, {'row': [s['doc_hash'] for s in rows]}, 1000, 0)
+
+# %% ../nbs/12_scores.ipynb #03efcee0
+def _task_lines(task: str, found: dict, scores: Scores | None) -> list[dict]:
+    "A line for each metric of a task."
+    results, lines = found['results'][task], []
+    n = found.get('n-samples', {}).get(task, {}).get('effective', results.get('sample_len', 0))
+    for k, value in results.items():
+        metric, comma, filtered = k.partition(',')
+        if not comma or metric.endswith('_stderr') or not isinstance(value, (int, float)): continue
+        error = results.get(f'{metric}_stderr,{filtered}')
+        error = float(error) if isinstance(error, (int, float)) else math.nan
+        if scores and k in scores.metrics: low, high = (x / 100 for x in scores.intervals[k])
+        else: low, high = value - 1.96 * error, value + 1.96 * error
+        kind = _kind(scores.metrics[k], scores.stats[k]) if scores and k in scores.metrics else '± 1.96 standard errors'
+        lines.append({'task': task, 'metric': metric if filtered == 'none' else k, 'value': float(value),
+                      'stderr': error, 'low': low, 'high': high, 'n': n, 'shots': found.get('n-shot', {}).get(task, 0),
+                      'interval': kind})
+    return lines
+
+# %% ../nbs/12_scores.ipynb #8fef85ef
+def benchmark(
+    lm: LM,  # a loaded model; it stays as it is
+    tasks: str | Sequence[str],  # names of lm-eval's tasks ('arc_easy', 'hellaswag' ...), or of those in `folder`
+    folder: str | Path | None = None,  # where .yaml files describe tasks; None: lm-eval's own, with rows from the hub
+    limit: int | None = None,  # only the first rows of each task; None: all
+    *,
+    shots: int | None = None,  # worked examples in the prompt; None: as the task says
+    batch_size: int = 8,  # rows in one forward pass
+    chat: bool = False,  # put prompts through the chat template
+    seed: int = 0,  # of the choice of worked examples
+    progress: bool = True,  # say when it is done
+) -> Benchmark:  # `.table`, and `.scores` by task
+    "Run standard tasks of lm-eval (Gao et al.) on a model in memory."
+    check_kinds(lm, None)
+    tasks = names('tasks', [tasks] if isinstance(tasks, str) else tasks, 1, different=True)
+    number('limit', limit, 1, none=True), number('shots', shots, 0, none=True), number('batch_size', batch_size, 1)
+    known, line = _task_manager(tasks, folder), StatusLine(quiet=not progress)
+    line.update(f'running {", ".join(tasks)} ...')
+    found = _run_tasks(lm, tasks, known, limit, shots, batch_size, chat, number('seed', seed, 0, 2**32 - 1))
+    more = found.get('higher_is_better', {})
+    scores = {t: _task_scores(lm.name, t, s, found['results'][t], more.get(t, {})) for t, s in found['samples'].items()}
+    lines = [x for t in found['results'] for x in _task_lines(t, found, scores.get(t))]
+    line.close(f'ran {len(found["results"])} tasks, {sum(map(len, found["samples"].values())):,} answers')
+    table = pd.DataFrame(lines).set_index(['task', 'metric'])
+    return Benchmark(lm.name, table, {t: s for t, s in scores.items() if s})
