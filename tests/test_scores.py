@@ -104,7 +104,8 @@ def test_wilson_covers(n: int) -> None:
     true = np.linspace(0.5, 0.97, 95)
     inside = (ends[:, :1] <= true) & (true <= ends[:, 1:])
     found = 100 * (binom.pmf(np.arange(n + 1)[:, None], n, true) * inside).sum(0)
-    assert 94 <= found.mean() <= 96.5 and found.min() > 91.5, (found.mean(), found.min())
+    assert 94 <= found.mean() <= 96.5, found.mean()
+    assert found.min() > 91.5, found.min()
     assert S.wilson(1.0, n)[0] < 1 and S.wilson(0.0, n)[1] > 0
 
 
@@ -118,13 +119,13 @@ def test_differences_of_shares_cover(n: int) -> None:
         truth = (1 - again) * (other - right)
         ends = np.array([S.tango(x, y) for x, y in zip(a, b)])
         found.append(100 * np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])))
-    assert all(93 <= x <= 97 for x in found[:2]) and 93 <= found[2], found
+    assert all(93 <= x <= 97 for x in found[:2]) and found[2] >= 93, found
     assert S.tango(a[0], b[0]) == pytest.approx([-x for x in S.tango(b[0], a[0])[::-1]])
 
 
 def test_tango_by_hand() -> None:
     """Without a disagreement the score equation can be solved by hand: the ends are z² / (n + z²)."""
-    assert S.tango(np.ones(44, bool), np.ones(44, bool)) == pytest.approx((-3.8415 / 47.8415, 3.8415 / 47.8415), abs=1e-5)
+    assert S.tango(np.ones(44, bool), np.ones(44, bool)) == pytest.approx((-0.080296, 0.080296), abs=1e-5)
 
 
 def test_interval_is_the_simulated_one() -> None:
@@ -181,7 +182,7 @@ def test_sacrebleu_to_the_last_digit(kind: str, test: str, name: str, seed: int)
     mine = [ftnb.score_texts(x, texts, (name,), name=n) for x, n in ((a, "a"), (b, "b"))]
     table = ftnb.compare(*mine, resamples=400, seed=12345, test=test).table
     p = table["p_value"][name]
-    if (kind, name) == ("ar", "ter"):  # whole edits: many exchanges tie with what was observed, and sacrebleu skips them
+    if (kind, name) == ("ar", "ter"):  # whole edits: many exchanges tie, and sacrebleu skips them
         m = mine[0].metrics[name]
         x, y = (s.stats[name] for s in mine)
         one = x.sum(0) + S._sums(S._exchanged(len(x), 400, 12345), [y - x])[0]
@@ -215,6 +216,15 @@ def test_holm_by_hand() -> None:
 def three(metrics=("chrf", "rougeL", "accuracy")):
     texts, a, b = two_systems(1)
     return [ftnb.score_texts(x, texts, metrics, prompts=texts, name=n) for x, n in ((a, "a"), (b, "b"), (texts, "c"))]
+
+
+def test_a_metric_that_is_neither() -> None:
+    m = TextMetric("words", lambda ps, r: np.array([[len(p.split()), 1] for p in ps]), ratio, "w", 0, judged="nothing")
+    texts = [f"word number {i}" for i in range(12)]
+    x, y = (ftnb.score_texts([t + more for t in texts], texts, [m], name=n) for n, more in (("x", ""), ("y", " more")))
+    assert x.to_pandas()["better"]["words"] == "neither" and x._repr_html_()
+    assert ftnb.compare(x, y).verdict("words") == "higher" and ftnb.compare(y, x).verdict("words") == "lower"
+    assert "12 better" in repr(ftnb.compare(x, y))
 
 
 def test_many_models() -> None:
@@ -431,11 +441,12 @@ def test_scored_is_shown_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
             if learner.step == 10:
                 raise KeyboardInterrupt
 
-    ftnb.finetune(lm, ftnb.encode(lm, rows, task), epochs=3, lr=1e-2, callbacks=[cut, Stop()], checkpoint=tmp_path / "c")
+    data, folder = ftnb.encode(lm, rows, task), tmp_path / "c"
+    ftnb.finetune(lm, data, epochs=3, lr=1e-2, callbacks=[cut, Stop()], checkpoint=folder)
     assert "after step 4\n  scores of 2 rows: exact_match" in capsys.readouterr().out
     again_lm = ftnb.tiny_lm(attention_dropout=0.1)
     again = ftnb.Scored(again_lm, rows, task, 4, seconds=0, share=None)
-    run = ftnb.resume(tmp_path / "c", again_lm, callbacks=[again], progress=False)
+    run = ftnb.resume(folder, again_lm, callbacks=[again], progress=False)
     assert same_weights(run, whole)
     values = lambda s: [(x["step"], x["values"]) for x in s.looks]
     assert values(again) == values(watched)
