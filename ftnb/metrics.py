@@ -620,12 +620,24 @@ def _info(spec: TextMetric) -> Any:
     "What `evaluate` wants to know of a metric."
     import datasets, evaluate
     text, second = datasets.Value('string'), SECOND.get(spec.judged, 'references')
-    kinds: list = [datasets.Value('float64')] if spec.judged == 'numbers' else [text]
-    if spec.judged == 'references': kinds.append(datasets.Sequence(text))
-    features = [{'predictions': kinds[0]} | ({second: kind} if second else {}) for kind in kinds]
-    return evaluate.MetricInfo(description=spec.what, citation=spec.signature,
-                               inputs_description=' and '.join(features[0]) + ', of equal length',
-                               features=[datasets.Features(f) for f in features])
+    said = datasets.Value('float64') if spec.judged == 'numbers' else text
+    right = datasets.Sequence(text) if spec.judged == 'references' else said
+    features = {'predictions': said} | ({second: right} if second else {})
+    return evaluate.MetricInfo(description=spec.what, citation=spec.signature, features=datasets.Features(features),
+                               inputs_description=' and '.join(features) + ', of equal length')
+
+# %% ../nbs/11_metrics.ipynb #6dab3c1e
+def _pack(spec: TextMetric, key: str, x: Any) -> Any:
+    "One prediction, or what it is judged by, as it goes into evaluate's table."
+    if key == 'predictions' and spec.judged == 'probabilities':
+        return json.dumps(dict(x) if isinstance(x, Mapping) else x, default=float)
+    return [x] if key == 'references' and spec.judged == 'references' and isinstance(x, str) else x
+
+def _unpack(spec: TextMetric, key: str, column: list) -> list:
+    "A column of that table as it was."
+    if key == 'predictions' and spec.judged == 'probabilities': return [json.loads(x) for x in column]
+    if key == 'references' and spec.judged == 'references': return [x[0] if len(x) == 1 else x for x in column]
+    return column
 
 # %% ../nbs/11_metrics.ipynb #912fe175
 def metric(
@@ -636,25 +648,24 @@ def metric(
     import evaluate
     spec = text_metric(name, **options)
     second = SECOND.get(spec.judged, 'references')
-    packed = lambda p: json.dumps(dict(p)) if isinstance(p, Mapping) else p
 
     class Offline(evaluate.Metric):
         "One of ftnb's metrics, for the evaluate library."
         def _info(self): return _info(spec)
 
-        def _compute(self, predictions, **given):
-            if spec.judged == 'probabilities': predictions = [json.loads(p) for p in predictions]
-            judged: Any = given.get(second)
+        def _compute(self, **columns):
+            said, judged = (_unpack(spec, k, columns.get(k, [])) for k in ('predictions', second))
             signature = spec.signed(judged) if spec.judged == 'references' else spec.signature
-            return {name: spec(predictions, judged), 'signature': signature}
+            return {name: spec(said, judged), 'signature': signature}
 
-        def add_batch(self, *, predictions=None, **given):
-            "Keep a batch of rows for `compute`."
-            super().add_batch(predictions=[packed(p) for p in predictions], **given)
+        def add_batch(self, **columns):
+            "Keep a batch of rows, `predictions` and what they are judged by, for `compute`."
+            super().add_batch(**{k: [_pack(spec, k, x) for x in v] for k, v in columns.items() if v is not None})
 
-        def add(self, *, prediction=None, **given):
-            "Keep one row for `compute`."
-            super().add(prediction=packed(prediction), **given)
+        def add(self, **row):
+            "Keep one row, `prediction` and what it is judged by, for `compute`."
+            plural = {'prediction': 'predictions', 'reference': 'references'}
+            super().add(**{k: _pack(spec, plural.get(k, k), x) for k, x in row.items()})
 
         def compute(self, *, predictions=None, references=None, prompts=None):
             "Compute the score of `predictions`, or of what was added in batches."
@@ -663,7 +674,7 @@ def metric(
             return super().compute(predictions=predictions, **given)
     return Offline()
 
-# %% ../nbs/11_metrics.ipynb #796cf63e
+# %% ../nbs/11_metrics.ipynb #0c45d0cb
 def hub_metric(
     name: str,  # of a metric on the Hugging Face hub: 'google_bleu', 'charcut_mt' ...; or a folder with its script
     **options,  # for `evaluate.load`: `config_name='mrpc'` ...
