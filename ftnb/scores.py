@@ -132,7 +132,7 @@ class Scores(Card):
     def to_pandas(self) -> pd.DataFrame:
         "One row a metric: value, low, high, whether more is better, the kind of interval, and the signature."
         values = self.values
-        rows = [(k, values[k], *self.intervals[k], 'more' if m.better > 0 else 'less', _kind(m, self.stats[k]),
+        rows = [(k, values[k], *self.intervals[k], ('neither', 'more', 'less')[m.better], _kind(m, self.stats[k]),
                  m.signature) for k, m in self.metrics.items()]
         head = ['metric', 'value', 'low', 'high', 'better', 'interval', 'signature']
         return pd.DataFrame(rows, columns=head).set_index('metric')
@@ -161,7 +161,7 @@ class Scores(Card):
 
     def _repr_html_(self) -> str:
         table, (title, _) = self.to_pandas(), self._facts()
-        lines = [(k, f'{r["value"]:.2f}', f'{r["low"]:.2f} to {r["high"]:.2f}', f'{r["better"]} is better')
+        lines = [(k, f'{r["value"]:.2f}', f'{r["low"]:.2f} to {r["high"]:.2f}', f'{r["better"]} is better' if r['better'] != 'neither' else '')
                  for k, r in table.iterrows()]
         return (html_table(lines, ['metric', 'value', '95 % interval', ''], title)
                 + _three_rows(self, next(iter(self.metrics))) + _folded_rows(self, next(iter(self.metrics))))
@@ -192,14 +192,14 @@ def _folded_rows(scores: Scores, by: str, most: int = 20) -> str:
     table = html_table(_shown(scores, by, places), ['row', by, 'prompt', 'prediction', 'reference'])
     return f'<details><summary>{what}, worst {html.escape(by)} first</summary>{table}</details>'
 
-# %% ../nbs/12_scores.ipynb #1b2f04b4
+# %% ../nbs/12_scores.ipynb #ec113da5
 def _metric_of(scores: Any, by: str | None) -> str:
     "The name of a metric of these scores; the first one for None."
     return next(iter(scores.metrics)) if by is None else one_of(by, scores.metrics, 'metric')
 
 def _order(scores: Scores, by: str, best: bool = False) -> list[int]:
     "Row numbers, worst (or best) first; rows whose value is nan are last."
-    value = np.asarray(scores.rows[by], float) * scores.metrics[by].better
+    value = np.asarray(scores.rows[by], float) * (scores.metrics[by].better or 1)
     return np.argsort(-value if best else value, kind='stable').tolist()   # NumPy puts nan at the end
 
 def _wanted(where: Any) -> Callable[[Mapping], bool]:
@@ -307,14 +307,15 @@ def score_texts(
     found.comparison = compare(baseline, found, seed=seed)
     return found
 
-# %% ../nbs/12_scores.ipynb #ffe9955b
+# %% ../nbs/12_scores.ipynb #53565493
 def _check_texts(predictions: Any, references: Any, prompts: Any, baseline: Any) -> None:
     "Refuse lists that do not belong together, before anything is computed."
     for what, given in (('predictions', predictions), ('references', references), ('prompts', prompts),
                         ('baseline', baseline)):
         if not isinstance(given, str): continue
         raise FTNBError(f'{what}={given!r:.60}', 'it must be a list of str', f'Put it into brackets: [{given!r:.40}].')
-    _check_pairs('scores', predictions, references)
+    dicts = any(isinstance(p, Mapping) for p in predictions)
+    _check_pairs('scores', predictions, references, 'probabilities' if dicts else 'references')
     for i, r in enumerate(references):
         if r is None or (not isinstance(r, str) and (not len(r) or None in r)):
             raise FTNBError(f'references[{i}]={r!r}', 'there must be a text to compare with',
@@ -399,7 +400,7 @@ def _asked(rows: Checked) -> dict[str, list[str]]:
     said = lambda turns: [(t['role'], t['content']) for t in last_answer(turns)[0]]
     return {'row': [digest(dict(r)) for r in rows.raw], 'turns': [digest(said(t)) for t in rows.turns]}
 
-# %% ../nbs/12_scores.ipynb #bedbf211
+# %% ../nbs/12_scores.ipynb #a0e1215a
 def _extra(task: Task, metrics: Any, asked: Sequence[str], references: Sequence[str]) -> dict[str, TextMetric]:
     "The task's metrics and more, tried on the first row."
     chosen = {} if metrics is None else _chosen(metrics)
@@ -456,7 +457,7 @@ def _conversations(rows: Checked) -> tuple[list[str], list[str]]:
     parts = [last_answer(t) for t in rows.turns]
     return ['\n'.join(t['content'] for t in before) for before, _ in parts], [answer for _, answer in parts]
 
-# %% ../nbs/12_scores.ipynb #0191bf7a
+# %% ../nbs/12_scores.ipynb #1d6b684b
 def _exchanged(rows: int, resamples: int, seed: int, cells: int = 2**22) -> Iterator[np.ndarray]:
     "Which rows exchange their answers, `[some, rows]` at a time; drawn as sacrebleu draws them."
     rng, some = np.random.default_rng(seed), max(32, cells // rows // 32 * 32)   # bits are drawn 32 at a time
@@ -477,14 +478,14 @@ def tango(
         spread = n * (2 * only_a + gap * (1 - gap))
         return (up - down - n * gap) / math.sqrt(spread) if spread > 0 else math.copysign(math.inf, up - down - n * gap)
     def end(side: int) -> float:
-        near, far = (up - down) / n, -side
+        near, far = (up - down) / n, -float(side)
         for _ in range(60):
             middle = (near + far) / 2
             near, far = (near, middle) if side * score(middle) > z else (middle, far)
         return (near + far) / 2
     return end(1), end(-1)
 
-# %% ../nbs/12_scores.ipynb #ec6bdfe1
+# %% ../nbs/12_scores.ipynb #fef628bb
 def _gap_interval(m: TextMetric, a: np.ndarray, b: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
     "The 95 % interval of a difference, given the differences of resampled sets."
     kind, observed = _kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
@@ -505,7 +506,7 @@ def _jackknife_width(left_out: np.ndarray, level: float = 0.95) -> float:
     from scipy.special import stdtrit
     return float(stdtrit(len(left_out) - 1, (1 + level) / 2)) * jackknife_error(left_out)
 
-# %% ../nbs/12_scores.ipynb #9ecd68de
+# %% ../nbs/12_scores.ipynb #36a58fc0
 def _p_exchange(m: TextMetric, a: np.ndarray, b: np.ndarray, moved: np.ndarray) -> float:
     "Two-sided p of approximate randomization; `moved` are the sums of b - a over the rows that exchange."
     one, observed = a.sum(0) + moved, m.combine(b.sum(0)) - m.combine(a.sum(0))
@@ -524,7 +525,7 @@ def _p_jackknife(m: TextMetric, a: np.ndarray, b: np.ndarray) -> float:
     error = jackknife_error(m.leave_one_out(b) - m.leave_one_out(a))
     return float(2 * stdtr(len(a) - 1, -abs(observed) / error)) if error else float(observed == 0)
 
-# %% ../nbs/12_scores.ipynb #917b87c7
+# %% ../nbs/12_scores.ipynb #d7d85755
 def _differences(metrics: Sequence[TextMetric], a: Sequence[np.ndarray], b: Sequence[np.ndarray], resamples: int,
                  seed: int, test: str) -> list[tuple[float, float, float, float]]:
     "For each metric b - a, its interval and its p; all from the same draws."
@@ -551,7 +552,7 @@ def difference(
     "Compare two sets of outputs for the same rows by one metric."
     return _differences([metric], [a], [b], resamples, seed, one_of(test, ('randomization', 'bootstrap'), 'test'))[0]
 
-# %% ../nbs/12_scores.ipynb #b1a04eba
+# %% ../nbs/12_scores.ipynb #50b16ac2
 def holm(
     p_values: Sequence[float],  # of all tests that are made; nan: a test that could not be made
 ) -> np.ndarray:  # corrected, in the same order
@@ -584,11 +585,12 @@ class Comparison(Card):
     def metrics(self) -> dict[str, TextMetric]: return {k: self.a.metrics[k] for k in self.table.index}
 
     def verdict(self, metric: str) -> str:
-        "'better', 'worse' or 'no clear change' (p at least 0.05, corrected for the number of tests) of b over a."
+        "Of b over a: 'better', 'worse' (or 'higher', 'lower'), or 'no clear change': corrected p at least 0.05."
         row = self.table.loc[_metric_of(self, metric)]
         if math.isnan(row['p_holm']): return 'undefined'
         if row['p_holm'] >= 0.05: return 'no clear change'
-        return 'better' if row['difference'] * self.a.metrics[metric].better > 0 else 'worse'
+        up, better = row['difference'] > 0, self.a.metrics[metric].better
+        return ('higher' if up else 'lower') if not better else 'better' if up == (better > 0) else 'worse'
 
     def worse(self, metric: str | None = None, n: int = 5) -> pd.DataFrame:
         "The `n` rows that lost most by a metric (the first one), with both texts."
@@ -624,7 +626,7 @@ def _labels(a: Scores, b: Scores) -> tuple[str, str]:
 def _by_gain(c: Comparison, metric: str | None) -> tuple[list[int], np.ndarray]:
     "Row numbers by what they gained, least first (without rows that have no value), and the gains."
     by = _metric_of(c, metric)
-    gain = c.a.metrics[by].better * (np.asarray(c.b.rows[by], float) - np.asarray(c.a.rows[by], float))
+    gain = (c.a.metrics[by].better or 1) * (np.asarray(c.b.rows[by], float) - np.asarray(c.a.rows[by], float))
     return [i for i in np.argsort(gain, kind='stable').tolist() if np.isfinite(gain[i])], gain
 
 def _side_by_side(c: Comparison, metric: str | None, places: list[int]) -> pd.DataFrame:
@@ -635,10 +637,14 @@ def _side_by_side(c: Comparison, metric: str | None, places: list[int]) -> pd.Da
                          'prompt': column(c.a, 'prompt'), a: column(c.a, 'prediction'), b: column(c.b, 'prediction'),
                          'reference': column(c.a, 'reference')})
 
-# %% ../nbs/12_scores.ipynb #be9bf123
+# %% ../nbs/12_scores.ipynb #2e06e6b9
+def _first(c: Comparison) -> str:
+    "The metric by which rows are said to be better or worse."
+    return next((k for k, m in c.metrics.items() if m.better), next(iter(c.metrics)))
+
 def _comparison_title(c: Comparison) -> str:
     "Who, how many rows, and first of all how many of them got worse."
-    by, n = next(iter(c.metrics)), len(c.a.rows)
+    by, n = _first(c), len(c.a.rows)
     gain = np.nan_to_num(_by_gain(c, by)[1])
     worse, better = int((gain < -1e-9).sum()), int((gain > 1e-9).sum())
     return (f'{" → ".join(_labels(c.a, c.b))}, {n:,} rows: {worse:,} got worse by {by}, {better:,} better, '
@@ -659,11 +665,11 @@ def _comparison_html(c: Comparison) -> str:
          f'{r["p_value"]:.3f}', f'{r["p_holm"]:.3f}', f'{r["d_z"]:+.2f}', f'{r["rows_better"]:.0%}',
          f'{r["rows_worse"]:.0%}', c.verdict(k)) for k, r in c.table.iterrows()]
     lines += [(k, *[''] * 9, f'not compared: {why}') for k, why in c.left_out.items()]
-    by = next(iter(c.metrics))
+    by = _first(c)
     rows = lambda table, title: html_table(table.map(_cut).itertuples(index=False), table.columns, title) \
         if len(table) else f'<p>{html.escape(title)}: none</p>'
-    return (html_table(lines, head, _comparison_title(c)) + rows(c.worse(n=3), f'The rows that got worse by {by}')
-            + rows(c.better(n=3), f'The rows that got better by {by}'))
+    return (html_table(lines, head, _comparison_title(c)) + rows(c.worse(by, 3), f'The rows that got worse by {by}')
+            + rows(c.better(by, 3), f'The rows that got better by {by}'))
 
 # %% ../nbs/12_scores.ipynb #b6d04a02
 def _why_not(k: str, a: Scores, b: Scores) -> str:
@@ -691,7 +697,7 @@ def _check_same_rows(a: Scores, b: Scores) -> None:
                     + (f'; in row {where} the references are equal, and the prompts are not' if same else ''),
                     'Score both on the same rows.')
 
-# %% ../nbs/12_scores.ipynb #65fd7dc8
+# %% ../nbs/12_scores.ipynb #1181fe53
 def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Comparison:
     "Compare two, without a correction yet."
     every = dict.fromkeys([*a.metrics, *b.metrics])
@@ -699,7 +705,7 @@ def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Compari
     shared = [k for k in a.metrics if k not in left_out]
     stats = [[s.stats[k] for k in shared] for s in (a, b)]
     found = _differences([a.metrics[k] for k in shared], stats[0], stats[1], resamples, seed, test)
-    gain = lambda k: a.metrics[k].better * (np.asarray(b.rows[k], float) - np.asarray(a.rows[k], float))
+    gain = lambda k: (a.metrics[k].better or 1) * (np.asarray(b.rows[k], float) - np.asarray(a.rows[k], float))
     lines = [{'metric': k, 'a': a.values[k], 'b': b.values[k], 'difference': d, 'low': low, 'high': high, 'p_value': p,
               'p_holm': math.nan, **_effects(gain(k)), 'interval': _kind(a.metrics[k], a.stats[k], b.stats[k]),
               'test': 'jackknife t' if a.metrics[k].spread == 'jackknife' else test}
@@ -728,7 +734,7 @@ def compare(
     for c in found: c.table['p_holm'] = [next(corrected) for _ in c.table.index]
     return found[0] if not more else Comparisons(found)
 
-# %% ../nbs/12_scores.ipynb #18ead6ea
+# %% ../nbs/12_scores.ipynb #38a19425
 def _enough(resamples: int | None, tests: int) -> int:
     "So many resamples that a corrected p can be below 0.05 at all."
     if resamples is None: return max(1000, 100 * tests)
@@ -749,7 +755,7 @@ def _check_comparable(all_of: Sequence[Any]) -> None:
             raise FTNBError(f'{x.name} and {y.name}', f'they have no comparable metric in common ({told})',
                             'Score both with the same metrics.')
 
-# %% ../nbs/12_scores.ipynb #293c4ff3
+# %% ../nbs/12_scores.ipynb #75065402
 class Comparisons(Card):
     "Several sets of outputs for the same rows: pairs, tested together."
     def __init__(self,
@@ -777,7 +783,7 @@ class Comparisons(Card):
                         f'{_comparison_html(c)}</details>' for c in self.pairs)
         return html_table(lines, head, self._facts()[0]) + folds
 
-# %% ../nbs/12_scores.ipynb #5e145574
+# %% ../nbs/12_scores.ipynb #309852d4
 def _csv_cell(value: Any) -> str:
     "A value as a cell: texts never become formulas; a missing value is an empty cell."
     if value is None: return ''
@@ -791,7 +797,7 @@ def _from_cell(text: str, kind: Any) -> Any:
     if isinstance(kind, datasets.Value) and kind.dtype.startswith('float'): return float(text)
     return json.loads(text)
 
-# %% ../nbs/12_scores.ipynb #96f7ea1f
+# %% ../nbs/12_scores.ipynb #10d49649
 def _number_out(x: Any) -> Any:
     "JSON has no nan and no infinity: they become texts."
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x
@@ -828,7 +834,7 @@ def _read_parquet(file: Path, kinds: datasets.Features) -> dict[str, list]:
     import pyarrow.parquet as pq
     return pq.read_table(file).to_pydict()
 
-# %% ../nbs/12_scores.ipynb #e515356b
+# %% ../nbs/12_scores.ipynb #087d26cf
 FORMATS = {'.csv': (_write_csv, _read_csv), '.jsonl': (_write_jsonl, _read_jsonl),
            '.parquet': (_write_parquet, _read_parquet)}  # ending: (write, read)
 
@@ -858,7 +864,7 @@ def _umask() -> int:
     os.umask(was)
     return was
 
-# %% ../nbs/12_scores.ipynb #13125c4c
+# %% ../nbs/12_scores.ipynb #a6c06231
 def _described(scores: Scores, checksum: str) -> dict:
     "All but the rows, as JSON takes it."
     lines = scores.to_pandas()
@@ -883,7 +889,7 @@ def save_scores(
         facts.write_text(json.dumps(_described(scores, _digest(table)), ensure_ascii=False), encoding='utf-8')
     return file
 
-# %% ../nbs/12_scores.ipynb #4fd73b99
+# %% ../nbs/12_scores.ipynb #01732121
 def _found_again(k: str, signature: str, own: Mapping[str, TextMetric]) -> TextMetric:
     "The metric of this name that computes the same."
     found = own.get(k) or (text_metric(k) if k in METRICS else None)
@@ -913,7 +919,7 @@ def load_scores(
     ends = {k: (_number_in(m['low']), _number_in(m['high'])) for k, m in facts['metrics'].items()}
     return Scores(facts['name'], found, stats, rows, ends, facts['asked'])
 
-# %% ../nbs/12_scores.ipynb #b3476e98
+# %% ../nbs/12_scores.ipynb #29b454a2
 class Scored(Watch):
     "Score a few held-out rows as it trains, within a time budget; `.history` is a table, `.seen` lists (step, lines)."
     def __init__(self,
@@ -1000,7 +1006,7 @@ class Scored(Watch):
         self.looks[:], self.order[:] = state['looks'], state['order']
         self.n, self.spent, self.before = state['n'], state['spent'], state['before']
 
-# %% ../nbs/12_scores.ipynb #feb38518
+# %% ../nbs/12_scores.ipynb #4762d4b9
 class _Both:
     "Two watches that are shown as one."
     def __init__(self, one: Any, other: Any): self.parts = (one, other)
@@ -1016,9 +1022,10 @@ def _show_beside(scored: Scored, learner: Learner) -> None:
     "Have the run's progress show these scores, too."
     shown = next((c for c in learner.callbacks if isinstance(c, Progress)), None)
     if scored.shown or not shown: return
-    scored.shown, shown.samples = True, _Both(shown.samples, scored) if shown.samples else scored
+    both: Any = _Both(shown.samples, scored) if shown.samples else scored
+    scored.shown, shown.samples = True, both
 
-# %% ../nbs/12_scores.ipynb #dd229926
+# %% ../nbs/12_scores.ipynb #b0018d8b
 @dataclass(repr=False)
 class Benchmark(Card):
     "What a model scored on tasks of lm-eval."
@@ -1031,7 +1038,7 @@ class Benchmark(Card):
                  f'n = {r["n"]:,}, {r["shots"]} shots' for (task, metric), r in self.table.iterrows()}
         return f'Benchmarks of {self.name} (lm-eval; standard errors, and 95 % intervals)', lines
 
-# %% ../nbs/12_scores.ipynb #ac3750c6
+# %% ../nbs/12_scores.ipynb #5d349f4e
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
     "Keep lm-eval's bars, log lines and processes out of a notebook inside the block."
@@ -1059,7 +1066,7 @@ def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
         raise FTNBError(f'task {t!r}', where, nearest(t, known.all_tasks))
     return known
 
-# %% ../nbs/12_scores.ipynb #254a8c8b
+# %% ../nbs/12_scores.ipynb #67b1f620
 def _run_tasks(lm: LM, tasks: Sequence[str], known: Any, limit: int | None, shots: int | None, batch_size: int,
                chat: bool, seed: int) -> dict:
     "Have lm-eval do its work on a model in memory."
@@ -1076,13 +1083,17 @@ def _run_tasks(lm: LM, tasks: Sequence[str], known: Any, limit: int | None, shot
             raise FTNBError(f'task {", ".join(tasks)}', f'its rows could not be had ({str(e)[:160]})',
                             'Connect to the network, or give folder= with a task file and its rows.') from e
 
-# %% ../nbs/12_scores.ipynb #4c11e303
+# %% ../nbs/12_scores.ipynb #2cd1f193
 def _said(sample: Mapping) -> str:
     "What a model answered: of answers to choose from the most probable one, else its text."
     found, asked = sample['filtered_resps'], sample['arguments']
     if found and isinstance(found[0], (list, tuple)) and len(asked) > 1:
         return str(asked[max(range(len(found)), key=lambda i: found[i][0])][1])
     return str(found[0]) if found else ''
+
+def _short(k: str) -> str:
+    "lm-eval's name of a metric, without the name of a filter that does nothing."
+    return k.removesuffix(',none')
 
 def _mean_metric(k: str, task: str, more: bool) -> TextMetric:
     "A metric that lm-eval has computed, as the mean of its rows, in percent."
@@ -1098,7 +1109,7 @@ def _task_scores(name: str, task: str, samples: list[dict], results: dict, more:
         each = [s.get(metric) for s in samples if s['filter'] == filtered]
         if not each or not all(isinstance(x, (int, float)) for x in each): continue
         if math.isclose(np.mean(each), value, rel_tol=1e-9, abs_tol=1e-12):
-            stats[k] = np.stack([100 * np.array(each, float), np.ones(len(each))], 1)
+            stats[_short(k)] = np.stack([100 * np.array(each, float), np.ones(len(each))], 1)
     if not stats or len({len(s) for s in stats.values()}) > 1: return None
     rows = [s for s in samples if s['filter'] == samples[0]['filter']]
     columns = {'prompt': [str(s['arguments'][0][0]) for s in rows], 'prediction': [_said(s) for s in rows],
@@ -1106,7 +1117,7 @@ def _task_scores(name: str, task: str, samples: list[dict], results: dict, more:
     metrics = {k: _mean_metric(k, task, more.get(k.partition(',')[0], True)) for k in stats}
     return _scores(f'{name} on {task}', metrics, stats, columns, {'row': [s['doc_hash'] for s in rows]}, 1000, 0)
 
-# %% ../nbs/12_scores.ipynb #03efcee0
+# %% ../nbs/12_scores.ipynb #83277dbe
 def _task_lines(task: str, found: dict, scores: Scores | None) -> list[dict]:
     "A line for each metric of a task."
     results, lines = found['results'][task], []
@@ -1116,15 +1127,16 @@ def _task_lines(task: str, found: dict, scores: Scores | None) -> list[dict]:
         if not comma or metric.endswith('_stderr') or not isinstance(value, (int, float)): continue
         error = results.get(f'{metric}_stderr,{filtered}')
         error = float(error) if isinstance(error, (int, float)) else math.nan
-        if scores and k in scores.metrics: low, high = (x / 100 for x in scores.intervals[k])
+        if scores and _short(k) in scores.intervals: low, high = (x / 100 for x in scores.intervals[_short(k)])
         else: low, high = value - 1.96 * error, value + 1.96 * error
-        kind = _kind(scores.metrics[k], scores.stats[k]) if scores and k in scores.metrics else '± 1.96 standard errors'
-        lines.append({'task': task, 'metric': metric if filtered == 'none' else k, 'value': float(value),
+        own = scores.metrics.get(_short(k)) if scores else None
+        kind = _kind(own, scores.stats[_short(k)]) if own and scores else '± 1.96 standard errors'
+        lines.append({'task': task, 'metric': _short(k), 'value': float(value),
                       'stderr': error, 'low': low, 'high': high, 'n': n, 'shots': found.get('n-shot', {}).get(task, 0),
                       'interval': kind})
     return lines
 
-# %% ../nbs/12_scores.ipynb #8fef85ef
+# %% ../nbs/12_scores.ipynb #03428336
 def benchmark(
     lm: LM,  # a loaded model; it stays as it is
     tasks: str | Sequence[str],  # names of lm-eval's tasks ('arc_easy', 'hellaswag' ...), or of those in `folder`
