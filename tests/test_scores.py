@@ -375,8 +375,9 @@ def test_more_metrics() -> None:
     lm = ftnb.tiny_lm()
     copied = TextMetric("copied", lambda ps, prompts: np.array([[100.0 * (p in q), 1] for p, q in zip(ps, prompts)]),
                         ratio, "copied", judged="prompts")
-    found = ftnb.score(lm, rows, task, metrics=[copied, "bits_per_byte", "distinct1", "chrf"], progress=False)
-    assert set(found.values) == {"exact_match", "copied", "bits_per_byte", "distinct1", "chrf", "perplexity"}
+    found = ftnb.score(lm, rows, task, metrics=[copied, "bits_per_byte", "distinct1", "chrf", "loss"], progress=False)
+    assert set(found.values) == {"exact_match", "copied", "bits_per_byte", "distinct1", "chrf", "loss", "perplexity"}
+    assert math.exp(found.values["loss"]) == pytest.approx(found.values["perplexity"])
     nats = found.stats["bits_per_byte"]
     assert nats[:, 1].tolist() == [len(r["completion"]) for r in rows]
     likely = TextMetric("likely", lambda ps, rs: np.array([[100 * p[r], 1] for p, r in zip(ps, rs)]), ratio, "",
