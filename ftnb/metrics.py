@@ -16,7 +16,7 @@ from .core import FTNBError, must, need, number, one_of
 from .models import quietly
 
 # %% auto #0
-__all__ = ['References', 'JUDGED', 'METRICS', 'CJK', 'NUMERIC', 'SECOND', 'TextMetric', 'ratio', 'text_metric', 'UnicodeWords',
+__all__ = ['References', 'JUDGED', 'METRICS', 'CJK', 'NUMERIC', 'TextMetric', 'ratio', 'text_metric', 'UnicodeWords',
            'jackknife_error', 'jackknife', 'metric', 'hub_metric']
 
 # %% ../nbs/11_metrics.ipynb #bc04b35d
@@ -624,12 +624,12 @@ def _novelty(train: Iterable[str] | None = None, n: int = 4) -> TextMetric:
 METRICS |= {'copy_rate': _copy_rate, 'novelty': _novelty}
 
 # %% ../nbs/11_metrics.ipynb #3a90a212
-SECOND = {'prompts': 'prompts', 'nothing': ''}  # what the second input is called; elsewhere 'references'
+_SECOND = {'prompts': 'prompts', 'nothing': ''}  # what the second input is called; elsewhere 'references'
 
 def _info(spec: TextMetric) -> Any:
     "What `evaluate` wants to know of a metric."
     import datasets, evaluate
-    text, second = datasets.Value('string'), SECOND.get(spec.judged, 'references')
+    text, second = datasets.Value('string'), _SECOND.get(spec.judged, 'references')
     said = datasets.Value('float64') if spec.judged == 'numbers' else text
     right = datasets.Sequence(text) if spec.judged == 'references' else said
     features = {'predictions': said} | ({second: right} if second else {})
@@ -649,11 +649,11 @@ def _unpack(spec: TextMetric, key: str, column: list) -> list:
     if key == 'references' and spec.judged == 'references': return [x[0] if len(x) == 1 else x for x in column]
     return column
 
-# %% ../nbs/11_metrics.ipynb #26b7bee5
+# %% ../nbs/11_metrics.ipynb #7884b5f7
 def _offline(spec: TextMetric) -> Any:
     "An `evaluate.Metric` that computes `spec`."
     import evaluate
-    second = SECOND.get(spec.judged, 'references')
+    second = _SECOND.get(spec.judged, 'references')
 
     class Offline(evaluate.Metric):
         "One of ftnb's metrics, for the evaluate library."
