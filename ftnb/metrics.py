@@ -16,7 +16,7 @@ from .core import FTNBError, must, need, number, one_of
 from .models import quietly
 
 # %% auto #0
-__all__ = ['References', 'JUDGED', 'METRICS', 'CJK', 'NUMERIC', 'SECOND', 'TextMetric', 'ratio', 'text_metric', 'UnicodeWords',
+__all__ = ['References', 'JUDGED', 'METRICS', 'CJK', 'NUMERIC', 'TextMetric', 'ratio', 'text_metric', 'UnicodeWords',
            'jackknife_error', 'jackknife', 'metric', 'hub_metric']
 
 # %% ../nbs/11_metrics.ipynb #bc04b35d
@@ -41,20 +41,30 @@ class TextMetric:
     judged: str = 'references'  # what `stats` takes second; one of `JUDGED`
     spread: str = 'bootstrap'  # or 'jackknife': the last column of `stats` is the score without the row
 
-    def __call__(self, predictions: Sequence, judged: Any = None) -> float:
+    def __call__(self,
+        predictions: Sequence,  # what was written (or nats, or probabilities)
+        judged: Any = None,  # by what: references, prompts ...
+    ) -> float:
         "The score of a set of rows."
         return self.combine(self.stats(predictions, judged).sum(0))
 
-    def check(self, predictions: Sequence, judged: Any = None) -> None:
+    def check(self,
+        predictions: Sequence,  # what was written (or nats, or probabilities)
+        judged: Any = None,  # by what: references, prompts ...
+    ) -> None:
         "Refuse what cannot be scored; `stats` of a `text_metric` does it as well."
         _check_pairs(self.name, predictions, judged, self.judged)
 
-    def leave_one_out(self, stats: np.ndarray) -> np.ndarray:
-        "The score without each row in turn, `[rows]`."
+    def leave_one_out(self,
+        stats: np.ndarray,  # [rows, k]
+    ) -> np.ndarray:  # [rows]
+        "The score without each row in turn."
         if self.spread == 'jackknife': return stats[:, -1]
         return np.array([self.combine(s) for s in stats.sum(0) - stats])
 
-    def signed(self, references: References) -> str:
+    def signed(self,
+        references: References,  # for each row one, or a list
+    ) -> str:
         "The signature for these references: how many there are for each row belongs to it."
         many = {1 if isinstance(r, str) else len(r) for r in references}
         return self.signature.replace('nrefs:1', f'nrefs:{many.pop() if len(many) == 1 else "var"}')
@@ -614,12 +624,12 @@ def _novelty(train: Iterable[str] | None = None, n: int = 4) -> TextMetric:
 METRICS |= {'copy_rate': _copy_rate, 'novelty': _novelty}
 
 # %% ../nbs/11_metrics.ipynb #3a90a212
-SECOND = {'prompts': 'prompts', 'nothing': ''}  # what the second input is called; elsewhere 'references'
+_SECOND = {'prompts': 'prompts', 'nothing': ''}  # what the second input is called; elsewhere 'references'
 
 def _info(spec: TextMetric) -> Any:
     "What `evaluate` wants to know of a metric."
     import datasets, evaluate
-    text, second = datasets.Value('string'), SECOND.get(spec.judged, 'references')
+    text, second = datasets.Value('string'), _SECOND.get(spec.judged, 'references')
     said = datasets.Value('float64') if spec.judged == 'numbers' else text
     right = datasets.Sequence(text) if spec.judged == 'references' else said
     features = {'predictions': said} | ({second: right} if second else {})
@@ -639,15 +649,11 @@ def _unpack(spec: TextMetric, key: str, column: list) -> list:
     if key == 'references' and spec.judged == 'references': return [x[0] if len(x) == 1 else x for x in column]
     return column
 
-# %% ../nbs/11_metrics.ipynb #912fe175
-def metric(
-    name: str,  # one of `METRICS`: 'bleu', 'chrf', 'ter', 'rougeL', 'accuracy', 'f1', 'perplexity' ...
-    **options,  # of the implementation: `tokenize='zh'` for bleu, `train=texts` for novelty, `bins=10` ...
-) -> Any:  # an `evaluate.Metric`; its `compute(predictions=..., references=...)` gives {name: score, 'signature': ...}
-    "A metric as an `evaluate.Metric` object that needs no network."
+# %% ../nbs/11_metrics.ipynb #7884b5f7
+def _offline(spec: TextMetric) -> Any:
+    "An `evaluate.Metric` that computes `spec`."
     import evaluate
-    spec = text_metric(name, **options)
-    second = SECOND.get(spec.judged, 'references')
+    second = _SECOND.get(spec.judged, 'references')
 
     class Offline(evaluate.Metric):
         "One of ftnb's metrics, for the evaluate library."
@@ -656,25 +662,33 @@ def metric(
         def _compute(self, **columns):
             said, judged = (_unpack(spec, k, columns.get(k, [])) for k in ('predictions', second))
             signature = spec.signed(judged) if spec.judged == 'references' else spec.signature
-            return {name: spec(said, judged), 'signature': signature}
+            return {spec.name: spec(said, judged), 'signature': signature}
 
         def add_batch(self, **columns):
-            "Keep a batch of rows, `predictions` and what they are judged by, for `compute`."
+            "Keep a batch of rows for `compute`."
             super().add_batch(**{k: [_pack(spec, k, x) for x in v] for k, v in columns.items() if v is not None})
 
         def add(self, **row):
-            "Keep one row, `prediction` and what it is judged by, for `compute`."
-            plural = {'prediction': 'predictions', 'reference': 'references'}
-            super().add(**{k: _pack(spec, plural.get(k, k), x) for k, x in row.items()})
+            "Keep one row for `compute`."
+            column = {'prediction': 'predictions', 'reference': 'references'}
+            super().add(**{k: _pack(spec, column.get(k, k), x) for k, x in row.items()})
 
         def compute(self, *, predictions=None, references=None, prompts=None):
-            "Compute the score of `predictions`, or of what was added in batches."
+            "Compute the score of `predictions`, or of what was added."
             given = {k: v for k, v in {'references': references, 'prompts': prompts}.items() if k == second}
             if predictions is not None: spec.check(predictions, given.get(second))
             return super().compute(predictions=predictions, **given)
     return Offline()
 
-# %% ../nbs/11_metrics.ipynb #0c45d0cb
+# %% ../nbs/11_metrics.ipynb #912fe175
+def metric(
+    name: str,  # one of `METRICS`: 'bleu', 'chrf', 'ter', 'rougeL', 'accuracy', 'f1', 'perplexity' ...
+    **options,  # of the implementation: `tokenize='zh'` for bleu, `train=texts` for novelty, `bins=10` ...
+) -> Any:  # an `evaluate.Metric`; its `compute(predictions=..., references=...)` gives {name: score, 'signature': ...}
+    "A metric as an `evaluate.Metric` object that needs no network."
+    return _offline(text_metric(name, **options))
+
+# %% ../nbs/11_metrics.ipynb #801abc97
 def hub_metric(
     name: str,  # of a metric on the Hugging Face hub: 'google_bleu', 'charcut_mt' ...; or a folder with its script
     **options,  # for `evaluate.load`: `config_name='mrpc'` ...
