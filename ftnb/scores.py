@@ -172,11 +172,20 @@ def _cut(text: Any, most: int = 280) -> str:
     text = '' if text is None else ' / '.join(text) if isinstance(text, list) else str(text)
     return text if len(text) <= most else f'{text[:most * 2 // 3]} … {text[-most // 3:]}'
 
-def _shown(scores: Scores, by: str, places: Iterable[int]) -> list[tuple]:
+def _bare(prompts: Sequence[str], every: Sequence[str]) -> list[str]:
+    "Prompts for a card, without the lines that all of them begin and end with: a template."
+    if len(set(every)) < 2: return [_cut(p) for p in prompts]
+    head, tail = os.path.commonprefix(list(every)), os.path.commonprefix([p[::-1] for p in every])[::-1]
+    begin, ends = head.rfind('\n') + 1, [i for i, c in enumerate(tail) if c in '<\n']
+    end = len(tail) - ends[0] if ends else 0
+    return [_cut(p[begin:len(p) - end].strip()) for p in prompts]
+
+def _shown(scores: Scores, by: str, places: Sequence[int]) -> list[tuple]:
     "Rows for a card: number, value, prompt, prediction, reference."
     rows = [scores.rows[int(i)] for i in places]
-    return [(i, '' if r[by] is None else f'{r[by]:.1f}', *(_cut(r[c]) for c in ('prompt', 'prediction', 'reference')))
-            for i, r in zip(places, rows)]
+    prompts = _bare([r['prompt'] for r in rows], scores.rows['prompt'][:])
+    return [(i, '' if r[by] is None else f'{r[by]:.1f}', p, _cut(r['prediction']), _cut(r['reference']))
+            for i, r, p in zip(places, rows, prompts)]
 
 def _three_rows(scores: Scores, by: str) -> str:
     "The best, median and worst row by one metric, as a table."
@@ -340,15 +349,15 @@ def _one_split(rows: Any) -> Sequence[Mapping]:
     return given
 
 # %% ../nbs/12_scores.ipynb #5252e770
-def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task, bits: bool = False) -> dict[str, np.ndarray]:
-    "Statistics of perplexity (and, for free text or if asked for, bits per byte), row by row."
+def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task, more: Iterable[str] = ()) -> dict:
+    "Statistics of perplexity (and if asked for loss and bits per byte, these for free text anyway), row by row."
     whole = (lambda p, t: {'input_ids': p, 'labels': t}) if is_seq2seq(lm) \
         else lambda p, t: {'input_ids': p + t, 'labels': [IGNORE] * len(p) + t}
     pieces = [pieces_of(whole(p, t), context_length(lm), free=not task.answers) for p, t in pairs]
     owner: np.ndarray = np.repeat(np.arange(len(pairs)), [len(row) for row in pieces])
     nats, tokens = (np.bincount(owner, x, len(pairs)) for x in row_nats(lm, [p for row in pieces for p in row]))
-    found = {'perplexity': np.stack([nats, tokens], 1)}
-    if task.answers and not bits: return found
+    found = {k: np.stack([nats, tokens], 1) for k in ('perplexity', 'loss') if k != 'loss' or k in more}
+    if task.answers and 'bits_per_byte' not in more: return found
     first = 0 if task.answers else 1   # nothing predicts the first token of free text
     texts = lm.tokenizer.batch_decode([t[first:] for _, t in pairs], skip_special_tokens=True)
     return found | {'bits_per_byte': np.stack([nats, [len(text.encode()) for text in texts]], 1)}
@@ -400,11 +409,11 @@ def _asked(rows: Checked) -> dict[str, list[str]]:
     said = lambda turns: [(t['role'], t['content']) for t in last_answer(turns)[0]]
     return {'row': [digest(dict(r)) for r in rows.raw], 'turns': [digest(said(t)) for t in rows.turns]}
 
-# %% ../nbs/12_scores.ipynb #a0e1215a
+# %% ../nbs/12_scores.ipynb #ff248740
 def _extra(task: Task, metrics: Any, asked: Sequence[str], references: Sequence[str]) -> dict[str, TextMetric]:
     "The task's metrics and more, tried on the first row."
     chosen = {} if metrics is None else _chosen(metrics)
-    own = ('perplexity', 'bits_per_byte', *(['log_loss'] if task.labels else []))
+    own = ('perplexity', 'loss', 'bits_per_byte', *(['log_loss'] if task.labels else []))
     for name, m in chosen.items():
         if m.judged == 'numbers' and name in own: continue
         if not task.answers:
@@ -448,7 +457,7 @@ def score(
     columns |= {f'p({label})': probs[:, i].tolist() for i, label in enumerate(task.labels)}
     stats = {k: _judged(m, answers, references, asked, dicts) for k, m in wanted.items() if m.judged != 'numbers'}
     if task.labels: stats |= _label_stats(probs, task.labels, references)
-    stats |= _surprise(lm, pairs, task, 'bits_per_byte' in wanted)
+    stats |= _surprise(lm, pairs, task, wanted)
     found = {k: wanted.get(k) or text_metric(k) for k in stats}
     return _scores(name or lm.name, found, stats, columns, _asked(given), resamples, seed)
 
@@ -637,7 +646,7 @@ def _side_by_side(c: Comparison, metric: str | None, places: list[int]) -> pd.Da
                          'prompt': column(c.a, 'prompt'), a: column(c.a, 'prediction'), b: column(c.b, 'prediction'),
                          'reference': column(c.a, 'reference')})
 
-# %% ../nbs/12_scores.ipynb #2e06e6b9
+# %% ../nbs/12_scores.ipynb #7edb9675
 def _first(c: Comparison) -> str:
     "The metric by which rows are said to be better or worse."
     return next((k for k, m in c.metrics.items() if m.better), next(iter(c.metrics)))
@@ -666,8 +675,10 @@ def _comparison_html(c: Comparison) -> str:
          f'{r["rows_worse"]:.0%}', c.verdict(k)) for k, r in c.table.iterrows()]
     lines += [(k, *[''] * 9, f'not compared: {why}') for k, why in c.left_out.items()]
     by = _first(c)
-    rows = lambda table, title: html_table(table.map(_cut).itertuples(index=False), table.columns, title) \
-        if len(table) else f'<p>{html.escape(title)}: none</p>'
+    def rows(table: pd.DataFrame, title: str) -> str:
+        if not len(table): return f'<p>{html.escape(title)}: none</p>'
+        shown = table.map(_cut).assign(prompt=_bare(table['prompt'], c.a.rows['prompt'][:]))
+        return html_table(shown.itertuples(index=False), shown.columns, title)
     return (html_table(lines, head, _comparison_title(c)) + rows(c.worse(by, 3), f'The rows that got worse by {by}')
             + rows(c.better(by, 3), f'The rows that got better by {by}'))
 
@@ -677,7 +688,7 @@ def _why_not(k: str, a: Scores, b: Scores) -> str:
     if k not in a.metrics or k not in b.metrics: return f'only {(a if k in a.metrics else b).name} has it'
     x, y = a.metrics[k].signature, b.metrics[k].signature
     if _same_but_version(x) != _same_but_version(y): return f'computed as {x} and as {y}'
-    if k == 'perplexity' and not np.array_equal(a.stats[k][:, 1], b.stats[k][:, 1]):
+    if k in ('perplexity', 'loss') and not np.array_equal(a.stats[k][:, 1], b.stats[k][:, 1]):
         return 'the models cut texts into other tokens; bits_per_byte can be compared'
     return '' if a.stats[k].shape == b.stats[k].shape else 'its statistics have another shape'
 
