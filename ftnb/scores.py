@@ -77,13 +77,14 @@ def bca(
         ends.append(pick(below) + (at - below) * (pick(below + 1) - pick(below)))
     return ends[0], ends[1]
 
-# %% ../nbs/12_scores.ipynb #2cfe3ad4
+# %% ../nbs/12_scores.ipynb #7dbee057
 def _is_share(metric: TextMetric, stats: np.ndarray) -> bool:
     "Whether every row is plainly right or wrong, in percent, and the metric is their mean."
     if metric.spread == 'jackknife' or stats.shape[1] != 2: return False
     plain = bool(np.isin(stats[:, 0], (0., 100.)).all() and (stats[:, 1] == 1).all())
     return plain and metric.combine(np.array([100., 2.])) == 50
 
+# %% ../nbs/12_scores.ipynb #a2cfdbb7
 def _kind(metric: TextMetric, *stats: np.ndarray) -> str:
     "Which interval a metric gets."
     if not all(np.isfinite(s).all() for s in stats): return 'undefined'
@@ -91,6 +92,7 @@ def _kind(metric: TextMetric, *stats: np.ndarray) -> str:
     if all(_is_share(metric, s) for s in stats): return 'Wilson' if len(stats) == 1 else 'Tango'
     return 'BCa' if len(stats[0]) > 1 else 'one row'
 
+# %% ../nbs/12_scores.ipynb #1a217463
 def _interval(metric: TextMetric, stats: np.ndarray, sums: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     "The interval of a metric, given its sums over resampled sets."
     kind, value = _kind(metric, stats), metric.combine(stats.sum(0))
@@ -161,8 +163,8 @@ class Scores(Card):
 
     def _repr_html_(self) -> str:
         table, (title, _) = self.to_pandas(), self._facts()
-        lines = [(k, f'{r["value"]:.2f}', f'{r["low"]:.2f} to {r["high"]:.2f}', f'{r["better"]} is better' if r['better'] != 'neither' else '')
-                 for k, r in table.iterrows()]
+        way = lambda r: '' if r['better'] == 'neither' else f'{r["better"]} is better'
+        lines = [(k, f'{r["value"]:.2f}', f'{r["low"]:.2f} to {r["high"]:.2f}', way(r)) for k, r in table.iterrows()]
         return (html_table(lines, ['metric', 'value', '95 % interval', ''], title)
                 + _three_rows(self, next(iter(self.metrics))) + _folded_rows(self, next(iter(self.metrics))))
 
@@ -172,6 +174,7 @@ def _cut(text: Any, most: int = 280) -> str:
     text = '' if text is None else ' / '.join(text) if isinstance(text, list) else str(text)
     return text if len(text) <= most else f'{text[:most * 2 // 3]} … {text[-most // 3:]}'
 
+# %% ../nbs/12_scores.ipynb #ffd627b9
 def _bare(prompts: Sequence[str], every: Sequence[str]) -> list[str]:
     "Prompts for a card, without the lines that all of them begin and end with: a template."
     if len(set(every)) < 2: return [_cut(p) for p in prompts]
@@ -180,6 +183,7 @@ def _bare(prompts: Sequence[str], every: Sequence[str]) -> list[str]:
     end = len(tail) - ends[0] if ends else 0
     return [_cut(p[begin:len(p) - end].strip()) for p in prompts]
 
+# %% ../nbs/12_scores.ipynb #63a2f9d2
 def _shown(scores: Scores, by: str, places: Sequence[int]) -> list[tuple]:
     "Rows for a card: number, value, prompt, prediction, reference."
     rows = [scores.rows[int(i)] for i in places]
@@ -187,6 +191,7 @@ def _shown(scores: Scores, by: str, places: Sequence[int]) -> list[tuple]:
     return [(i, '' if r[by] is None else f'{r[by]:.1f}', p, _cut(r['prediction']), _cut(r['reference']))
             for i, r, p in zip(places, rows, prompts)]
 
+# %% ../nbs/12_scores.ipynb #92f96314
 def _three_rows(scores: Scores, by: str) -> str:
     "The best, median and worst row by one metric, as a table."
     order = _order(scores, by, best=True)
@@ -194,6 +199,7 @@ def _three_rows(scores: Scores, by: str) -> str:
     lines = [(name, *row) for name, row in zip(('best', 'median', 'worst'), shown)]
     return html_table(lines, ['', 'row', by, 'prompt', 'prediction', 'reference'])
 
+# %% ../nbs/12_scores.ipynb #28d798e1
 def _folded_rows(scores: Scores, by: str, most: int = 20) -> str:
     "The worst rows by one metric, behind a fold that needs no kernel."
     places = _order(scores, by)[:most]
@@ -201,16 +207,18 @@ def _folded_rows(scores: Scores, by: str, most: int = 20) -> str:
     table = html_table(_shown(scores, by, places), ['row', by, 'prompt', 'prediction', 'reference'])
     return f'<details><summary>{what}, worst {html.escape(by)} first</summary>{table}</details>'
 
-# %% ../nbs/12_scores.ipynb #ec113da5
+# %% ../nbs/12_scores.ipynb #f6e4d105
 def _metric_of(scores: Any, by: str | None) -> str:
     "The name of a metric of these scores; the first one for None."
     return next(iter(scores.metrics)) if by is None else one_of(by, scores.metrics, 'metric')
 
+# %% ../nbs/12_scores.ipynb #3f4932d7
 def _order(scores: Scores, by: str, best: bool = False) -> list[int]:
     "Row numbers, worst (or best) first; rows whose value is nan are last."
     value = np.asarray(scores.rows[by], float) * (scores.metrics[by].better or 1)
     return np.argsort(-value if best else value, kind='stable').tolist()   # NumPy puts nan at the end
 
+# %% ../nbs/12_scores.ipynb #f5ff2f69
 def _wanted(where: Any) -> Callable[[Mapping], bool]:
     "A filter of rows, from a function or a text."
     if callable(where): return where
@@ -220,6 +228,7 @@ def _wanted(where: Any) -> Callable[[Mapping], bool]:
     sought = (where or '').casefold()
     return lambda row: any(sought in _cut(row[c], 10**9).casefold() for c in ('prompt', 'prediction', 'reference'))
 
+# %% ../nbs/12_scores.ipynb #6d750fe7
 def _sorted(scores: Scores, by: str | None, n: int | None, where: Any, best: bool) -> pd.DataFrame:
     "Rows in order, filtered."
     wanted, by = _wanted(where), _metric_of(scores, by)
@@ -228,7 +237,7 @@ def _sorted(scores: Scores, by: str | None, n: int | None, where: Any, best: boo
     places = list(itertools.islice(kept, n))
     return scores.rows.select(places).to_pandas().set_axis(pd.Index(places, name='row'))
 
-# %% ../nbs/12_scores.ipynb #363d0a2b
+# %% ../nbs/12_scores.ipynb #d72f2cd6
 def _browser(scores: Scores, by: str, where: str, size: int) -> Any:
     "A metric to choose, a direction, a text to look for, and pages."
     import ipywidgets as w
@@ -257,6 +266,7 @@ def _chosen(metrics: Any) -> dict[str, TextMetric]:
     names('metrics', found, 1, different=True)
     return {name: m if isinstance(m, TextMetric) else text_metric(m) for name, m in zip(found, metrics)}
 
+# %% ../nbs/12_scores.ipynb #020e105b
 def _judged(m: TextMetric, texts: Sequence, references: Any, prompts: Sequence[str] | None,
             probs: list[dict[str, float]] | None) -> np.ndarray:
     "A metric's statistics, from what it judges by."
@@ -271,7 +281,7 @@ def _judged(m: TextMetric, texts: Sequence, references: Any, prompts: Sequence[s
         return m.stats(probs, references)
     return m.stats(texts, prompts if m.judged == 'prompts' else references)
 
-# %% ../nbs/12_scores.ipynb #7f789726
+# %% ../nbs/12_scores.ipynb #7ec2ba4f
 def _scores(name: str, metrics: dict[str, TextMetric], stats: dict[str, np.ndarray], columns: dict[str, list],
             asked: dict[str, list[str]], resamples: int, seed: int) -> Scores:
     "Assemble: intervals from the statistics (one drawing for all), each metric of each row beside its texts."
@@ -316,7 +326,7 @@ def score_texts(
     found.comparison = compare(baseline, found, seed=seed)
     return found
 
-# %% ../nbs/12_scores.ipynb #53565493
+# %% ../nbs/12_scores.ipynb #1d53a16a
 def _check_texts(predictions: Any, references: Any, prompts: Any, baseline: Any) -> None:
     "Refuse lists that do not belong together, before anything is computed."
     for what, given in (('predictions', predictions), ('references', references), ('prompts', prompts),
@@ -409,7 +419,7 @@ def _asked(rows: Checked) -> dict[str, list[str]]:
     said = lambda turns: [(t['role'], t['content']) for t in last_answer(turns)[0]]
     return {'row': [digest(dict(r)) for r in rows.raw], 'turns': [digest(said(t)) for t in rows.turns]}
 
-# %% ../nbs/12_scores.ipynb #ff248740
+# %% ../nbs/12_scores.ipynb #5ee42c45
 def _extra(task: Task, metrics: Any, asked: Sequence[str], references: Sequence[str]) -> dict[str, TextMetric]:
     "The task's metrics and more, tried on the first row."
     chosen = {} if metrics is None else _chosen(metrics)
@@ -461,18 +471,20 @@ def score(
     found = {k: wanted.get(k) or text_metric(k) for k in stats}
     return _scores(name or lm.name, found, stats, columns, _asked(given), resamples, seed)
 
+# %% ../nbs/12_scores.ipynb #9866f660
 def _conversations(rows: Checked) -> tuple[list[str], list[str]]:
     "What is asked in each row, as a text without any template, and the right answer."
     parts = [last_answer(t) for t in rows.turns]
     return ['\n'.join(t['content'] for t in before) for before, _ in parts], [answer for _, answer in parts]
 
-# %% ../nbs/12_scores.ipynb #1d6b684b
+# %% ../nbs/12_scores.ipynb #e3a1e67b
 def _exchanged(rows: int, resamples: int, seed: int, cells: int = 2**22) -> Iterator[np.ndarray]:
     "Which rows exchange their answers, `[some, rows]` at a time; drawn as sacrebleu draws them."
     rng, some = np.random.default_rng(seed), max(32, cells // rows // 32 * 32)   # bits are drawn 32 at a time
     for start in range(0, resamples, some):
         yield rng.integers(2, size=(min(some, resamples - start), rows), dtype=bool).astype(float)
 
+# %% ../nbs/12_scores.ipynb #a1d0e787
 def tango(
     a: np.ndarray,  # [rows] of bool: right or wrong
     b: np.ndarray,  # [rows] of bool, for the same rows
@@ -494,7 +506,7 @@ def tango(
         return (near + far) / 2
     return end(1), end(-1)
 
-# %% ../nbs/12_scores.ipynb #fef628bb
+# %% ../nbs/12_scores.ipynb #d16e557a
 def _gap_interval(m: TextMetric, a: np.ndarray, b: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
     "The 95 % interval of a difference, given the differences of resampled sets."
     kind, observed = _kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
@@ -510,12 +522,13 @@ def _gap_interval(m: TextMetric, a: np.ndarray, b: np.ndarray, gaps: np.ndarray)
     low, high = bca(gaps, observed, left_out)
     return float(low), float(high)
 
+# %% ../nbs/12_scores.ipynb #e66fe43e
 def _jackknife_width(left_out: np.ndarray, level: float = 0.95) -> float:
     "Half the width of a jackknife interval."
     from scipy.special import stdtrit
     return float(stdtrit(len(left_out) - 1, (1 + level) / 2)) * jackknife_error(left_out)
 
-# %% ../nbs/12_scores.ipynb #36a58fc0
+# %% ../nbs/12_scores.ipynb #8a156932
 def _p_exchange(m: TextMetric, a: np.ndarray, b: np.ndarray, moved: np.ndarray) -> float:
     "Two-sided p of approximate randomization; `moved` are the sums of b - a over the rows that exchange."
     one, observed = a.sum(0) + moved, m.combine(b.sum(0)) - m.combine(a.sum(0))
@@ -534,7 +547,7 @@ def _p_jackknife(m: TextMetric, a: np.ndarray, b: np.ndarray) -> float:
     error = jackknife_error(m.leave_one_out(b) - m.leave_one_out(a))
     return float(2 * stdtr(len(a) - 1, -abs(observed) / error)) if error else float(observed == 0)
 
-# %% ../nbs/12_scores.ipynb #d7d85755
+# %% ../nbs/12_scores.ipynb #2d052c60
 def _differences(metrics: Sequence[TextMetric], a: Sequence[np.ndarray], b: Sequence[np.ndarray], resamples: int,
                  seed: int, test: str) -> list[tuple[float, float, float, float]]:
     "For each metric b - a, its interval and its p; all from the same draws."
@@ -561,7 +574,7 @@ def difference(
     "Compare two sets of outputs for the same rows by one metric."
     return _differences([metric], [a], [b], resamples, seed, one_of(test, ('randomization', 'bootstrap'), 'test'))[0]
 
-# %% ../nbs/12_scores.ipynb #50b16ac2
+# %% ../nbs/12_scores.ipynb #d2bc441a
 def holm(
     p_values: Sequence[float],  # of all tests that are made; nan: a test that could not be made
 ) -> np.ndarray:  # corrected, in the same order
@@ -632,12 +645,14 @@ def _labels(a: Scores, b: Scores) -> tuple[str, str]:
         found.append(label)
     return found[0], found[1]
 
+# %% ../nbs/12_scores.ipynb #49ad6244
 def _by_gain(c: Comparison, metric: str | None) -> tuple[list[int], np.ndarray]:
     "Row numbers by what they gained, least first (without rows that have no value), and the gains."
     by = _metric_of(c, metric)
     gain = (c.a.metrics[by].better or 1) * (np.asarray(c.b.rows[by], float) - np.asarray(c.a.rows[by], float))
     return [i for i in np.argsort(gain, kind='stable').tolist() if np.isfinite(gain[i])], gain
 
+# %% ../nbs/12_scores.ipynb #ba9974ef
 def _side_by_side(c: Comparison, metric: str | None, places: list[int]) -> pd.DataFrame:
     "Rows with the texts of both sides."
     (a, b), by = _labels(c.a, c.b), _metric_of(c, metric)
@@ -646,11 +661,12 @@ def _side_by_side(c: Comparison, metric: str | None, places: list[int]) -> pd.Da
                          'prompt': column(c.a, 'prompt'), a: column(c.a, 'prediction'), b: column(c.b, 'prediction'),
                          'reference': column(c.a, 'reference')})
 
-# %% ../nbs/12_scores.ipynb #7edb9675
+# %% ../nbs/12_scores.ipynb #aa3fb468
 def _first(c: Comparison) -> str:
     "The metric by which rows are said to be better or worse."
     return next((k for k, m in c.metrics.items() if m.better), next(iter(c.metrics)))
 
+# %% ../nbs/12_scores.ipynb #2c1cf0ae
 def _comparison_title(c: Comparison) -> str:
     "Who, how many rows, and first of all how many of them got worse."
     by, n = _first(c), len(c.a.rows)
@@ -659,6 +675,7 @@ def _comparison_title(c: Comparison) -> str:
     return (f'{" → ".join(_labels(c.a, c.b))}, {n:,} rows: {worse:,} got worse by {by}, {better:,} better, '
             f'{n - worse - better:,} neither')
 
+# %% ../nbs/12_scores.ipynb #3598e18e
 def _comparison_lines(c: Comparison) -> dict[str, str]:
     "A line for each metric."
     p = lambda r: f'p = {r["p_value"]:.3f}' + (f' (corrected {r["p_holm"]:.3f})' if len(c.table) > 1 else '')
@@ -666,9 +683,11 @@ def _comparison_lines(c: Comparison) -> dict[str, str]:
     lines = {k: f'{change(r)}   {p(r)}   {c.verdict(k)}' for k, r in c.table.iterrows()}
     return lines | {k: f'not compared: {why}' for k, why in c.left_out.items()}
 
+# %% ../nbs/12_scores.ipynb #fbe6ac89
 def _comparison_html(c: Comparison) -> str:
     "The numbers, the rows that got worse, and then those that got better."
-    head = ['metric', *_labels(c.a, c.b), 'difference', '95 % interval', 'p', 'corrected', 'd_z', 'rows ↑', 'rows ↓', '']
+    head = ['metric', *_labels(c.a, c.b), 'difference', '95 % interval', 'p', 'corrected', 'd_z', 'rows ↑', 'rows ↓',
+            '']
     lines: list[tuple] = [
         (k, f'{r["a"]:.2f}', f'{r["b"]:.2f}', f'{r["difference"]:+.2f}', f'{r["low"]:+.2f} to {r["high"]:+.2f}',
          f'{r["p_value"]:.3f}', f'{r["p_holm"]:.3f}', f'{r["d_z"]:+.2f}', f'{r["rows_better"]:.0%}',
@@ -708,7 +727,7 @@ def _check_same_rows(a: Scores, b: Scores) -> None:
                     + (f'; in row {where} the references are equal, and the prompts are not' if same else ''),
                     'Score both on the same rows.')
 
-# %% ../nbs/12_scores.ipynb #1181fe53
+# %% ../nbs/12_scores.ipynb #4eed9f68
 def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Comparison:
     "Compare two, without a correction yet."
     every = dict.fromkeys([*a.metrics, *b.metrics])
@@ -732,7 +751,7 @@ def compare(
     test: str = 'randomization',  # or 'bootstrap': where p-values come from
     resamples: int | None = None,  # bootstrap samples, and random exchanges; None: 1000, more for many tests
     seed: int = 0,  # of the drawing
-) -> Any:  # a `Comparison`, whose `.table` has a, b, difference, low, high, p_value ... for each metric; or `Comparisons`
+) -> Any:  # a `Comparison`, whose `.table` has a, b, difference, low, high, p_value ...; of more, `Comparisons`
     "Test whether sets of outputs for the same rows differ, metric by metric; the worst rows first."
     all_of = [a, b, *more]
     _check_comparable(all_of)
@@ -745,7 +764,7 @@ def compare(
     for c in found: c.table['p_holm'] = [next(corrected) for _ in c.table.index]
     return found[0] if not more else Comparisons(found)
 
-# %% ../nbs/12_scores.ipynb #38a19425
+# %% ../nbs/12_scores.ipynb #c197902a
 def _enough(resamples: int | None, tests: int) -> int:
     "So many resamples that a corrected p can be below 0.05 at all."
     if resamples is None: return max(1000, 100 * tests)
@@ -753,6 +772,7 @@ def _enough(resamples: int | None, tests: int) -> int:
          f'with {tests} tests the smallest corrected p would be {tests / (resamples + 1):.3f}')
     return resamples
 
+# %% ../nbs/12_scores.ipynb #10ea72ca
 def _check_comparable(all_of: Sequence[Any]) -> None:
     "Refuse what is no Scores, other rows, and scores without a common metric."
     for what, value in zip(itertools.chain('ab', map('more[{}]'.format, itertools.count())), all_of):
@@ -766,7 +786,7 @@ def _check_comparable(all_of: Sequence[Any]) -> None:
             raise FTNBError(f'{x.name} and {y.name}', f'they have no comparable metric in common ({told})',
                             'Score both with the same metrics.')
 
-# %% ../nbs/12_scores.ipynb #75065402
+# %% ../nbs/12_scores.ipynb #46414f16
 class Comparisons(Card):
     "Several sets of outputs for the same rows: pairs, tested together."
     def __init__(self,
@@ -780,7 +800,8 @@ class Comparisons(Card):
     def _facts(self) -> tuple[str, dict]:
         lines = {f'{" → ".join(_labels(c.a, c.b))}  {k}': text for c in self.pairs
                  for k, text in _comparison_lines(c).items()}
-        return f'{len(self.pairs)} comparisons on {len(self.pairs[0].a.rows):,} rows, corrected for {self.tests} tests', lines
+        rows = len(self.pairs[0].a.rows)
+        return f'{len(self.pairs)} comparisons on {rows:,} rows, corrected for {self.tests} tests', lines
 
     @property
     def tests(self) -> int: return int(np.isfinite(self.table['p_value']).sum())
@@ -794,7 +815,7 @@ class Comparisons(Card):
                         f'{_comparison_html(c)}</details>' for c in self.pairs)
         return html_table(lines, head, self._facts()[0]) + folds
 
-# %% ../nbs/12_scores.ipynb #309852d4
+# %% ../nbs/12_scores.ipynb #7add4a24
 def _csv_cell(value: Any) -> str:
     "A value as a cell: texts never become formulas; a missing value is an empty cell."
     if value is None: return ''
@@ -808,47 +829,55 @@ def _from_cell(text: str, kind: Any) -> Any:
     if isinstance(kind, datasets.Value) and kind.dtype.startswith('float'): return float(text)
     return json.loads(text)
 
-# %% ../nbs/12_scores.ipynb #10d49649
+# %% ../nbs/12_scores.ipynb #f1a64d90
 def _number_out(x: Any) -> Any:
     "JSON has no nan and no infinity: they become texts."
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
+# %% ../nbs/12_scores.ipynb #3abab038
 def _number_in(x: Any) -> Any:
     "The other way, in a column of numbers."
     return float(x) if isinstance(x, str) else x
 
+# %% ../nbs/12_scores.ipynb #654b3685
 def _write_csv(rows: datasets.Dataset, file: Path) -> None:
     with file.open('w', encoding='utf-8', newline='') as f:
         out = csv.writer(f)
         out.writerow(rows.column_names)
         for row in rows: out.writerow([_csv_cell(row[c]) for c in rows.column_names])
 
+# %% ../nbs/12_scores.ipynb #bc7fb133
 def _read_csv(file: Path, kinds: datasets.Features) -> dict[str, list]:
     with file.open(encoding='utf-8', newline='') as f:
         head, *lines = csv.reader(f)
     return {c: [_from_cell(line[i], kinds[c]) for line in lines] for i, c in enumerate(head)}
 
+# %% ../nbs/12_scores.ipynb #2c2ac76c
 def _write_jsonl(rows: datasets.Dataset, file: Path) -> None:
     with file.open('w', encoding='utf-8', newline='\n') as f:
         for row in rows: f.write(json.dumps({k: _number_out(v) for k, v in row.items()}, ensure_ascii=False) + '\n')
 
+# %% ../nbs/12_scores.ipynb #0eb7972b
 def _read_jsonl(file: Path, kinds: datasets.Features) -> dict[str, list]:
     with file.open(encoding='utf-8', newline='\n') as f: rows = [json.loads(line) for line in f]
     is_number = lambda c: getattr(kinds[c], 'dtype', '').startswith('float')
     return {c: [_number_in(r[c]) if is_number(c) else r[c] for r in rows] for c in kinds}
 
+# %% ../nbs/12_scores.ipynb #a3928385
 def _write_parquet(rows: datasets.Dataset, file: Path) -> None:
     import pyarrow.parquet as pq
     pq.write_table(rows.with_format('arrow')[:], file)
 
+# %% ../nbs/12_scores.ipynb #574c0b28
 def _read_parquet(file: Path, kinds: datasets.Features) -> dict[str, list]:
     import pyarrow.parquet as pq
     return pq.read_table(file).to_pydict()
 
-# %% ../nbs/12_scores.ipynb #087d26cf
+# %% ../nbs/12_scores.ipynb #cbeb069d
 FORMATS = {'.csv': (_write_csv, _read_csv), '.jsonl': (_write_jsonl, _read_jsonl),
            '.parquet': (_write_parquet, _read_parquet)}  # ending: (write, read)
 
+# %% ../nbs/12_scores.ipynb #7b100f2d
 def _scores_file(path: Any) -> tuple[Path, Path]:
     "The table and the file beside it."
     if not isinstance(path, (str, Path)): raise FTNBError(f'path={path!r:.60}', 'it must be a path', 'Give a str.')
@@ -856,6 +885,7 @@ def _scores_file(path: Any) -> tuple[Path, Path]:
     one_of(file.suffix, FORMATS, 'the ending')
     return file, file.with_name(f'{file.name}.scores.json')
 
+# %% ../nbs/12_scores.ipynb #48daef69
 @contextlib.contextmanager
 def _whole_file(file: Path) -> Iterator[Path]:
     "A file that appears whole or not at all: written aside, flushed to disk, renamed."
@@ -869,13 +899,14 @@ def _whole_file(file: Path) -> Iterator[Path]:
         os.replace(name, file)
     finally: Path(name).unlink(missing_ok=True)
 
+# %% ../nbs/12_scores.ipynb #10b139eb
 def _umask() -> int:
     "What new files may not be: there is no other way to ask than to set it."
     was = os.umask(0)
     os.umask(was)
     return was
 
-# %% ../nbs/12_scores.ipynb #a6c06231
+# %% ../nbs/12_scores.ipynb #4331484f
 def _described(scores: Scores, checksum: str) -> dict:
     "All but the rows, as JSON takes it."
     lines = scores.to_pandas()
@@ -884,9 +915,11 @@ def _described(scores: Scores, checksum: str) -> dict:
     return {'ftnb_scores': 1, 'name': scores.name, 'rows': len(scores.rows), 'checksum': checksum,
             'features': scores.rows.features.to_dict(), 'metrics': metrics, 'asked': scores.asked}
 
+# %% ../nbs/12_scores.ipynb #fcf967ce
 def _digest(file: Path) -> str:
     with file.open('rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()[:32]
 
+# %% ../nbs/12_scores.ipynb #e459b8bd
 def save_scores(
     scores: Scores,  # what `score` or `score_texts` returns
     path: str | Path,  # ends with .csv, .jsonl or .parquet; a file that is there is replaced
@@ -900,7 +933,7 @@ def save_scores(
         facts.write_text(json.dumps(_described(scores, _digest(table)), ensure_ascii=False), encoding='utf-8')
     return file
 
-# %% ../nbs/12_scores.ipynb #01732121
+# %% ../nbs/12_scores.ipynb #3a64c9d7
 def _found_again(k: str, signature: str, own: Mapping[str, TextMetric]) -> TextMetric:
     "The metric of this name that computes the same."
     found = own.get(k) or (text_metric(k) if k in METRICS else None)
@@ -908,6 +941,7 @@ def _found_again(k: str, signature: str, own: Mapping[str, TextMetric]) -> TextM
     why = f'what has this name now is {found.signature}' if found else 'it is none of ftnb'
     raise FTNBError(f'metric {k!r}, computed as {signature}', why, 'Give it: load_scores(path, metrics=[...]).')
 
+# %% ../nbs/12_scores.ipynb #6874ef08
 def load_scores(
     path: str | Path,  # what `save_scores` was given
     metrics: Sequence[TextMetric] = (),  # those of your own, or with options
@@ -930,7 +964,7 @@ def load_scores(
     ends = {k: (_number_in(m['low']), _number_in(m['high'])) for k, m in facts['metrics'].items()}
     return Scores(facts['name'], found, stats, rows, ends, facts['asked'])
 
-# %% ../nbs/12_scores.ipynb #29b454a2
+# %% ../nbs/12_scores.ipynb #1950902d
 class Scored(Watch):
     "Score a few held-out rows as it trains, within a time budget; `.history` is a table, `.seen` lists (step, lines)."
     def __init__(self,
@@ -991,8 +1025,8 @@ class Scored(Watch):
 
     def measure(self) -> Scores:
         "Score the chosen rows."
-        places = self.order[:self.n]
-        rows = self.given.select(places) if isinstance(self.given, datasets.Dataset) else [self.given[i] for i in places]
+        given, places = self.given, self.order[:self.n]
+        rows = given.select(places) if isinstance(given, datasets.Dataset) else [given[i] for i in places]
         return score(self.lm, rows, self.task, progress=False, name='while training', **self.options)
 
     def first(self) -> Scores:
@@ -1017,7 +1051,7 @@ class Scored(Watch):
         self.looks[:], self.order[:] = state['looks'], state['order']
         self.n, self.spent, self.before = state['n'], state['spent'], state['before']
 
-# %% ../nbs/12_scores.ipynb #4762d4b9
+# %% ../nbs/12_scores.ipynb #668482ae
 class _Both:
     "Two watches that are shown as one."
     def __init__(self, one: Any, other: Any): self.parts = (one, other)
@@ -1036,7 +1070,7 @@ def _show_beside(scored: Scored, learner: Learner) -> None:
     both: Any = _Both(shown.samples, scored) if shown.samples else scored
     scored.shown, shown.samples = True, both
 
-# %% ../nbs/12_scores.ipynb #b0018d8b
+# %% ../nbs/12_scores.ipynb #7c328cfc
 @dataclass(repr=False)
 class Benchmark(Card):
     "What a model scored on tasks of lm-eval."
@@ -1049,7 +1083,7 @@ class Benchmark(Card):
                  f'n = {r["n"]:,}, {r["shots"]} shots' for (task, metric), r in self.table.iterrows()}
         return f'Benchmarks of {self.name} (lm-eval; standard errors, and 95 % intervals)', lines
 
-# %% ../nbs/12_scores.ipynb #5d349f4e
+# %% ../nbs/12_scores.ipynb #e7d42e69
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
     "Keep lm-eval's bars, log lines and processes out of a notebook inside the block."
@@ -1065,6 +1099,7 @@ def _hushed() -> Iterator[None]:
         if was is None: os.environ.pop('DISABLE_MULTIPROC', None)
         else: os.environ['DISABLE_MULTIPROC'] = was
 
+# %% ../nbs/12_scores.ipynb #bf1a4780
 def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
     "lm-eval's list of tasks: those of a folder, or all that it knows by name."
     manage = need('lm_eval.tasks', 'pip install ftnb[benchmarks]', 'for benchmarks').TaskManager
@@ -1077,7 +1112,7 @@ def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
         raise FTNBError(f'task {t!r}', where, nearest(t, known.all_tasks))
     return known
 
-# %% ../nbs/12_scores.ipynb #67b1f620
+# %% ../nbs/12_scores.ipynb #3ae64061
 def _run_tasks(lm: LM, tasks: Sequence[str], known: Any, limit: int | None, shots: int | None, batch_size: int,
                chat: bool, seed: int) -> dict:
     "Have lm-eval do its work on a model in memory."
@@ -1094,7 +1129,7 @@ def _run_tasks(lm: LM, tasks: Sequence[str], known: Any, limit: int | None, shot
             raise FTNBError(f'task {", ".join(tasks)}', f'its rows could not be had ({str(e)[:160]})',
                             'Connect to the network, or give folder= with a task file and its rows.') from e
 
-# %% ../nbs/12_scores.ipynb #2cd1f193
+# %% ../nbs/12_scores.ipynb #f819b58d
 def _said(sample: Mapping) -> str:
     "What a model answered: of answers to choose from the most probable one, else its text."
     found, asked = sample['filtered_resps'], sample['arguments']
@@ -1102,16 +1137,19 @@ def _said(sample: Mapping) -> str:
         return str(asked[max(range(len(found)), key=lambda i: found[i][0])][1])
     return str(found[0]) if found else ''
 
+# %% ../nbs/12_scores.ipynb #32f3e49f
 def _short(k: str) -> str:
     "lm-eval's name of a metric, without the name of a filter that does nothing."
     return k.removesuffix(',none')
 
+# %% ../nbs/12_scores.ipynb #f2a10f3e
 def _mean_metric(k: str, task: str, more: bool) -> TextMetric:
     "A metric that lm-eval has computed, as the mean of its rows, in percent."
     def stats(texts: Sequence, judged: Any = None) -> np.ndarray:
         raise FTNBError(f'metric {k!r}', 'lm-eval computes it', 'Use benchmark(lm, tasks).')
     return TextMetric(k, stats, ratio, f'{k}|mean of rows, percent|{task}|lm-eval', 1 if more else -1, judged='numbers')
 
+# %% ../nbs/12_scores.ipynb #d5ada33f
 def _task_scores(name: str, task: str, samples: list[dict], results: dict, more: Mapping[str, bool]) -> Scores | None:
     "The rows of a task with those metrics that are means."
     stats = {}
@@ -1128,7 +1166,7 @@ def _task_scores(name: str, task: str, samples: list[dict], results: dict, more:
     metrics = {k: _mean_metric(k, task, more.get(k.partition(',')[0], True)) for k in stats}
     return _scores(f'{name} on {task}', metrics, stats, columns, {'row': [s['doc_hash'] for s in rows]}, 1000, 0)
 
-# %% ../nbs/12_scores.ipynb #83277dbe
+# %% ../nbs/12_scores.ipynb #87b27e10
 def _task_lines(task: str, found: dict, scores: Scores | None) -> list[dict]:
     "A line for each metric of a task."
     results, lines = found['results'][task], []
@@ -1147,7 +1185,7 @@ def _task_lines(task: str, found: dict, scores: Scores | None) -> list[dict]:
                       'interval': kind})
     return lines
 
-# %% ../nbs/12_scores.ipynb #03428336
+# %% ../nbs/12_scores.ipynb #c26249f8
 def benchmark(
     lm: LM,  # a loaded model; it stays as it is
     tasks: str | Sequence[str],  # names of lm-eval's tasks ('arc_easy', 'hellaswag' ...), or of those in `folder`
