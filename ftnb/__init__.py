@@ -17,7 +17,7 @@ _HOME = {name: module for module, names in {
     'adapters': 'add_lora lora_config merge_adapter without_adapter',
     'finetuning': 'Run find_lr finetune held_out_loss load_checkpoint preflight resume',
     'metrics': 'metric',
-    'scores': 'Comparison Scores compare score score_texts',
+    'scores': 'Comparison Comparisons Scored Scores benchmark compare load_scores save_scores score score_texts',
 }.items() for name in names.split()}
 __all__ = sorted(_HOME)
 

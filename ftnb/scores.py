@@ -4,28 +4,106 @@
 
 # %% ../nbs/12_scores.ipynb #d7d1c6c7
 from __future__ import annotations
-import hashlib, itertools, json
-from collections.abc import Mapping, Sequence
+import contextlib, copy, csv, hashlib, html, io, itertools, json, logging, math, os, tempfile, time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-from .core import Card, FTNBError, html_table, names, number
+from .callbacks import Progress, Watch
+from .core import Card, FTNBError, StatusLine, html_table, must, names, nearest, need, number, one_of, seeded
 from .data import IGNORE, Checked, checked, no_columns, pieces_of, rows_of, token_pairs
-from .generation import answer_nats, generate, shares
+from .generation import answer_nats, evaluating, generate, shares
 from .kernels import row_nats
-from .metrics import TextMetric, _check_pairs, text_metric
-from .models import LM, context_length, is_seq2seq
+from .learner import Learner
+from .metrics import METRICS, TextMetric, _check_pairs, jackknife, jackknife_error, ratio, text_metric
+from .models import LM, context_length, is_seq2seq, quietly
 from .tasks import Task, check_kinds, last_answer
 
 # %% auto #0
-__all__ = ['interval', 'Scores', 'score_texts', 'score', 'difference', 'Comparison', 'compare']
+__all__ = ['FORMATS', 'wilson', 'bca', 'interval', 'Scores', 'score_texts', 'score', 'tango', 'difference', 'holm', 'Comparison',
+           'compare', 'Comparisons', 'save_scores', 'load_scores', 'Scored', 'Benchmark', 'benchmark']
 
 # %% ../nbs/12_scores.ipynb #85fd6ca4
-def _draws(rows: int, resamples: int, seed: int) -> np.ndarray:
-    "How often each row is in each resampled set: `[resamples, rows]`."
-    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), resamples).astype(float)
+def _drawn(rows: int, resamples: int, seed: int, cells: int = 2**22) -> Iterator[np.ndarray]:
+    "How often each row is in each resampled set: `[some, rows]` at a time, so that memory stays small."
+    rng, some = np.random.default_rng(seed), max(1, cells // rows)
+    for start in range(0, resamples, some):
+        sets = min(some, resamples - start)
+        places = rng.integers(rows, size=(sets, rows)) + rows * np.arange(sets)[:, None]
+        yield np.bincount(places.ravel(), minlength=sets * rows).reshape(sets, rows).astype(float)
+
+def _sums(weights: Iterable[np.ndarray], stats: Sequence[np.ndarray]) -> list[np.ndarray]:
+    "For each metric the sums of its statistics over each weighted set of rows, `[sets, k]`."
+    joint = np.concatenate(stats, 1)
+    return np.split(np.concatenate([w @ joint for w in weights]), np.cumsum([s.shape[1] for s in stats])[:-1], 1)
+
+def _values(metric: TextMetric, sums: np.ndarray) -> np.ndarray:
+    "The metric of each set, `[sets]`."
+    return np.array([metric.combine(s) for s in sums], float)
+
+# %% ../nbs/12_scores.ipynb #27234918
+def wilson(
+    share: float,  # observed, 0 to 1
+    n: int,  # of so many rows
+    level: float = 0.95,  # the probability with which the interval should contain the true share
+) -> tuple[float, float]:
+    "The score interval of a share (Wilson 1927)."
+    from scipy.special import ndtri
+    z = float(ndtri((1 + level) / 2))
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0., (middle - half) / (1 + z * z / n)), min(1., (middle + half) / (1 + z * z / n))
+
+# %% ../nbs/12_scores.ipynb #a0a7a1d8
+def bca(
+    samples: np.ndarray,  # [..., resamples]: the score of each resampled set
+    value: Any,  # [...]: the score of the rows as they are
+    left_out: np.ndarray,  # [..., rows]: the score without each row in turn
+    level: float = 0.95,  # the probability with which the interval should contain the true score
+) -> tuple[Any, Any]:  # [...], [...]: low and high
+    "The bootstrap interval corrected for bias and skewness (BCa, Efron 1987) and for few rows (Hesterberg 2015)."
+    from scipy.special import ndtr, ndtri, stdtrit
+    n, sets, middle = left_out.shape[-1], samples.shape[-1], np.asarray(value)[..., None]
+    bias = ndtri(((samples < middle).mean(-1) + (samples == middle).mean(-1) / 2).clip(0.5 / sets, 1 - 0.5 / sets))
+    pull = left_out.mean(-1, keepdims=True) - left_out
+    skew = (pull ** 3).sum(-1) / np.maximum(6 * (pull ** 2).sum(-1) ** 1.5, 1e-300)
+    wide, ordered, ends = stdtrit(n - 1, (1 + level) / 2), np.sort(samples, -1), []
+    for z in (bias - wide, bias + wide):
+        at = ndtr(bias + z / np.maximum(1 - skew * z, 1e-3)) * (sets - 1)
+        below = np.floor(at).astype(int)
+        pick = lambda i: np.take_along_axis(ordered, np.minimum(i, sets - 1)[..., None], -1)[..., 0]
+        ends.append(pick(below) + (at - below) * (pick(below + 1) - pick(below)))
+    return ends[0], ends[1]
+
+# %% ../nbs/12_scores.ipynb #7dbee057
+def _is_share(metric: TextMetric, stats: np.ndarray) -> bool:
+    "Whether every row is plainly right or wrong, in percent, and the metric is their mean."
+    if metric.spread == 'jackknife' or stats.shape[1] != 2: return False
+    plain = bool(np.isin(stats[:, 0], (0., 100.)).all() and (stats[:, 1] == 1).all())
+    return plain and metric.combine(np.array([100., 2.])) == 50
+
+# %% ../nbs/12_scores.ipynb #a2cfdbb7
+def _kind(metric: TextMetric, *stats: np.ndarray) -> str:
+    "Which interval a metric gets."
+    if not all(np.isfinite(s).all() for s in stats): return 'undefined'
+    if metric.spread == 'jackknife': return 'jackknife' if len(stats[0]) > 1 else 'one row'
+    if all(_is_share(metric, s) for s in stats): return 'Wilson' if len(stats) == 1 else 'Tango'
+    return 'BCa' if len(stats[0]) > 1 else 'one row'
+
+# %% ../nbs/12_scores.ipynb #1a217463
+def _interval(metric: TextMetric, stats: np.ndarray, sums: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    "The interval of a metric, given its sums over resampled sets."
+    kind, value = _kind(metric, stats), metric.combine(stats.sum(0))
+    if kind == 'undefined': return math.nan, math.nan
+    if kind == 'one row': return -math.inf, math.inf
+    if kind == 'jackknife': return jackknife(metric, stats, level)
+    if kind == 'Wilson':
+        low, high = wilson(value / 100, len(stats), level)
+        return 100 * low, 100 * high
+    low, high = bca(_values(metric, sums), value, metric.leave_one_out(stats), level)
+    return float(low), float(high)
 
 # %% ../nbs/12_scores.ipynb #31a789fb
 def interval(
@@ -33,12 +111,10 @@ def interval(
     stats: np.ndarray,  # [rows, k], the metric's statistics
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the drawing
-    level: float = 0.95,  # share of the samples inside
+    level: float = 0.95,  # the probability with which the interval should contain the true score
 ) -> tuple[float, float]:
-    "The percentile bootstrap interval of a metric over rows."
-    scores = [metric.combine(s) for s in _draws(len(stats), resamples, seed) @ stats]
-    low, high = map(float, np.quantile(scores, [(1 - level) / 2, (1 + level) / 2]))
-    return low, high
+    "The interval of a metric over rows: Wilson's for shares, a jackknife where it must be, else BCa."
+    return _interval(metric, stats, _sums(_drawn(len(stats), resamples, seed), [stats])[0], level)
 
 # %% ../nbs/12_scores.ipynb #f91ee27a
 @dataclass(repr=False)
@@ -48,7 +124,7 @@ class Scores(Card):
     metrics: dict[str, TextMetric]
     stats: dict[str, np.ndarray]  # of each metric, [rows, k]
     rows: datasets.Dataset  # prompt, prediction, reference, and each metric for the row alone
-    intervals: dict[str, tuple[float, float]]  # 95 % bootstrap
+    intervals: dict[str, tuple[float, float]]  # 95 %
     asked: dict[str, list[str]]  # by which rows are told apart: hashes of what was given, of what was asked
     comparison: Comparison | None = None  # with the baseline, if one was given
 
@@ -56,11 +132,29 @@ class Scores(Card):
     def values(self) -> dict[str, float]: return {k: m.combine(self.stats[k].sum(0)) for k, m in self.metrics.items()}
 
     def to_pandas(self) -> pd.DataFrame:
-        "One row a metric: value, low, high, whether more is better, and the signature."
+        "One row a metric: value, low, high, whether more is better, the kind of interval, and the signature."
         values = self.values
-        rows = [(k, values[k], *self.intervals[k], 'more' if m.better > 0 else 'less', m.signature)
-                for k, m in self.metrics.items()]
-        return pd.DataFrame(rows, columns=['metric', 'value', 'low', 'high', 'better', 'signature']).set_index('metric')
+        rows = [(k, values[k], *self.intervals[k], ('neither', 'more', 'less')[m.better], _kind(m, self.stats[k]),
+                 m.signature) for k, m in self.metrics.items()]
+        head = ['metric', 'value', 'low', 'high', 'better', 'interval', 'signature']
+        return pd.DataFrame(rows, columns=head).set_index('metric')
+
+    def sorted(self,
+        by: str | None = None,  # a metric; None: the first
+        n: int | None = None,  # so many rows; None: all
+        where: Callable[[Mapping], bool] | str | None = None,  # only rows for which it is true, or that contain it
+        best: bool = False,  # the best first, not the worst
+    ) -> pd.DataFrame:  # the number of each row, its texts, its metrics
+        "The rows by a metric, worst first; rows without a value come last."
+        return _sorted(self, by, n, where, best)
+
+    def browse(self,
+        by: str | None = None,  # the metric to begin with; None: the first
+        where: str = '',  # only rows that contain this
+        page: int = 10,  # rows at a time
+    ) -> Any:  # an ipywidgets box
+        "Look through the rows in the cell."
+        return _browser(self, _metric_of(self, by), where, number('page', page, 1))
 
     def _facts(self) -> tuple[str, dict]:
         say = lambda v, low, high: f'{v:7.2f}  [{low:.2f}, {high:.2f}]'
@@ -68,50 +162,190 @@ class Scores(Card):
         return f'Scores of {self.name} on {len(self.rows)} rows (95 % intervals)', lines
 
     def _repr_html_(self) -> str:
-        return super()._repr_html_() + _rows_html(self.rows, next(iter(self.metrics)), self.metrics)
+        table, (title, _) = self.to_pandas(), self._facts()
+        way = lambda r: '' if r['better'] == 'neither' else f'{r["better"]} is better'
+        lines = [(k, f'{r["value"]:.2f}', f'{r["low"]:.2f} to {r["high"]:.2f}', way(r)) for k, r in table.iterrows()]
+        return (html_table(lines, ['metric', 'value', '95 % interval', ''], title)
+                + _three_rows(self, next(iter(self.metrics))) + _folded_rows(self, next(iter(self.metrics))))
 
 # %% ../nbs/12_scores.ipynb #9852257e
-def _rows_html(rows: datasets.Dataset, by: str, metrics: Mapping[str, TextMetric]) -> str:
+def _cut(text: Any, most: int = 280) -> str:
+    "A text short enough for a card: its beginning and its end."
+    text = '' if text is None else ' / '.join(text) if isinstance(text, list) else str(text)
+    return text if len(text) <= most else f'{text[:most * 2 // 3]} … {text[-most // 3:]}'
+
+# %% ../nbs/12_scores.ipynb #ffd627b9
+def _bare(prompts: Sequence[str], every: Sequence[str]) -> list[str]:
+    "Prompts for a card, without the lines that all of them begin and end with: a template."
+    if len(set(every)) < 2: return [_cut(p) for p in prompts]
+    head, tail = os.path.commonprefix(list(every)), os.path.commonprefix([p[::-1] for p in every])[::-1]
+    begin, ends = head.rfind('\n') + 1, [i for i, c in enumerate(tail) if c in '<\n']
+    end = len(tail) - ends[0] if ends else 0
+    return [_cut(p[begin:len(p) - end].strip()) for p in prompts]
+
+# %% ../nbs/12_scores.ipynb #63a2f9d2
+def _shown(scores: Scores, by: str, places: Sequence[int]) -> list[tuple]:
+    "Rows for a card: number, value, prompt, prediction, reference."
+    rows = [scores.rows[int(i)] for i in places]
+    prompts = _bare([r['prompt'] for r in rows], scores.rows['prompt'][:])
+    return [(i, '' if r[by] is None else f'{r[by]:.1f}', p, _cut(r['prediction']), _cut(r['reference']))
+            for i, r, p in zip(places, rows, prompts)]
+
+# %% ../nbs/12_scores.ipynb #92f96314
+def _three_rows(scores: Scores, by: str) -> str:
     "The best, median and worst row by one metric, as a table."
-    order = np.argsort(-metrics[by].better * np.asarray(rows[by]), kind='stable')
-    places = {'best': order[0], 'median': order[len(order) // 2], 'worst': order[-1]}
-    chosen = {name: rows[int(i)] for name, i in places.items()}
-    lines = [(name, f'{row[by]:.1f}', row['prediction'] or '', row['reference']) for name, row in chosen.items()]
-    return html_table(lines, ['row', by, 'prediction', 'reference'])
+    order = _order(scores, by, best=True)
+    shown = _shown(scores, by, [order[0], order[len(order) // 2], order[-1]])
+    lines = [(name, *row) for name, row in zip(('best', 'median', 'worst'), shown)]
+    return html_table(lines, ['', 'row', by, 'prompt', 'prediction', 'reference'])
+
+# %% ../nbs/12_scores.ipynb #28d798e1
+def _folded_rows(scores: Scores, by: str, most: int = 20) -> str:
+    "The worst rows by one metric, behind a fold that needs no kernel."
+    places = _order(scores, by)[:most]
+    what = f'the {len(places)} worst of {len(scores.rows):,} rows' if len(places) < len(scores.rows) else 'every row'
+    table = html_table(_shown(scores, by, places), ['row', by, 'prompt', 'prediction', 'reference'])
+    return f'<details><summary>{what}, worst {html.escape(by)} first</summary>{table}</details>'
+
+# %% ../nbs/12_scores.ipynb #f6e4d105
+def _metric_of(scores: Any, by: str | None) -> str:
+    "The name of a metric of these scores; the first one for None."
+    return next(iter(scores.metrics)) if by is None else one_of(by, scores.metrics, 'metric')
+
+# %% ../nbs/12_scores.ipynb #3f4932d7
+def _order(scores: Scores, by: str, best: bool = False) -> list[int]:
+    "Row numbers, worst (or best) first; rows whose value is nan are last."
+    value = np.asarray(scores.rows[by], float) * (scores.metrics[by].better or 1)
+    return np.argsort(-value if best else value, kind='stable').tolist()   # NumPy puts nan at the end
+
+# %% ../nbs/12_scores.ipynb #f5ff2f69
+def _wanted(where: Any) -> Callable[[Mapping], bool]:
+    "A filter of rows, from a function or a text."
+    if callable(where): return where
+    if where is not None and not isinstance(where, str):
+        raise FTNBError(f'where={where!r:.60}', 'it must be a function of a row, or a text to look for',
+                        "Write where=lambda row: row['chrf'] < 20.")
+    sought = (where or '').casefold()
+    return lambda row: any(sought in _cut(row[c], 10**9).casefold() for c in ('prompt', 'prediction', 'reference'))
+
+# %% ../nbs/12_scores.ipynb #6d750fe7
+def _sorted(scores: Scores, by: str | None, n: int | None, where: Any, best: bool) -> pd.DataFrame:
+    "Rows in order, filtered."
+    wanted, by = _wanted(where), _metric_of(scores, by)
+    number('n', n, 1, none=True)
+    kept = (i for i in _order(scores, by, best) if where is None or wanted(scores.rows[i]))
+    places = list(itertools.islice(kept, n))
+    return scores.rows.select(places).to_pandas().set_axis(pd.Index(places, name='row'))
+
+# %% ../nbs/12_scores.ipynb #d72f2cd6
+def _browser(scores: Scores, by: str, where: str, size: int) -> Any:
+    "A metric to choose, a direction, a text to look for, and pages."
+    import ipywidgets as w
+    metric = w.Dropdown(options=list(scores.metrics), value=by, description='metric')
+    best = w.ToggleButtons(options=[('worst first', False), ('best first', True)], style={'button_width': 'auto'})
+    text = w.Text(value=where, placeholder='text in a row', description='with', continuous_update=False)
+    page, table = w.BoundedIntText(value=1, min=1, max=1, description='page'), w.HTML()
+    def show(change: Any = None) -> None:
+        wanted = _wanted(text.value)
+        places = [i for i in _order(scores, metric.value, best.value) if not text.value or wanted(scores.rows[i])]
+        page.max = max(1, -(-len(places) // size))
+        some = places[(page.value - 1) * size:page.value * size]
+        title = f'{len(places):,} of {len(scores.rows):,} rows, page {page.value} of {page.max}'
+        head = ['row', metric.value, 'prompt', 'prediction', 'reference']
+        table.value = html_table(_shown(scores, metric.value, some), head, title)
+    for part in (metric, best, text, page): part.observe(show, 'value')
+    show()
+    return w.VBox([w.HBox([metric, best, text, page], layout=w.Layout(flex_flow='row wrap')), table])
 
 # %% ../nbs/12_scores.ipynb #1e8fcb7f
+def _chosen(metrics: Any) -> dict[str, TextMetric]:
+    "Metrics by name, from names and metrics."
+    if isinstance(metrics, TextMetric): metrics = [metrics]
+    found = [] if isinstance(metrics, str) else [m.name if isinstance(m, TextMetric) else m for m in metrics]
+    if not found: names('metrics', metrics, 1)   # refuses it
+    names('metrics', found, 1, different=True)
+    return {name: m if isinstance(m, TextMetric) else text_metric(m) for name, m in zip(found, metrics)}
+
+# %% ../nbs/12_scores.ipynb #020e105b
+def _judged(m: TextMetric, texts: Sequence, references: Any, prompts: Sequence[str] | None,
+            probs: list[dict[str, float]] | None) -> np.ndarray:
+    "A metric's statistics, from what it judges by."
+    what = f'metric {m.name!r}'
+    if m.judged == 'numbers': raise FTNBError(what, 'it is made of numbers that a model gives, not of texts',
+                                              'Use score(lm, rows, task).')
+    if m.judged == 'prompts' and prompts is None:
+        raise FTNBError(what, 'it compares predictions with prompts', 'Give prompts=[...].')
+    if m.judged == 'probabilities':
+        if probs is None: raise FTNBError(what, 'it judges label probabilities',
+                                          'Score a task with labels, or give dicts {label: probability}.')
+        return m.stats(probs, references)
+    return m.stats(texts, prompts if m.judged == 'prompts' else references)
+
+# %% ../nbs/12_scores.ipynb #7ec2ba4f
 def _scores(name: str, metrics: dict[str, TextMetric], stats: dict[str, np.ndarray], columns: dict[str, list],
             asked: dict[str, list[str]], resamples: int, seed: int) -> Scores:
-    "Assemble: intervals from the statistics, each metric of each row beside its texts."
-    alone = {k: [m.combine(s) for s in stats[k]] for k, m in metrics.items()}
-    intervals = {k: interval(m, stats[k], resamples, seed) for k, m in metrics.items()}
+    "Assemble: intervals from the statistics (one drawing for all), each metric of each row beside its texts."
+    sums = _sums(_drawn(len(columns['prediction']), resamples, seed), [stats[k] for k in metrics])
+    intervals = {k: _interval(m, stats[k], s) for (k, m), s in zip(metrics.items(), sums)}
+    alone = {k: _values(m, stats[k]).tolist() for k, m in metrics.items()}
     return Scores(name, metrics, stats, datasets.Dataset.from_dict(columns | alone), intervals, asked)
+
+def _texts_of(predictions: Sequence) -> tuple[list[str], list[dict] | None]:
+    "Predictions as texts; of label probabilities the most probable label, and the probabilities."
+    if not any(isinstance(p, Mapping) for p in predictions): return list(predictions), None
+    for i, p in enumerate(predictions):
+        if isinstance(p, Mapping) and p: continue
+        raise FTNBError(f'predictions[{i}]={p!r:.60}', 'where one prediction is a dict, each must be one',
+                        'Give {label: probability} for every row.')
+    return [max(p, key=p.__getitem__) for p in predictions], [dict(p) for p in predictions]
 
 # %% ../nbs/12_scores.ipynb #dda92a69
 def score_texts(
-    predictions: Sequence[str],  # what was written
+    predictions: Sequence[Any],  # what was written: texts, or dicts {label: probability}
     references: Sequence[str] | Sequence[Sequence[str]],  # what should have been; several for each are allowed
-    metrics: Sequence[str] = ('bleu', 'chrf', 'rougeL'),  # names for `metric`
-    baseline: Sequence[str] | Scores | None = None,  # other predictions for the same references; adds `.comparison`
-    prompts: Sequence[str] | None = None,  # what was asked, to be kept with the rows
+    metrics: Sequence[str | TextMetric] = ('bleu', 'chrf', 'rougeL'),  # names for `metric`, or metrics of your own
+    baseline: Sequence[Any] | Scores | None = None,  # other predictions for the same references; adds `.comparison`
+    prompts: Sequence[str] | None = None,  # what was asked, to be kept with the rows, and for metrics that need it
     name: str = 'texts',  # what the outputs are called
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> Scores:
     "Score outputs that already exist."
-    _check_pairs('scores', predictions, references)
-    metrics = names('metrics', metrics, 1)
     number('resamples', resamples, 100), number('seed', seed, 0)
-    chosen = {m: text_metric(m) for m in metrics}
-    stats = {m: c.stats(predictions, references) for m, c in chosen.items()}
-    columns: dict[str, list] = {'prompt': list(prompts or [''] * len(predictions)),
-                                'prediction': list(predictions), 'reference': list(references)}
+    chosen = _chosen(metrics)
+    _check_texts(predictions, references, prompts, baseline)
+    texts, probs = _texts_of(predictions)
+    stats = {k: _judged(m, texts, references, prompts, probs) for k, m in chosen.items()}
+    columns: dict[str, list] = {'prompt': list(prompts or [''] * len(texts)), 'prediction': texts,
+                                'reference': list(references)}
+    if probs: columns |= {f'p({x})': [p.get(x) for p in probs] for x in {x: None for p in probs for x in p}}
     found = _scores(name, chosen, stats, columns, {'prompt': columns['prompt']} if prompts else {}, resamples, seed)
     if baseline is None: return found
     if not isinstance(baseline, Scores):
         baseline = score_texts(baseline, references, metrics, None, prompts, 'baseline', resamples, seed)
-    found.comparison = compare(baseline, found)
+    found.comparison = compare(baseline, found, seed=seed)
     return found
+
+# %% ../nbs/12_scores.ipynb #1d53a16a
+def _check_texts(predictions: Any, references: Any, prompts: Any, baseline: Any) -> None:
+    "Refuse lists that do not belong together, before anything is computed."
+    for what, given in (('predictions', predictions), ('references', references), ('prompts', prompts),
+                        ('baseline', baseline)):
+        if not isinstance(given, str): continue
+        raise FTNBError(f'{what}={given!r:.60}', 'it must be a list of str', f'Put it into brackets: [{given!r:.40}].')
+    dicts = any(isinstance(p, Mapping) for p in predictions)
+    _check_pairs('scores', predictions, references, 'probabilities' if dicts else 'references')
+    for i, r in enumerate(references):
+        if r is None or (not isinstance(r, str) and (not len(r) or None in r)):
+            raise FTNBError(f'references[{i}]={r!r}', 'there must be a text to compare with',
+                            'Leave the row out of both lists.')
+    if prompts is not None and len(prompts) != len(predictions):
+        raise FTNBError(f'{len(prompts)} prompts and {len(predictions)} predictions',
+                        'there must be as many of one as of the other', 'Check how they were collected.')
+    n = len(baseline.rows) if isinstance(baseline, Scores) else len(predictions if baseline is None else baseline)
+    if n != len(predictions):
+        raise FTNBError(f'a baseline of {n} predictions, and {len(predictions)} to compare with it',
+                        'they must be for the same rows, in the same order', 'Check how they were collected.')
 
 # %% ../nbs/12_scores.ipynb #21c47436
 def _one_split(rows: Any) -> Sequence[Mapping]:
@@ -125,16 +359,17 @@ def _one_split(rows: Any) -> Sequence[Mapping]:
     return given
 
 # %% ../nbs/12_scores.ipynb #5252e770
-def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task) -> dict[str, np.ndarray]:
-    "Statistics of perplexity (and, for free text, bits per byte), row by row."
+def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task, more: Iterable[str] = ()) -> dict:
+    "Statistics of perplexity (and if asked for loss and bits per byte, these for free text anyway), row by row."
     whole = (lambda p, t: {'input_ids': p, 'labels': t}) if is_seq2seq(lm) \
         else lambda p, t: {'input_ids': p + t, 'labels': [IGNORE] * len(p) + t}
     pieces = [pieces_of(whole(p, t), context_length(lm), free=not task.answers) for p, t in pairs]
     owner: np.ndarray = np.repeat(np.arange(len(pairs)), [len(row) for row in pieces])
     nats, tokens = (np.bincount(owner, x, len(pairs)) for x in row_nats(lm, [p for row in pieces for p in row]))
-    found = {'perplexity': np.stack([nats, tokens], 1)}
-    if task.answers: return found
-    texts = lm.tokenizer.batch_decode([t[1:] for _, t in pairs], skip_special_tokens=True)
+    found = {k: np.stack([nats, tokens], 1) for k in ('perplexity', 'loss') if k != 'loss' or k in more}
+    if task.answers and 'bits_per_byte' not in more: return found
+    first = 0 if task.answers else 1   # nothing predicts the first token of free text
+    texts = lm.tokenizer.batch_decode([t[first:] for _, t in pairs], skip_special_tokens=True)
     return found | {'bits_per_byte': np.stack([nats, [len(text.encode()) for text in texts]], 1)}
 
 # %% ../nbs/12_scores.ipynb #3a55431e
@@ -184,6 +419,24 @@ def _asked(rows: Checked) -> dict[str, list[str]]:
     said = lambda turns: [(t['role'], t['content']) for t in last_answer(turns)[0]]
     return {'row': [digest(dict(r)) for r in rows.raw], 'turns': [digest(said(t)) for t in rows.turns]}
 
+# %% ../nbs/12_scores.ipynb #5ee42c45
+def _extra(task: Task, metrics: Any, asked: Sequence[str], references: Sequence[str]) -> dict[str, TextMetric]:
+    "The task's metrics and more, tried on the first row."
+    chosen = {} if metrics is None else _chosen(metrics)
+    own = ('perplexity', 'loss', 'bits_per_byte', *(['log_loss'] if task.labels else []))
+    for name, m in chosen.items():
+        if m.judged == 'numbers' and name in own: continue
+        if not task.answers:
+            raise FTNBError(f'metric {name!r} of task {task.name!r}', 'free text has no answer that it could judge',
+                            'Leave it out, or judge texts with score_texts.')
+        probs = [dict.fromkeys(task.labels, 1 / len(task.labels))] if task.labels else None
+        try: _judged(m, references[:1], references[:1], asked[:1], probs)
+        except FTNBError: raise
+        except Exception as e:
+            raise FTNBError(f'metric {name!r}', f'on the first reference it raises {type(e).__name__}: {e}',
+                            'Correct its function.') from e
+    return {m: text_metric(m) for m in (task.metrics if task.answers else ())} | chosen
+
 # %% ../nbs/12_scores.ipynb #54938ee8
 def score(
     lm: LM,  # a loaded model
@@ -191,6 +444,7 @@ def score(
     task: Task,  # what is asked, and what judges it
     max_new_tokens: int | None = None,  # most tokens of an answer; None: as the task says
     *,
+    metrics: Sequence[str | TextMetric] | None = None,  # beside the task's own: names, or metrics of your own
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
     name: str | None = None,  # what the scores are called; None: the model's name
@@ -202,17 +456,111 @@ def score(
     check_kinds(lm, task, needed=True)
     number('resamples', resamples, 100), number('seed', seed, 0), number('max_new_tokens', max_new_tokens, 1, none=True)
     given = checked(task, _one_split(rows), pairs=is_seq2seq(lm))
-    pairs, references = token_pairs(lm, task, given, allow_special), [last_answer(t)[1] for t in given.turns]
+    asked, references = _conversations(given)
+    wanted = _extra(task, metrics, asked, references)
+    pairs = token_pairs(lm, task, given, allow_special)
     prompts = [p for p, _ in pairs]
     answers = _answers(lm, task, prompts, max_new_tokens, progress, decoding) if task.answers else [None] * len(prompts)
-    stats = {m: text_metric(m).stats(answers, references) for m in (task.metrics if task.answers else ())}
     columns = {'prompt': lm.tokenizer.batch_decode(prompts), 'prediction': answers, 'reference': references}
-    if task.labels:
-        probs = _label_probs(lm, task, given, prompts, allow_special)
-        stats |= _label_stats(probs, task.labels, references)
-        columns |= {f'p({label})': probs[:, i].tolist() for i, label in enumerate(task.labels)}
-    stats |= _surprise(lm, pairs, task)
-    return _scores(name or lm.name, {m: text_metric(m) for m in stats}, stats, columns, _asked(given), resamples, seed)
+    probs = _label_probs(lm, task, given, prompts, allow_special) if task.labels else np.zeros((len(prompts), 0))
+    dicts = [dict(zip(task.labels, map(float, p))) for p in probs] if task.labels else None
+    columns |= {f'p({label})': probs[:, i].tolist() for i, label in enumerate(task.labels)}
+    stats = {k: _judged(m, answers, references, asked, dicts) for k, m in wanted.items() if m.judged != 'numbers'}
+    if task.labels: stats |= _label_stats(probs, task.labels, references)
+    stats |= _surprise(lm, pairs, task, wanted)
+    found = {k: wanted.get(k) or text_metric(k) for k in stats}
+    return _scores(name or lm.name, found, stats, columns, _asked(given), resamples, seed)
+
+# %% ../nbs/12_scores.ipynb #9866f660
+def _conversations(rows: Checked) -> tuple[list[str], list[str]]:
+    "What is asked in each row, as a text without any template, and the right answer."
+    parts = [last_answer(t) for t in rows.turns]
+    return ['\n'.join(t['content'] for t in before) for before, _ in parts], [answer for _, answer in parts]
+
+# %% ../nbs/12_scores.ipynb #e3a1e67b
+def _exchanged(rows: int, resamples: int, seed: int, cells: int = 2**22) -> Iterator[np.ndarray]:
+    "Which rows exchange their answers, `[some, rows]` at a time; drawn as sacrebleu draws them."
+    rng, some = np.random.default_rng(seed), max(32, cells // rows // 32 * 32)   # bits are drawn 32 at a time
+    for start in range(0, resamples, some):
+        yield rng.integers(2, size=(min(some, resamples - start), rows), dtype=bool).astype(float)
+
+# %% ../nbs/12_scores.ipynb #a1d0e787
+def tango(
+    a: np.ndarray,  # [rows] of bool: right or wrong
+    b: np.ndarray,  # [rows] of bool, for the same rows
+    level: float = 0.95,  # the probability with which the interval should contain the true difference
+) -> tuple[float, float]:  # of the share of b minus that of a
+    "The score interval of a difference of paired shares (Tango 1998, Statistics in Medicine 17:891)."
+    from scipy.special import ndtri
+    n, up, down, z = len(a), int((~a & b).sum()), int((a & ~b).sum()), float(ndtri((1 + level) / 2))
+    def score(gap: float) -> float:   # how surprising the rows would be if this were the true difference
+        line = (2 * n - up + down) * gap - up - down
+        only_a = (math.sqrt(max(0., line ** 2 + 8 * n * down * gap * (1 - gap))) - line) / (4 * n)
+        spread = n * (2 * only_a + gap * (1 - gap))
+        return (up - down - n * gap) / math.sqrt(spread) if spread > 0 else math.copysign(math.inf, up - down - n * gap)
+    def end(side: int) -> float:
+        near, far = (up - down) / n, -float(side)
+        for _ in range(60):
+            middle = (near + far) / 2
+            near, far = (near, middle) if side * score(middle) > z else (middle, far)
+        return (near + far) / 2
+    return end(1), end(-1)
+
+# %% ../nbs/12_scores.ipynb #d16e557a
+def _gap_interval(m: TextMetric, a: np.ndarray, b: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
+    "The 95 % interval of a difference, given the differences of resampled sets."
+    kind, observed = _kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
+    if kind == 'undefined': return math.nan, math.nan
+    if kind == 'one row': return -math.inf, math.inf
+    if kind == 'Tango':
+        low, high = tango(a[:, 0] == 100, b[:, 0] == 100)
+        return 100 * low, 100 * high
+    left_out = m.leave_one_out(b) - m.leave_one_out(a)
+    if kind == 'jackknife':
+        far = _jackknife_width(left_out)
+        return observed - far, observed + far
+    low, high = bca(gaps, observed, left_out)
+    return float(low), float(high)
+
+# %% ../nbs/12_scores.ipynb #e66fe43e
+def _jackknife_width(left_out: np.ndarray, level: float = 0.95) -> float:
+    "Half the width of a jackknife interval."
+    from scipy.special import stdtrit
+    return float(stdtrit(len(left_out) - 1, (1 + level) / 2)) * jackknife_error(left_out)
+
+# %% ../nbs/12_scores.ipynb #8a156932
+def _p_exchange(m: TextMetric, a: np.ndarray, b: np.ndarray, moved: np.ndarray) -> float:
+    "Two-sided p of approximate randomization; `moved` are the sums of b - a over the rows that exchange."
+    one, observed = a.sum(0) + moved, m.combine(b.sum(0)) - m.combine(a.sum(0))
+    gaps = np.abs(_values(m, a.sum(0) + b.sum(0) - one) - _values(m, one))
+    return float((gaps >= abs(observed) - 1e-9).sum() + 1) / (len(moved) + 1)
+
+def _p_bootstrap(gaps: np.ndarray, observed: float) -> float:
+    "Two-sided p of the paired bootstrap, as sacrebleu computes it; 1 for no difference."
+    size = np.abs(gaps)
+    return float((size - size.mean() > abs(observed)).sum() + 1) / (len(gaps) + 1) if observed else 1.
+
+def _p_jackknife(m: TextMetric, a: np.ndarray, b: np.ndarray) -> float:
+    "Two-sided p of Student's t with the jackknife's standard error."
+    from scipy.special import stdtr
+    observed = m.combine(b.sum(0)) - m.combine(a.sum(0))
+    error = jackknife_error(m.leave_one_out(b) - m.leave_one_out(a))
+    return float(2 * stdtr(len(a) - 1, -abs(observed) / error)) if error else float(observed == 0)
+
+# %% ../nbs/12_scores.ipynb #2d052c60
+def _differences(metrics: Sequence[TextMetric], a: Sequence[np.ndarray], b: Sequence[np.ndarray], resamples: int,
+                 seed: int, test: str) -> list[tuple[float, float, float, float]]:
+    "For each metric b - a, its interval and its p; all from the same draws."
+    n, k, found = len(a[0]), len(metrics), []
+    drawn = _sums(_drawn(n, resamples, seed), [*a, *b])
+    moved = _sums(_exchanged(n, resamples, seed), [y - x for x, y in zip(a, b)]) if test == 'randomization' else drawn
+    for m, x, y, sums_x, sums_y, swap in zip(metrics, a, b, drawn[:k], drawn[k:], moved):
+        observed, gaps = m.combine(y.sum(0)) - m.combine(x.sum(0)), _values(m, sums_y) - _values(m, sums_x)
+        if not math.isfinite(observed): p = math.nan
+        elif m.spread == 'jackknife': p = _p_jackknife(m, x, y)
+        else: p = _p_exchange(m, x, y, swap) if test == 'randomization' else _p_bootstrap(gaps, observed)
+        found.append((observed, *_gap_interval(m, x, y, gaps), p))
+    return found
 
 # %% ../nbs/12_scores.ipynb #e51355e6
 def difference(
@@ -221,17 +569,30 @@ def difference(
     b: np.ndarray,  # [rows, k], of the other, for the same rows
     resamples: int = 1000,  # bootstrap samples, and as many random exchanges
     seed: int = 0,  # of the drawing
+    test: str = 'randomization',  # or 'bootstrap': where the p-value comes from
 ) -> tuple[float, float, float, float]:  # b - a, its 95 % interval, and the two-sided p-value
     "Compare two sets of outputs for the same rows by one metric."
-    gap = lambda x, y: metric.combine(y) - metric.combine(x)
-    draws, total = _draws(len(a), resamples, seed), a.sum(0) + b.sum(0)
-    gaps = [gap(x, y) for x, y in zip(draws @ a, draws @ b, strict=True)]
-    low, high = map(float, np.quantile(gaps, [0.025, 0.975]))
-    swap = (np.random.default_rng(seed + 1).random((resamples, len(a))) < 0.5).astype(float)
-    left = a.sum(0) + swap @ (b - a)   # sums of one side after exchanging the answers of random rows
-    observed = gap(a.sum(0), b.sum(0))
-    extreme = sum(abs(gap(x, total - x)) >= abs(observed) - 1e-12 for x in left)
-    return observed, low, high, (extreme + 1) / (resamples + 1)
+    return _differences([metric], [a], [b], resamples, seed, one_of(test, ('randomization', 'bootstrap'), 'test'))[0]
+
+# %% ../nbs/12_scores.ipynb #d2bc441a
+def holm(
+    p_values: Sequence[float],  # of all tests that are made; nan: a test that could not be made
+) -> np.ndarray:  # corrected, in the same order
+    "Correct p-values for their number (Holm 1979)."
+    p = np.asarray(p_values, float)
+    order, m = np.argsort(p, kind='stable'), int(np.isfinite(p).sum())   # nan comes last
+    corrected = np.full(len(p), math.nan)
+    corrected[order[:m]] = np.maximum.accumulate(p[order[:m]] * np.arange(m, 0, -1)).clip(max=1)
+    return corrected
+
+def _effects(gain: np.ndarray) -> dict[str, float]:
+    "Effect sizes from the gains of rows; above 0 is better."
+    gain = gain[np.isfinite(gain)]
+    spread, n = (float(gain.std(ddof=1)) if len(gain) > 1 else math.nan), max(1, len(gain))
+    better, worse = (gain > 1e-9).sum() / n, (gain < -1e-9).sum() / n
+    return {'d_z': float(gain.mean()) / spread if spread > 0 else 0. if not (better or worse) else math.nan,
+            'superiority': better + (1 - better - worse) / 2,
+            'rows_better': better, 'rows_worse': worse, 'rows_equal': 1 - better - worse}
 
 # %% ../nbs/12_scores.ipynb #79150458
 @dataclass(repr=False)
@@ -239,49 +600,120 @@ class Comparison(Card):
     "Two sets of outputs for the same rows, side by side."
     a: Scores
     b: Scores
-    table: pd.DataFrame  # one row a metric: a, b, difference, low, high, p_value
+    table: pd.DataFrame  # one row a metric: a, b, difference, low, high, p_value; p_holm, effect sizes, the methods
+    left_out: dict[str, str]  # metrics that cannot be compared, and why
+
+    @property
+    def metrics(self) -> dict[str, TextMetric]: return {k: self.a.metrics[k] for k in self.table.index}
 
     def verdict(self, metric: str) -> str:
-        "'better', 'worse' or 'no clear change' (p at least 0.05) of b over a."
-        row = self.table.loc[metric]
-        if row['p_value'] >= 0.05: return 'no clear change'
-        return 'better' if row['difference'] * self.a.metrics[metric].better > 0 else 'worse'
+        "Of b over a: 'better', 'worse' (or 'higher', 'lower'), or 'no clear change': corrected p at least 0.05."
+        row = self.table.loc[_metric_of(self, metric)]
+        if math.isnan(row['p_holm']): return 'undefined'
+        if row['p_holm'] >= 0.05: return 'no clear change'
+        up, better = row['difference'] > 0, self.a.metrics[metric].better
+        return ('higher' if up else 'lower') if not better else 'better' if up == (better > 0) else 'worse'
 
-    def _facts(self) -> tuple[str, dict]:
-        lines = {}
-        for k, r in self.table.iterrows():
-            change = f'{r["a"]:7.2f} → {r["b"]:6.2f}   {r["difference"]:+6.2f} [{r["low"]:+.2f}, {r["high"]:+.2f}]'
-            lines[k] = f'{change}   p = {r["p_value"]:.3f}   {self.verdict(k)}'
-        return f'{self.a.name} → {self.b.name}, {len(self.a.rows)} rows', lines
+    def worse(self, metric: str | None = None, n: int = 5) -> pd.DataFrame:
+        "The `n` rows that lost most by a metric (the first one), with both texts."
+        order, gain = _by_gain(self, metric)
+        return _side_by_side(self, metric, [i for i in order if gain[i] < -1e-9][:n])
+
+    def better(self, metric: str | None = None, n: int = 5) -> pd.DataFrame:
+        "The `n` rows that gained most by a metric (the first one), with both texts."
+        order, gain = _by_gain(self, metric)
+        return _side_by_side(self, metric, [i for i in order[::-1] if gain[i] > 1e-9][:n])
 
     def changed(self, metric: str | None = None, n: int = 3) -> pd.DataFrame:
         "The `n` rows that gained least by a metric (the first one), then the `n` that gained most."
-        return _changed(self.a, self.b, metric or next(iter(self.a.metrics)), n)
+        order, _ = _by_gain(self, metric)
+        some = order[:n] + order[len(order) - n:] if len(order) >= 2 * n else order
+        return _side_by_side(self, metric, some)
 
-    def _repr_html_(self) -> str:
-        head = ['metric', self.a.name, self.b.name, 'difference', '95 % interval', 'p', 'verdict']
-        lines = [(k, f'{r["a"]:.2f}', f'{r["b"]:.2f}', f'{r["difference"]:+.2f}',
-                  f'{r["low"]:+.2f} to {r["high"]:+.2f}', f'{r["p_value"]:.3f}', self.verdict(k))
-                 for k, r in self.table.iterrows()]
-        changed, title = self.changed(), 'The rows that gained least, then those that gained most'
-        return (html_table(lines, head, self._facts()[0])
-                + html_table(changed.itertuples(index=False), changed.columns, title))
+    def _facts(self) -> tuple[str, dict]: return _comparison_title(self), _comparison_lines(self)
+    def _repr_html_(self) -> str: return _comparison_html(self)
 
 # %% ../nbs/12_scores.ipynb #1ef34054
-def _changed(a: Scores, b: Scores, metric: str, n: int) -> pd.DataFrame:
-    "The `n` rows that gained least by a metric, then the `n` that gained most, with the texts of both sides."
-    gain = a.metrics[metric].better * (np.asarray(b.rows[metric]) - np.asarray(a.rows[metric]))
-    order = np.argsort(gain, kind='stable').tolist()
-    chosen = order[:n] + order[len(order) - n:] if len(order) >= 2 * n else order
-    column = lambda scores, name: [scores.rows[i][name] for i in chosen]
-    return pd.DataFrame({
-        'row': chosen, f'gain in {metric}': gain[chosen].round(1), a.name: column(a, 'prediction'),
-        f'{b.name} ' if a.name == b.name else b.name: column(b, 'prediction'), 'reference': column(a, 'reference')})
+def _labels(a: Scores, b: Scores) -> tuple[str, str]:
+    "What the two are called in tables: never the same, and never as another column."
+    taken, found = {'row', 'prompt', 'reference', 'metric'}, []
+    for name in (a.name, b.name):
+        number = 2
+        label = name
+        while label in taken: label, number = f'{name} ({number})', number + 1
+        taken.add(label)
+        found.append(label)
+    return found[0], found[1]
+
+# %% ../nbs/12_scores.ipynb #49ad6244
+def _by_gain(c: Comparison, metric: str | None) -> tuple[list[int], np.ndarray]:
+    "Row numbers by what they gained, least first (without rows that have no value), and the gains."
+    by = _metric_of(c, metric)
+    gain = (c.a.metrics[by].better or 1) * (np.asarray(c.b.rows[by], float) - np.asarray(c.a.rows[by], float))
+    return [i for i in np.argsort(gain, kind='stable').tolist() if np.isfinite(gain[i])], gain
+
+# %% ../nbs/12_scores.ipynb #ba9974ef
+def _side_by_side(c: Comparison, metric: str | None, places: list[int]) -> pd.DataFrame:
+    "Rows with the texts of both sides."
+    (a, b), by = _labels(c.a, c.b), _metric_of(c, metric)
+    column = lambda scores, name: [scores.rows[i][name] for i in places]
+    return pd.DataFrame({'row': places, f'gain in {by}': _by_gain(c, by)[1][places].round(1),
+                         'prompt': column(c.a, 'prompt'), a: column(c.a, 'prediction'), b: column(c.b, 'prediction'),
+                         'reference': column(c.a, 'reference')})
+
+# %% ../nbs/12_scores.ipynb #aa3fb468
+def _first(c: Comparison) -> str:
+    "The metric by which rows are said to be better or worse."
+    return next((k for k, m in c.metrics.items() if m.better), next(iter(c.metrics)))
+
+# %% ../nbs/12_scores.ipynb #2c1cf0ae
+def _comparison_title(c: Comparison) -> str:
+    "Who, how many rows, and first of all how many of them got worse."
+    by, n = _first(c), len(c.a.rows)
+    gain = np.nan_to_num(_by_gain(c, by)[1])
+    worse, better = int((gain < -1e-9).sum()), int((gain > 1e-9).sum())
+    return (f'{" → ".join(_labels(c.a, c.b))}, {n:,} rows: {worse:,} got worse by {by}, {better:,} better, '
+            f'{n - worse - better:,} neither')
+
+# %% ../nbs/12_scores.ipynb #3598e18e
+def _comparison_lines(c: Comparison) -> dict[str, str]:
+    "A line for each metric."
+    p = lambda r: f'p = {r["p_value"]:.3f}' + (f' (corrected {r["p_holm"]:.3f})' if len(c.table) > 1 else '')
+    change = lambda r: f'{r["a"]:7.2f} → {r["b"]:6.2f}   {r["difference"]:+6.2f} [{r["low"]:+.2f}, {r["high"]:+.2f}]'
+    lines = {k: f'{change(r)}   {p(r)}   {c.verdict(k)}' for k, r in c.table.iterrows()}
+    return lines | {k: f'not compared: {why}' for k, why in c.left_out.items()}
+
+# %% ../nbs/12_scores.ipynb #fbe6ac89
+def _comparison_html(c: Comparison) -> str:
+    "The numbers, the rows that got worse, and then those that got better."
+    head = ['metric', *_labels(c.a, c.b), 'difference', '95 % interval', 'p', 'corrected', 'd_z', 'rows ↑', 'rows ↓',
+            '']
+    lines: list[tuple] = [
+        (k, f'{r["a"]:.2f}', f'{r["b"]:.2f}', f'{r["difference"]:+.2f}', f'{r["low"]:+.2f} to {r["high"]:+.2f}',
+         f'{r["p_value"]:.3f}', f'{r["p_holm"]:.3f}', f'{r["d_z"]:+.2f}', f'{r["rows_better"]:.0%}',
+         f'{r["rows_worse"]:.0%}', c.verdict(k)) for k, r in c.table.iterrows()]
+    lines += [(k, *[''] * 9, f'not compared: {why}') for k, why in c.left_out.items()]
+    by = _first(c)
+    def rows(table: pd.DataFrame, title: str) -> str:
+        if not len(table): return f'<p>{html.escape(title)}: none</p>'
+        shown = table.map(_cut).assign(prompt=_bare(table['prompt'], c.a.rows['prompt'][:]))
+        return html_table(shown.itertuples(index=False), shown.columns, title)
+    return (html_table(lines, head, _comparison_title(c)) + rows(c.worse(by, 3), f'The rows that got worse by {by}')
+            + rows(c.better(by, 3), f'The rows that got better by {by}'))
 
 # %% ../nbs/12_scores.ipynb #b6d04a02
-def _comparable(metric: str, a: Scores, b: Scores) -> bool:
-    "Perplexities can be compared only if both models' tokenizers cut the references into the same number of tokens."
-    return metric != 'perplexity' or np.array_equal(a.stats[metric][:, 1], b.stats[metric][:, 1])
+def _why_not(k: str, a: Scores, b: Scores) -> str:
+    "Why a metric cannot be compared; '' if it can."
+    if k not in a.metrics or k not in b.metrics: return f'only {(a if k in a.metrics else b).name} has it'
+    x, y = a.metrics[k].signature, b.metrics[k].signature
+    if _same_but_version(x) != _same_but_version(y): return f'computed as {x} and as {y}'
+    if k in ('perplexity', 'loss') and not np.array_equal(a.stats[k][:, 1], b.stats[k][:, 1]):
+        return 'the models cut texts into other tokens; bits_per_byte can be compared'
+    return '' if a.stats[k].shape == b.stats[k].shape else 'its statistics have another shape'
+
+def _same_but_version(signature: str) -> str:
+    "A signature without the version of the library: an update may come between two scorings."
+    return '|'.join(p for p in signature.split('|') if not p.startswith('version:'))
 
 # %% ../nbs/12_scores.ipynb #bfb2617c
 def _check_same_rows(a: Scores, b: Scores) -> None:
@@ -295,24 +727,487 @@ def _check_same_rows(a: Scores, b: Scores) -> None:
                     + (f'; in row {where} the references are equal, and the prompts are not' if same else ''),
                     'Score both on the same rows.')
 
+# %% ../nbs/12_scores.ipynb #4eed9f68
+def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Comparison:
+    "Compare two, without a correction yet."
+    every = dict.fromkeys([*a.metrics, *b.metrics])
+    left_out = {k: why for k in every if (why := _why_not(k, a, b))}
+    shared = [k for k in a.metrics if k not in left_out]
+    stats = [[s.stats[k] for k in shared] for s in (a, b)]
+    found = _differences([a.metrics[k] for k in shared], stats[0], stats[1], resamples, seed, test)
+    gain = lambda k: (a.metrics[k].better or 1) * (np.asarray(b.rows[k], float) - np.asarray(a.rows[k], float))
+    lines = [{'metric': k, 'a': a.values[k], 'b': b.values[k], 'difference': d, 'low': low, 'high': high, 'p_value': p,
+              'p_holm': math.nan, **_effects(gain(k)), 'interval': _kind(a.metrics[k], a.stats[k], b.stats[k]),
+              'test': 'jackknife t' if a.metrics[k].spread == 'jackknife' else test}
+             for k, (d, low, high, p) in zip(shared, found)]
+    return Comparison(a, b, pd.DataFrame(lines).set_index('metric'), left_out)
+
 # %% ../nbs/12_scores.ipynb #db1e9f0e
 def compare(
-    a: Scores,  # one set of outputs: before
-    b: Scores,  # the other, for the same rows: after
-    resamples: int = 1000,  # bootstrap samples, and random exchanges
+    a: Scores,  # one set of outputs: before, or the baseline
+    b: Scores,  # another, for the same rows: after
+    *more: Scores,  # further ones: each is compared with `a`
+    pairs: str = 'first',  # with more than two: 'first' (each with the first), or 'all'
+    test: str = 'randomization',  # or 'bootstrap': where p-values come from
+    resamples: int | None = None,  # bootstrap samples, and random exchanges; None: 1000, more for many tests
     seed: int = 0,  # of the drawing
-) -> Comparison:  # `.table` has a, b, difference, low, high, p_value for each metric
-    "Test whether two sets of outputs for the same rows differ, metric by metric."
-    for what, value in (('a', a), ('b', b)):
+) -> Any:  # a `Comparison`, whose `.table` has a, b, difference, low, high, p_value ...; of more, `Comparisons`
+    "Test whether sets of outputs for the same rows differ, metric by metric; the worst rows first."
+    all_of = [a, b, *more]
+    _check_comparable(all_of)
+    one_of(pairs, ('first', 'all'), 'pairs'), one_of(test, ('randomization', 'bootstrap'), 'test')
+    chosen = list(itertools.combinations(all_of, 2)) if pairs == 'all' else [(a, x) for x in all_of[1:]]
+    tests = sum(not _why_not(k, x, y) for x, y in chosen for k in x.metrics)
+    resamples = _enough(resamples, tests)
+    found = [_pair(x, y, resamples, number('seed', seed, 0), test) for x, y in chosen]
+    corrected = iter(holm([p for c in found for p in c.table['p_value']]))
+    for c in found: c.table['p_holm'] = [next(corrected) for _ in c.table.index]
+    return found[0] if not more else Comparisons(found)
+
+# %% ../nbs/12_scores.ipynb #c197902a
+def _enough(resamples: int | None, tests: int) -> int:
+    "So many resamples that a corrected p can be below 0.05 at all."
+    if resamples is None: return max(1000, 100 * tests)
+    must('resamples', resamples, number('resamples', resamples, 100) + 1 > 20 * tests,
+         f'with {tests} tests the smallest corrected p would be {tests / (resamples + 1):.3f}')
+    return resamples
+
+# %% ../nbs/12_scores.ipynb #10ea72ca
+def _check_comparable(all_of: Sequence[Any]) -> None:
+    "Refuse what is no Scores, other rows, and scores without a common metric."
+    for what, value in zip(itertools.chain('ab', map('more[{}]'.format, itertools.count())), all_of):
         if not isinstance(value, Scores):
             raise FTNBError(f'{what} is {type(value).__name__}', 'it must be Scores', 'Use what score(...) returns.')
-    number('resamples', resamples, 100), number('seed', seed, 0)
-    _check_same_rows(a, b)
-    shared = [k for k in a.metrics if k in b.metrics and _comparable(k, a, b)]
-    if not shared:
-        raise FTNBError(f'{a.name} and {b.name}', 'they have no comparable metric in common',
-                        'Score both with the same metrics.')
-    gap = lambda k: difference(a.metrics[k], a.stats[k], b.stats[k], resamples, seed)
-    found = {k: (a.values[k], b.values[k], *gap(k)) for k in shared}
-    table = pd.DataFrame.from_dict(found, orient='index', columns=['a', 'b', 'difference', 'low', 'high', 'p_value'])
-    return Comparison(a, b, table.rename_axis('metric'))
+    for x, y in itertools.combinations(all_of, 2):
+        _check_same_rows(x, y)
+        reasons = {k: _why_not(k, x, y) for k in {**x.metrics, **y.metrics}}
+        if all(reasons.values()):
+            told = '; '.join(f'{k}: {why}' for k, why in reasons.items())
+            raise FTNBError(f'{x.name} and {y.name}', f'they have no comparable metric in common ({told})',
+                            'Score both with the same metrics.')
+
+# %% ../nbs/12_scores.ipynb #46414f16
+class Comparisons(Card):
+    "Several sets of outputs for the same rows: pairs, tested together."
+    def __init__(self,
+        pairs: list[Comparison],  # corrected for all of their tests
+    ):
+        self.pairs = pairs
+        names_of = [_labels(c.a, c.b) for c in pairs]
+        self.table = pd.concat([c.table for c in pairs], keys=[(f'{i + 1}', *n) for i, n in enumerate(names_of)],
+                               names=['pair', 'from', 'to', 'metric'])
+
+    def _facts(self) -> tuple[str, dict]:
+        lines = {f'{" → ".join(_labels(c.a, c.b))}  {k}': text for c in self.pairs
+                 for k, text in _comparison_lines(c).items()}
+        rows = len(self.pairs[0].a.rows)
+        return f'{len(self.pairs)} comparisons on {rows:,} rows, corrected for {self.tests} tests', lines
+
+    @property
+    def tests(self) -> int: return int(np.isfinite(self.table['p_value']).sum())
+
+    def _repr_html_(self) -> str:
+        head = ['from', 'to', 'metric', 'difference', '95 % interval', 'p', 'corrected', 'rows ↑', 'rows ↓', '']
+        lines = [(*_labels(c.a, c.b), k, f'{r["difference"]:+.2f}', f'{r["low"]:+.2f} to {r["high"]:+.2f}',
+                  f'{r["p_value"]:.3f}', f'{r["p_holm"]:.3f}', f'{r["rows_better"]:.0%}', f'{r["rows_worse"]:.0%}',
+                  c.verdict(k)) for c in self.pairs for k, r in c.table.iterrows()]
+        folds = ''.join(f'<details><summary>{html.escape(" → ".join(_labels(c.a, c.b)))}: the rows</summary>'
+                        f'{_comparison_html(c)}</details>' for c in self.pairs)
+        return html_table(lines, head, self._facts()[0]) + folds
+
+# %% ../nbs/12_scores.ipynb #7add4a24
+def _csv_cell(value: Any) -> str:
+    "A value as a cell: texts never become formulas; a missing value is an empty cell."
+    if value is None: return ''
+    if isinstance(value, str): return f"'{value}" if not value or value[0] in "=+-@\t\r\n'" else value
+    return repr(value) if isinstance(value, (int, float)) else json.dumps(value, ensure_ascii=False)
+
+def _from_cell(text: str, kind: Any) -> Any:
+    "The value of a cell, given the kind of its column."
+    if text == '': return None
+    if isinstance(kind, datasets.Value) and kind.dtype == 'string': return text.removeprefix("'")
+    if isinstance(kind, datasets.Value) and kind.dtype.startswith('float'): return float(text)
+    return json.loads(text)
+
+# %% ../nbs/12_scores.ipynb #f1a64d90
+def _number_out(x: Any) -> Any:
+    "JSON has no nan and no infinity: they become texts."
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+# %% ../nbs/12_scores.ipynb #3abab038
+def _number_in(x: Any) -> Any:
+    "The other way, in a column of numbers."
+    return float(x) if isinstance(x, str) else x
+
+# %% ../nbs/12_scores.ipynb #654b3685
+def _write_csv(rows: datasets.Dataset, file: Path) -> None:
+    with file.open('w', encoding='utf-8', newline='') as f:
+        out = csv.writer(f)
+        out.writerow(rows.column_names)
+        for row in rows: out.writerow([_csv_cell(row[c]) for c in rows.column_names])
+
+# %% ../nbs/12_scores.ipynb #bc7fb133
+def _read_csv(file: Path, kinds: datasets.Features) -> dict[str, list]:
+    with file.open(encoding='utf-8', newline='') as f:
+        head, *lines = csv.reader(f)
+    return {c: [_from_cell(line[i], kinds[c]) for line in lines] for i, c in enumerate(head)}
+
+# %% ../nbs/12_scores.ipynb #2c2ac76c
+def _write_jsonl(rows: datasets.Dataset, file: Path) -> None:
+    with file.open('w', encoding='utf-8', newline='\n') as f:
+        for row in rows: f.write(json.dumps({k: _number_out(v) for k, v in row.items()}, ensure_ascii=False) + '\n')
+
+# %% ../nbs/12_scores.ipynb #0eb7972b
+def _read_jsonl(file: Path, kinds: datasets.Features) -> dict[str, list]:
+    with file.open(encoding='utf-8', newline='\n') as f: rows = [json.loads(line) for line in f]
+    is_number = lambda c: getattr(kinds[c], 'dtype', '').startswith('float')
+    return {c: [_number_in(r[c]) if is_number(c) else r[c] for r in rows] for c in kinds}
+
+# %% ../nbs/12_scores.ipynb #a3928385
+def _write_parquet(rows: datasets.Dataset, file: Path) -> None:
+    import pyarrow.parquet as pq
+    pq.write_table(rows.with_format('arrow')[:], file)
+
+# %% ../nbs/12_scores.ipynb #574c0b28
+def _read_parquet(file: Path, kinds: datasets.Features) -> dict[str, list]:
+    import pyarrow.parquet as pq
+    return pq.read_table(file).to_pydict()
+
+# %% ../nbs/12_scores.ipynb #cbeb069d
+FORMATS = {'.csv': (_write_csv, _read_csv), '.jsonl': (_write_jsonl, _read_jsonl),
+           '.parquet': (_write_parquet, _read_parquet)}  # ending: (write, read)
+
+# %% ../nbs/12_scores.ipynb #7b100f2d
+def _scores_file(path: Any) -> tuple[Path, Path]:
+    "The table and the file beside it."
+    if not isinstance(path, (str, Path)): raise FTNBError(f'path={path!r:.60}', 'it must be a path', 'Give a str.')
+    file = Path(path).expanduser()
+    one_of(file.suffix, FORMATS, 'the ending')
+    return file, file.with_name(f'{file.name}.scores.json')
+
+# %% ../nbs/12_scores.ipynb #48daef69
+@contextlib.contextmanager
+def _whole_file(file: Path) -> Iterator[Path]:
+    "A file that appears whole or not at all: written aside, flushed to disk, renamed."
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f'.{file.name}-', suffix=file.suffix, dir=file.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, 'rb+') as f: os.fsync(f.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, file)
+    finally: Path(name).unlink(missing_ok=True)
+
+# %% ../nbs/12_scores.ipynb #10b139eb
+def _umask() -> int:
+    "What new files may not be: there is no other way to ask than to set it."
+    was = os.umask(0)
+    os.umask(was)
+    return was
+
+# %% ../nbs/12_scores.ipynb #4331484f
+def _described(scores: Scores, checksum: str) -> dict:
+    "All but the rows, as JSON takes it."
+    lines = scores.to_pandas()
+    metrics = {k: {c: _number_out(lines.loc[k, c]) for c in lines.columns}
+               | {'stats': [[_number_out(float(x)) for x in row] for row in scores.stats[k]]} for k in scores.metrics}
+    return {'ftnb_scores': 1, 'name': scores.name, 'rows': len(scores.rows), 'checksum': checksum,
+            'features': scores.rows.features.to_dict(), 'metrics': metrics, 'asked': scores.asked}
+
+# %% ../nbs/12_scores.ipynb #fcf967ce
+def _digest(file: Path) -> str:
+    with file.open('rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()[:32]
+
+# %% ../nbs/12_scores.ipynb #e459b8bd
+def save_scores(
+    scores: Scores,  # what `score` or `score_texts` returns
+    path: str | Path,  # ends with .csv, .jsonl or .parquet; a file that is there is replaced
+) -> Path:  # the table; beside it lies `<path>.scores.json` with values, intervals, signatures and statistics
+    "Write rows, metrics and statistics, from which `load_scores` makes the same scores again."
+    if not isinstance(scores, Scores):
+        raise FTNBError(f'scores is {type(scores).__name__}', 'it must be Scores', 'Use what score(...) returns.')
+    file, beside = _scores_file(path)
+    with _whole_file(beside) as facts, _whole_file(file) as table:
+        FORMATS[file.suffix][0](scores.rows, table)
+        facts.write_text(json.dumps(_described(scores, _digest(table)), ensure_ascii=False), encoding='utf-8')
+    return file
+
+# %% ../nbs/12_scores.ipynb #3a64c9d7
+def _found_again(k: str, signature: str, own: Mapping[str, TextMetric]) -> TextMetric:
+    "The metric of this name that computes the same."
+    found = own.get(k) or (text_metric(k) if k in METRICS else None)
+    if found and _same_but_version(found.signature) == _same_but_version(signature): return found
+    why = f'what has this name now is {found.signature}' if found else 'it is none of ftnb'
+    raise FTNBError(f'metric {k!r}, computed as {signature}', why, 'Give it: load_scores(path, metrics=[...]).')
+
+# %% ../nbs/12_scores.ipynb #6874ef08
+def load_scores(
+    path: str | Path,  # what `save_scores` was given
+    metrics: Sequence[TextMetric] = (),  # those of your own, or with options
+) -> Scores:
+    "Scores that were saved, as they were."
+    file, beside = _scores_file(path)
+    try: facts = json.loads(beside.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e:
+        raise FTNBError(f'{beside.name}', f'it cannot be read ({type(e).__name__})',
+                        'Give the path that save_scores was given; both files are needed.') from e
+    if not file.is_file(): raise FTNBError(f'{file.name}', 'it is missing', f'Put it beside {beside.name}.')
+    if _digest(file) != facts['checksum']:
+        raise FTNBError(f'{file.name}', 'it was changed after it was saved, and no longer fits its statistics',
+                        'Restore it, or score its texts again with score_texts.')
+    own = {m.name: m for m in metrics}
+    found = {k: _found_again(k, m['signature'], own) for k, m in facts['metrics'].items()}
+    kinds = datasets.Features.from_dict(facts['features'])
+    rows = datasets.Dataset.from_dict(FORMATS[file.suffix][1](file, kinds), features=kinds)
+    stats = {k: np.array([list(map(float, r)) for r in m['stats']]) for k, m in facts['metrics'].items()}
+    ends = {k: (_number_in(m['low']), _number_in(m['high'])) for k, m in facts['metrics'].items()}
+    return Scores(facts['name'], found, stats, rows, ends, facts['asked'])
+
+# %% ../nbs/12_scores.ipynb #1950902d
+class Scored(Watch):
+    "Score a few held-out rows as it trains, within a time budget; `.history` is a table, `.seen` lists (step, lines)."
+    def __init__(self,
+        lm: LM,  # the model that is trained
+        rows: Any,  # held-out rows, of which it takes as many as time allows
+        task: Task,  # what is asked, and what judges it
+        every: int | None = None,  # steps between looks, besides those before, after each epoch and at the end
+        *,
+        seconds: float = 10.,  # for one look
+        share: float | None = 0.2,  # of the run's time for all looks but the first and the last; None: no limit
+        metrics: Sequence[str | TextMetric] | None = None,  # beside the task's own
+        max_new_tokens: int | None = None,  # most tokens of an answer; None: as the task says
+        seed: int = 0,  # of the choice of rows
+        **decoding,  # options of `generate`: temperature, top_p ...
+    ):
+        super().__init__(lambda: None, number('every', every, 1, none=True))
+        check_kinds(lm, task, needed=True)
+        given = _one_split(rows)
+        self.order = np.random.default_rng(number('seed', seed, 0)).permutation(len(given)).tolist()
+        self.lm, self.task, self.given, self.n, self.shown = lm, task, given, 0, False
+        self.seconds = number('seconds', seconds, 0, whole=False)
+        self.share = number('share', share, 0, 1, whole=False, none=True)
+        self.looks: list[dict] = []
+        self.spent, self.before, self.began = 0., 0., time.perf_counter()   # before: seconds in earlier processes
+        self.options: dict[str, Any] = dict(metrics=metrics, max_new_tokens=max_new_tokens, **decoding)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        "One row a look and metric: step, metric, value, low, high; the rows and the seconds that it took."
+        lines = [(x['step'], k, *v, x['rows'], x['seconds']) for x in self.looks for k, v in x['values'].items()]
+        return pd.DataFrame(lines, columns=['step', 'metric', 'value', 'low', 'high', 'rows', 'seconds'])
+
+    def before_fit(self, learner: Learner) -> None:
+        if learner.model is not self.lm.model:
+            raise FTNBError(f'Scored({self.lm.name!r}, ...)', 'this is not the model that is trained',
+                            'Give the lm of finetune; with resume(folder), give resume the same lm.')
+        self.began = time.perf_counter()
+        _show_beside(self, learner)
+        super().before_fit(learner)
+
+    def note(self, learner: Learner) -> None:
+        if self.seen and self.seen[-1][0] == learner.step: return
+        if self.seen and learner.status != 'finished' and not self.due: return
+        start = time.perf_counter()
+        with seeded(0): found = self.measure() if self.n else self.first()
+        took = time.perf_counter() - start
+        if self.looks: self.spent += took
+        values = {k: [found.values[k], *map(float, found.intervals[k])] for k in found.metrics}
+        self.looks.append({'step': learner.step, 'values': values, 'rows': self.n, 'seconds': took})
+        said = [f'{k} {v:.2f} [{low:.2f}, {high:.2f}]' for k, (v, low, high) in values.items()]
+        self.seen.append((learner.step, [f'scores of {self.n} rows: ' + ', '.join(said)]))
+
+    @property
+    def due(self) -> bool:
+        "Whether the looks so far, and one more, stay within their share of the time."
+        passed = self.before + time.perf_counter() - self.began
+        return self.share is None or self.spent + self.looks[-1]['seconds'] <= self.share * passed
+
+    def measure(self) -> Scores:
+        "Score the chosen rows."
+        given, places = self.given, self.order[:self.n]
+        rows = given.select(places) if isinstance(given, datasets.Dataset) else [given[i] for i in places]
+        return score(self.lm, rows, self.task, progress=False, name='while training', **self.options)
+
+    def first(self) -> Scores:
+        "Find out how many rows fit into the time, twice as many in each try; return the scores of the last."
+        self.n, most = min(2, len(self.order)), len(self.order)
+        while True:
+            start = time.perf_counter()
+            found = self.measure()
+            if self.n == most or 2 * (time.perf_counter() - start) > self.seconds: return found
+            self.n = min(most, 2 * self.n)
+
+    def state_dict(self) -> dict:
+        passed = self.before + time.perf_counter() - self.began
+        return {'seen': self.seen, 'looks': self.looks, 'order': self.order, 'n': self.n, 'spent': self.spent,
+                'before': passed}
+
+    def load_state_dict(self, state: dict) -> None:
+        if len(state['order']) != len(self.order):
+            raise FTNBError(f'Scored with {len(self.order)} rows', f'the run was watched on {len(state["order"])}',
+                            'Give the same rows.')
+        super().load_state_dict(state)
+        self.looks[:], self.order[:] = state['looks'], state['order']
+        self.n, self.spent, self.before = state['n'], state['spent'], state['before']
+
+# %% ../nbs/12_scores.ipynb #668482ae
+class _Both:
+    "Two watches that are shown as one."
+    def __init__(self, one: Any, other: Any): self.parts = (one, other)
+
+    @property
+    def seen(self) -> list[tuple[int, list[str]]]:
+        found: dict[int, list[str]] = {}
+        for part in self.parts:
+            for step, lines in part.seen: found[step] = [*found.get(step, []), *lines]
+        return sorted(found.items())
+
+def _show_beside(scored: Scored, learner: Learner) -> None:
+    "Have the run's progress show these scores, too."
+    shown = next((c for c in learner.callbacks if isinstance(c, Progress)), None)
+    if scored.shown or not shown: return
+    both: Any = _Both(shown.samples, scored) if shown.samples else scored
+    scored.shown, shown.samples = True, both
+
+# %% ../nbs/12_scores.ipynb #7c328cfc
+@dataclass(repr=False)
+class Benchmark(Card):
+    "What a model scored on tasks of lm-eval."
+    name: str
+    table: pd.DataFrame  # (task, metric): value, stderr, low, high, n, shots, interval
+    scores: dict[str, Scores]  # of each task with rows of its own, to be compared
+
+    def _facts(self) -> tuple[str, dict]:
+        lines = {f'{task}  {metric}': f'{r["value"]:.4f} ± {r["stderr"]:.4f}  [{r["low"]:.4f}, {r["high"]:.4f}]  '
+                 f'n = {r["n"]:,}, {r["shots"]} shots' for (task, metric), r in self.table.iterrows()}
+        return f'Benchmarks of {self.name} (lm-eval; standard errors, and 95 % intervals)', lines
+
+# %% ../nbs/12_scores.ipynb #e7d42e69
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    "Keep lm-eval's bars, log lines and processes out of a notebook inside the block."
+    log, was = logging.getLogger('lm_eval'), os.environ.get('DISABLE_MULTIPROC')
+    level, bars = log.level, datasets.utils.logging.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR); datasets.utils.logging.disable_progress_bar()
+    os.environ['DISABLE_MULTIPROC'] = '1'   # it would fork this process to bootstrap
+    try:
+        with quietly(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()): yield
+    finally:
+        log.setLevel(level)
+        if bars: datasets.utils.logging.enable_progress_bar()
+        if was is None: os.environ.pop('DISABLE_MULTIPROC', None)
+        else: os.environ['DISABLE_MULTIPROC'] = was
+
+# %% ../nbs/12_scores.ipynb #bf1a4780
+def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
+    "lm-eval's list of tasks: those of a folder, or all that it knows by name."
+    manage = need('lm_eval.tasks', 'pip install ftnb[benchmarks]', 'for benchmarks').TaskManager
+    if folder is not None and not Path(folder).is_dir():
+        raise FTNBError(f'folder={str(folder)!r}', 'there is no such folder', 'Give the folder with the .yaml files.')
+    with _hushed(): known = manage(include_path=str(folder), include_defaults=False) if folder else manage()
+    for t in tasks:
+        if t in known.all_tasks: continue
+        where = f'no .yaml file in {str(folder)!r} describes it' if folder else 'lm-eval does not know it'
+        raise FTNBError(f'task {t!r}', where, nearest(t, known.all_tasks))
+    return known
+
+# %% ../nbs/12_scores.ipynb #3ae64061
+def _run_tasks(lm: LM, tasks: Sequence[str], known: Any, limit: int | None, shots: int | None, batch_size: int,
+               chat: bool, seed: int) -> dict:
+    "Have lm-eval do its work on a model in memory."
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    with _hushed(), seeded(seed), evaluating(lm):
+        wrapped = HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch_size,
+                       max_length=context_length(lm))
+        try: return lm_eval.simple_evaluate(
+            wrapped, tasks=list(tasks), task_manager=known, limit=limit, num_fewshot=shots, apply_chat_template=chat,
+            bootstrap_iters=1000, random_seed=None, numpy_random_seed=None, torch_random_seed=None,
+            fewshot_random_seed=seed)
+        except (ConnectionError, OSError) as e:
+            raise FTNBError(f'task {", ".join(tasks)}', f'its rows could not be had ({str(e)[:160]})',
+                            'Connect to the network, or give folder= with a task file and its rows.') from e
+
+# %% ../nbs/12_scores.ipynb #f819b58d
+def _said(sample: Mapping) -> str:
+    "What a model answered: of answers to choose from the most probable one, else its text."
+    found, asked = sample['filtered_resps'], sample['arguments']
+    if found and isinstance(found[0], (list, tuple)) and len(asked) > 1:
+        return str(asked[max(range(len(found)), key=lambda i: found[i][0])][1])
+    return str(found[0]) if found else ''
+
+# %% ../nbs/12_scores.ipynb #32f3e49f
+def _short(k: str) -> str:
+    "lm-eval's name of a metric, without the name of a filter that does nothing."
+    return k.removesuffix(',none')
+
+# %% ../nbs/12_scores.ipynb #f2a10f3e
+def _mean_metric(k: str, task: str, more: bool) -> TextMetric:
+    "A metric that lm-eval has computed, as the mean of its rows, in percent."
+    def stats(texts: Sequence, judged: Any = None) -> np.ndarray:
+        raise FTNBError(f'metric {k!r}', 'lm-eval computes it', 'Use benchmark(lm, tasks).')
+    return TextMetric(k, stats, ratio, f'{k}|mean of rows, percent|{task}|lm-eval', 1 if more else -1, judged='numbers')
+
+# %% ../nbs/12_scores.ipynb #d5ada33f
+def _task_scores(name: str, task: str, samples: list[dict], results: dict, more: Mapping[str, bool]) -> Scores | None:
+    "The rows of a task with those metrics that are means."
+    stats = {}
+    for k, value in results.items():
+        metric, _, filtered = k.partition(',')
+        each = [s.get(metric) for s in samples if s['filter'] == filtered]
+        if not each or not all(isinstance(x, (int, float)) for x in each): continue
+        if math.isclose(np.mean(each), value, rel_tol=1e-9, abs_tol=1e-12):
+            stats[_short(k)] = np.stack([100 * np.array(each, float), np.ones(len(each))], 1)
+    if not stats or len({len(s) for s in stats.values()}) > 1: return None
+    rows = [s for s in samples if s['filter'] == samples[0]['filter']]
+    columns = {'prompt': [str(s['arguments'][0][0]) for s in rows], 'prediction': [_said(s) for s in rows],
+               'reference': [str(s['target']) for s in rows]}
+    metrics = {k: _mean_metric(k, task, more.get(k.partition(',')[0], True)) for k in stats}
+    return _scores(f'{name} on {task}', metrics, stats, columns, {'row': [s['doc_hash'] for s in rows]}, 1000, 0)
+
+# %% ../nbs/12_scores.ipynb #87b27e10
+def _task_lines(task: str, found: dict, scores: Scores | None) -> list[dict]:
+    "A line for each metric of a task."
+    results, lines = found['results'][task], []
+    n = found.get('n-samples', {}).get(task, {}).get('effective', results.get('sample_len', 0))
+    for k, value in results.items():
+        metric, comma, filtered = k.partition(',')
+        if not comma or metric.endswith('_stderr') or not isinstance(value, (int, float)): continue
+        error = results.get(f'{metric}_stderr,{filtered}')
+        error = float(error) if isinstance(error, (int, float)) else math.nan
+        if scores and _short(k) in scores.intervals: low, high = (x / 100 for x in scores.intervals[_short(k)])
+        else: low, high = value - 1.96 * error, value + 1.96 * error
+        own = scores.metrics.get(_short(k)) if scores else None
+        kind = _kind(own, scores.stats[_short(k)]) if own and scores else '± 1.96 standard errors'
+        lines.append({'task': task, 'metric': _short(k), 'value': float(value),
+                      'stderr': error, 'low': low, 'high': high, 'n': n, 'shots': found.get('n-shot', {}).get(task, 0),
+                      'interval': kind})
+    return lines
+
+# %% ../nbs/12_scores.ipynb #c26249f8
+def benchmark(
+    lm: LM,  # a loaded model; it stays as it is
+    tasks: str | Sequence[str],  # names of lm-eval's tasks ('arc_easy', 'hellaswag' ...), or of those in `folder`
+    folder: str | Path | None = None,  # where .yaml files describe tasks; None: lm-eval's own, with rows from the hub
+    limit: int | None = None,  # only the first rows of each task; None: all
+    *,
+    shots: int | None = None,  # worked examples in the prompt; None: as the task says
+    batch_size: int = 8,  # rows in one forward pass
+    chat: bool = False,  # put prompts through the chat template
+    seed: int = 0,  # of the choice of worked examples
+    progress: bool = True,  # say when it is done
+) -> Benchmark:  # `.table`, and `.scores` by task
+    "Run standard tasks of lm-eval (Gao et al.) on a model in memory."
+    check_kinds(lm, None)
+    tasks = names('tasks', [tasks] if isinstance(tasks, str) else tasks, 1, different=True)
+    number('limit', limit, 1, none=True), number('shots', shots, 0, none=True), number('batch_size', batch_size, 1)
+    known, line = _task_manager(tasks, folder), StatusLine(quiet=not progress)
+    line.update(f'running {", ".join(tasks)} ...')
+    found = _run_tasks(lm, tasks, known, limit, shots, batch_size, chat, number('seed', seed, 0, 2**32 - 1))
+    more = found.get('higher_is_better', {})
+    scores = {t: _task_scores(lm.name, t, s, found['results'][t], more.get(t, {})) for t, s in found['samples'].items()}
+    lines = [x for t in found['results'] for x in _task_lines(t, found, scores.get(t))]
+    line.close(f'ran {len(found["results"])} tasks, {sum(map(len, found["samples"].values())):,} answers')
+    table = pd.DataFrame(lines).set_index(['task', 'metric'])
+    return Benchmark(lm.name, table, {t: s for t, s in scores.items() if s})
