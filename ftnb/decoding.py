@@ -356,14 +356,15 @@ class Guide:
 # %% ../nbs/02_decoding.ipynb #3ad100e6
 class Single:
     "Chooses one token a row and step: the best, or one by lot."
-    def __init__(self, lm: LM, rows: list[list[int]], how: Decoding, draws: torch.Tensor | None, guide: Guide | None):
+    def __init__(self, lm: LM, rows: list[list[int]], how: Decoding, draws: torch.Tensor | None, guide: Guide | None,
+                 begun: tuple[Decoder, torch.Tensor] | None):
         self.rules, self.draws, self.guide = model_rules(lm) + adjustments(how), draws, guide
-        self.text, self.new = begin(lm, rows)
+        self.text, self.new = begun or begin(lm, rows)
 
     def tokens(self, step: int, live: torch.Tensor) -> torch.Tensor:
         "The next token of every row."
         logits, at = self.text.logits() if self.new is None else self.new, live.cpu()
-        self.new = None
+        self.new = None   # of the first step
         if self.guide: logits = self.guide(at.tolist(), logits)
         for rule in self.rules: logits = rule(self.text.ids, self.text.mask, logits)
         return pick(logits, None if self.draws is None else self.draws[at, step])
@@ -383,10 +384,11 @@ def steps(
     draws: torch.Tensor | None = None,  # [rows, max_new_tokens] in [0, 1) to sample with; None: greedy
     guide: Guide | None = None,  # what the rows must keep to
     stopped: Callable[[int, int], bool] | None = None,  # row, token -> whether the row ends with it
+    begun: tuple[Decoder, torch.Tensor] | None = None,  # from `begin`, if the prompts have been read already
 ) -> Iterator[dict[int, int]]:  # at each step, {row: its next token}; a row ends with an end token
     "The decoding loop: yield the next token of every unfinished row, step by step."
     with evaluating(lm):
-        writer = Contrast(lm, rows, how) if how.penalty_alpha else Single(lm, rows, how, draws, guide)
+        writer = Contrast(lm, rows, how) if how.penalty_alpha else Single(lm, rows, how, draws, guide, begun)
     live = torch.arange(len(rows), device=lm.device)
     ends, ended = torch.tensor(eos_ids(lm), device=lm.device), torch.zeros_like(live, dtype=torch.bool)
     for step in range(max_new_tokens):
