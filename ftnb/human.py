@@ -133,7 +133,7 @@ def _catches(r: Ratings) -> list[tuple[int, tuple[str, str]]]:
         if other and r.references[row].strip(): found.append((row, (r.references[row], other)))
     return found[:r.checks]
 
-# %% ../nbs/13_human.ipynb #faa00a5c
+# %% ../nbs/13_human.ipynb #eb7aa333
 def _plan(r: Ratings) -> list[tuple[str, bool]]:
     "The items in this rater's order, and whether the sides are exchanged."
     rng, n, arms = np.random.default_rng([r.seed, zlib.crc32(r.rater.encode())]), len(r.prompts), r.arms
@@ -153,7 +153,7 @@ def _with_checks(r: Ratings, order: list[str], rng: np.random.Generator) -> list
     again = [f'{order[i]}:again' for i in rng.permutation(half)[:r.checks]] if r.criteria else []
     extra = again or [str(k) for k in rng.permutation([k for k, e in r.entries.items() if e.check])]
     first, rest = (order[:half], order[half:]) if again else ([], order)
-    pieces = [list(map(str, p)) for p in np.array_split(np.array(rest), len(extra))]
+    pieces = [list(map(str, p)) for p in np.array_split(np.array(rest), max(1, len(extra)))]
     for piece, key in zip(pieces, extra): piece.insert(int(rng.integers(len(piece) + 1)), key)
     return first + [k for piece in pieces for k in piece]
 
@@ -338,7 +338,7 @@ def _readable(
     said = [re.sub(r'^(user|assistant|model)\b[:\s]*', '', t) for t in turns if not re.match(r'system\b', t)]
     return '\n\n'.join(t for t in said if t)
 
-# %% ../nbs/13_human.ipynb #1ada2717
+# %% ../nbs/13_human.ipynb #da33295e
 def _content(systems: Mapping[str, Scores], criteria: Sequence[str], rows: Any, seed: int, prompts: Any) -> dict:
     "What is kept of a comparison."
     first = next(iter(systems.values())).rows
@@ -355,11 +355,11 @@ def _chosen(rows: Any, n: int, seed: int) -> list[int]:
     if rows is None: return list(range(n))
     if not isinstance(rows, Sequence):
         return sorted(map(int, np.random.default_rng(seed).permutation(n)[:number('rows', rows, 1, n)]))
-    found = [number('a number in rows', i, 0, n - 1) for i in rows]
+    found = [number('row', i, 0, n - 1) for i in rows]
     must('rows', rows, len(found) > 0 and len(set(found)) == len(found), 'each must be there once, and one at least')
     return found
 
-# %% ../nbs/13_human.ipynb #184081c4
+# %% ../nbs/13_human.ipynb #65d6bc7b
 def _begin(file: Path, rater: str, content: dict) -> Ratings:
     "Put a comparison into a file, unless it is there; check that it is the same one."
     kept = [content['criteria'], content['prompts'], sorted(content['outputs'])]
@@ -374,16 +374,18 @@ def _begin(file: Path, rater: str, content: dict) -> Ratings:
         must(k, content[k], content[k] in (None, there[k]), f'this comparison was begun with {k}={there[k]}')
     return Ratings(file, id, rater, **there)
 
+def _listed(names: Sequence[str]) -> str: return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
+
 def _worth_it(r: Ratings) -> None:
     "Refuse a comparison in which there is nothing to ask, or too little for its checks."
     if not r.plan:
-        raise FTNBError(' and '.join(r.systems), 'they wrote the same in every row: there is nothing to rate',
+        raise FTNBError(_listed(r.systems), 'they wrote the same in every row: there is nothing to rate',
                         'Compare systems that differ.')
     room = len(r.plan) // 2 if r.criteria else sum(e.check for e in r.entries.values())
     needs = '' if r.criteria else ': a check needs a reference, and a text of another row'
     must('checks', r.checks, r.checks <= room, f'there is room for {room} only{needs}')
 
-# %% ../nbs/13_human.ipynb #500f885a
+# %% ../nbs/13_human.ipynb #dc9331e9
 def open_ratings(
     file: str | os.PathLike = 'ratings.db',  # where ratings are kept
     rater: str = 'me',  # who goes on rating
@@ -397,7 +399,7 @@ def open_ratings(
     with _db(path) as db: sets = {i: json.loads(content) for i, content in db.execute('SELECT id, content FROM sets')}
     if which is None and len(sets) == 1: which = next(iter(sets))
     if which in sets: return Ratings(path, which, _person(rater), **sets[which])
-    known = '; '.join(f"which='{i}': {' and '.join(s['systems'])}, {len(s['rows'])} rows" for i, s in sets.items())
+    known = '; '.join(f"which='{i}': {_listed(s['systems'])}, {len(s['rows'])} rows" for i, s in sets.items())
     raise FTNBError(f'which={which!r}', f'the file holds {len(sets)} comparisons', f'Choose: {known}.')
 
 # %% ../nbs/13_human.ipynb #d3776cbd
@@ -522,12 +524,12 @@ function render({model, el}) {
 export default {render};
 '''
 
-# %% ../nbs/13_human.ipynb #f950c6aa
+# %% ../nbs/13_human.ipynb #b47d49e3
 SCREEN_CSS = '''
 .ftnb-rate { --line: var(--jp-border-color1, #8888); --soft: var(--jp-layout-color2, #8881);
   --ink: var(--jp-content-font-color1, inherit); --pale: var(--jp-content-font-color2, inherit);
   color: var(--ink); font-family: var(--jp-content-font-family, sans-serif); font-size: 15px; line-height: 1.6;
-  max-width: 1080px; margin: 4px; padding: 20px 28px; border: 1px solid var(--line); border-radius: 8px;
+  max-width: 1080px; margin: 4px; padding: 20px 28px 12px; border: 1px solid var(--line); border-radius: 8px;
   outline: none; container-type: inline-size; }
 .ftnb-rate:focus-within { box-shadow: 0 0 0 2px var(--jp-brand-color1, #1976d2); border-color: transparent; }
 .ftnb-rate [hidden] { display: none; }
@@ -544,7 +546,7 @@ SCREEN_CSS = '''
 .ftnb-name { color: var(--pale); font-size: 13px; font-weight: 600; margin-bottom: 6px; }
 .ftnb-text { max-height: 320px; }
 .ftnb-empty { color: var(--pale); font-style: italic; }
-.ftnb-row { display: flex; align-items: center; gap: 8px; margin-top: 12px; padding: 4px 8px;
+.ftnb-row { display: flex; align-items: center; gap: 8px; margin-top: 12px; padding: 4px 8px; flex-wrap: wrap;
   border-left: 3px solid transparent; }
 .ftnb-now { border-left-color: var(--ink); }
 .ftnb-criterion { min-width: 140px; }
@@ -557,6 +559,8 @@ SCREEN_CSS = '''
 .ftnb-mark { padding: 4px 14px; }
 .ftnb-mark[aria-checked=true] { font-weight: 700; background: var(--soft); box-shadow: inset 0 0 0 2px var(--ink); }
 .ftnb-button:nth-last-child(-n+2) { border-color: transparent; color: var(--pale); }
+@container (max-width: 420px) { .ftnb-criterion { width: 100%; } }
+.ftnb-rate:not(:focus-within) .ftnb-note:empty::before { content: 'Click here to use the keys.'; }
 .ftnb-note { min-height: 24px; margin-top: 10px; font-size: 13px; color: var(--pale); }
 '''
 
@@ -658,14 +662,26 @@ def _same(r: Ratings, a: int, b: int) -> np.ndarray:
     "In which rows two systems wrote the same."
     return np.array([x == y for x, y in zip(r.outputs[a], r.outputs[b])])
 
-# %% ../nbs/13_human.ipynb #3835637e
+# %% ../nbs/13_human.ipynb #03181cc6
+def _of_kind(r: Any, criteria: bool) -> None:
+    "Refuse ratings of the other kind."
+    must('ratings', type(r).__name__, isinstance(r, Ratings), 'it must be Ratings, as rate(...) returns them')
+    if bool(r.criteria) == criteria: return
+    kind, use = ('criteria', 'means and mark_differences') if r.criteria else ('pairs', 'win_rates and ranking')
+    raise FTNBError(f'ratings of {kind}', 'they answer another question', f'Use {use}.')
+
+def _few(value: float) -> str:
+    "A p-value as it is written."
+    return f'p = {value:.3f}' if value >= 0.001 else 'p < 0.001'
+
+# %% ../nbs/13_human.ipynb #b3458a44
 def win_rates(
     ratings: Ratings,  # pairwise
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by, system, over, win_rate (%), low, high, won, tied, lost, identical (rows), p_value
     "How often one system's answers are preferred to another's, with people and judges apart."
-    must('ratings', ratings, not ratings.criteria, 'here criteria are rated: use means(...)')
+    _of_kind(ratings, criteria=False)
     number('resamples', resamples, 100), number('seed', seed, 0)
     lines = []
     for (by, a, b), votes in _votes(ratings).groupby(['by', 'a', 'b']):
@@ -684,7 +700,7 @@ def _sign_test(sums: np.ndarray) -> float:
     won, lost = int((2 * sums[:, 0] > sums[:, 1]).sum()), int((2 * sums[:, 0] < sums[:, 1]).sum())
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.
 
-# %% ../nbs/13_human.ipynb #5b124b6d
+# %% ../nbs/13_human.ipynb #a3c0ea7f
 def bradley_terry(
     wins: np.ndarray,  # [systems, systems]: how often the one in the row was preferred to the one in the column
     extra: float = 0.,  # added to every cell off the diagonal
@@ -694,7 +710,7 @@ def bradley_terry(
     found = choix.ilsr_pairwise_dense(wins + extra * (1 - np.eye(len(wins))))
     return found - found.mean()
 
-# %% ../nbs/13_human.ipynb #cf244842
+# %% ../nbs/13_human.ipynb #81e0f2f2
 def _win_rows(r: Ratings, by: str) -> np.ndarray:
     "Who was preferred to whom in each row, a tie being half a win: `[rows, systems, systems]`."
     k, votes = len(r.systems), _votes(r)
@@ -709,7 +725,7 @@ def _connected(wins: np.ndarray, strong: bool) -> bool:
     from scipy.sparse.csgraph import connected_components
     return connected_components(wins > 0, connection='strong' if strong else 'weak')[0] == 1
 
-# %% ../nbs/13_human.ipynb #be482d44
+# %% ../nbs/13_human.ipynb #ce516aa1
 def ranking(
     ratings: Ratings,  # pairwise
     by: str = 'people',  # or a judge: 'lm:...'
@@ -717,7 +733,7 @@ def ranking(
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by system, the best first: strength (log odds), low, high, note
     "Rank systems by the Bradley-Terry model."
-    must('ratings', ratings, not ratings.criteria, 'here criteria are rated: use means(...)')
+    _of_kind(ratings, criteria=False)
     number('resamples', resamples, 100), number('seed', seed, 0)
     rows = _win_rows(ratings, by)
     rows = rows[rows.sum((1, 2)) > 0]
@@ -730,7 +746,7 @@ def ranking(
              'note': '' if chain else 'half a win added in each direction: there is a system that never lost, or won'}
     return pd.DataFrame(found, index=pd.Index(ratings.systems, name='system')).sort_values('strength', ascending=False)
 
-# %% ../nbs/13_human.ipynb #98b100b5
+# %% ../nbs/13_human.ipynb #f0c5dec5
 def _marks(r: Ratings) -> pd.DataFrame:
     "Marks: by whom, on what, for which criterion; a text that several systems wrote counts for each."
     lines = []
@@ -747,14 +763,14 @@ def _mean_interval(sums: np.ndarray, resamples: int, seed: int) -> tuple[float, 
     low, high = map(float, np.quantile(total[:, 0] / total[:, 1], [0.025, 0.975]))
     return float(sums[:, 0].sum() / sums[:, 1].sum()), low, high
 
-# %% ../nbs/13_human.ipynb #5eaa6766
+# %% ../nbs/13_human.ipynb #a364ae7e
 def means(
     ratings: Ratings,  # with criteria
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by, criterion, system, mean (1 to 5), low, high, marks
     "The mean mark of each system by each criterion."
-    must('ratings', ratings, bool(ratings.criteria), 'here pairs are rated: use win_rates(...)')
+    _of_kind(ratings, criteria=True)
     number('resamples', resamples, 100), number('seed', seed, 0)
     lines = []
     for (by, criterion, system), some in _marks(ratings).groupby(['by', 'criterion', 'system']):
@@ -763,14 +779,14 @@ def means(
     columns = 'by criterion system mean low high marks'.split()
     return pd.DataFrame(sorted(lines, key=lambda x: x[0] != 'people'), columns=columns)
 
-# %% ../nbs/13_human.ipynb #1fbfe34d
+# %% ../nbs/13_human.ipynb #2bf3fc3e
 def mark_differences(
     ratings: Ratings,  # with criteria
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by, criterion, system, over, difference, low, high, rows, p_value
     "How the marks of two systems differ, row against row and rater by rater."
-    must('ratings', ratings, bool(ratings.criteria), 'here pairs are rated: use win_rates(...)')
+    _of_kind(ratings, criteria=True)
     lines = []
     for (by, criterion), some in _marks(ratings).groupby(['by', 'criterion']):
         wide = some.pivot_table(index=['row', 'rater'], columns='system', values='mark')
@@ -788,7 +804,7 @@ def _signed_rank(gaps: np.ndarray) -> float:
     from scipy.stats import wilcoxon
     return float(wilcoxon(gaps).pvalue) if np.any(gaps) else 1.
 
-# %% ../nbs/13_human.ipynb #39665408
+# %% ../nbs/13_human.ipynb #c4c51c5a
 LEAST = 5  # items in common, for an agreement
 
 def _by_item(r: Ratings, people: bool = True) -> dict[str, pd.DataFrame]:
@@ -812,7 +828,7 @@ def _alpha(wide: pd.DataFrame, level: str) -> tuple[int, float, str]:
     if _kinds(both) < 2: return both.shape[1], np.nan, 'everybody gave the same verdict on everything'
     return both.shape[1], float(krippendorff.alpha(both.to_numpy(float), level_of_measurement=level)), ''
 
-# %% ../nbs/13_human.ipynb #02df9e54
+# %% ../nbs/13_human.ipynb #52ca58f1
 def _kappa(x: pd.Series, y: pd.Series, ordinal: bool) -> tuple[int, float, str]:
     "The number of items in common, Cohen's kappa of them, and why there is none."
     from sklearn.metrics import cohen_kappa_score
@@ -836,7 +852,7 @@ def rater_agreement(
                   for x, y in itertools.combinations(wide.index, 2)]
     return pd.DataFrame(lines, columns='criterion measure raters items value note'.split())
 
-# %% ../nbs/13_human.ipynb #0c087a5d
+# %% ../nbs/13_human.ipynb #042adfdd
 def check_failures(
     ratings: Ratings,  # with attention checks
 ) -> pd.DataFrame:  # rater, checks, failed
@@ -852,7 +868,7 @@ def check_failures(
     table = pd.DataFrame(failed, columns=['rater', 'failed']).groupby('rater')['failed']
     return table.agg(checks='count', failed='sum').astype(int).reset_index()
 
-# %% ../nbs/13_human.ipynb #9e14adc5
+# %% ../nbs/13_human.ipynb #4ac422bc
 def judge_agreement(
     ratings: Ratings,  # with a judge's verdicts, and people's
 ) -> pd.DataFrame:  # judge, criterion, items, inconsistent (%), common (items), agrees (%), kappa
@@ -873,7 +889,7 @@ def judge_agreement(
             lines.append((name, c, len(own), torn, len(both), agrees, kappa))
     return pd.DataFrame(lines, columns='judge criterion items inconsistent common agrees kappa'.split())
 
-# %% ../nbs/13_human.ipynb #6b6e66eb
+# %% ../nbs/13_human.ipynb #7a5de383
 def _findings(r: Ratings) -> tuple[str, dict]:
     "The title and the facts of a card that tells everything."
     checks, total, facts = check_failures(r).set_index('rater'), len(r.plan), {}
@@ -882,7 +898,7 @@ def _findings(r: Ratings) -> tuple[str, dict]:
         if rater not in checks.index: continue
         facts[rater] += f', {checks["failed"][rater]} of {checks["checks"][rater]} checks failed'
     facts |= _mark_facts(r) if r.criteria else _win_facts(r)
-    return f'Ratings of {" and ".join(r.systems)} on {len(r.prompts)} rows', facts | _agreement_facts(r)
+    return f'Ratings of {_listed(r.systems)} on {len(r.prompts)} rows', facts | _agreement_facts(r)
 
 def _win_facts(r: Ratings) -> dict:
     "Win rates (and the ranking) as lines."
@@ -890,7 +906,7 @@ def _win_facts(r: Ratings) -> dict:
     same = lambda v: f'; the same text in {v.identical} rows' if v.identical else ''
     rate = lambda v: f'{v.win_rate:.1f} % [{v.low:.1f}, {v.high:.1f}]'
     counts = lambda v: f'{v.won} won, {v.tied} tied, {v.lost} lost{same(v)}'
-    facts = {f'{whose(v)}{v.system} over {v.over}': f'{rate(v)}   {counts(v)}   p = {v.p_value:.3f}'
+    facts = {f'{whose(v)}{v.system} over {v.over}': f'{rate(v)}   {counts(v)}   {_few(v.p_value)}'
              for v in win_rates(r).itertuples()}
     if len(r.systems) < 3: return facts
     try: table = ranking(r)
@@ -898,14 +914,14 @@ def _win_facts(r: Ratings) -> dict:
     return facts | {'ranking (log odds)': ',  '.join(f'{s} {v.strength:+.2f} [{v.low:+.2f}, {v.high:+.2f}]'
                                                      for s, v in table.iterrows())}
 
-# %% ../nbs/13_human.ipynb #6c1dd38e
+# %% ../nbs/13_human.ipynb #0ec6af95
 def _mark_facts(r: Ratings) -> dict:
     "Mean marks and their differences as lines."
     whose = lambda v: '' if v.by == 'people' else f'{v.by}: '
     facts = {f'{whose(v)}{v.criterion} of {v.system}': f'{v.mean:.2f} [{v.low:.2f}, {v.high:.2f}]'
              for v in means(r).itertuples()}
     return facts | {f'{whose(v)}{v.criterion}, {v.system} − {v.over}':
-                    f'{v.difference:+.2f} [{v.low:+.2f}, {v.high:+.2f}]   p = {v.p_value:.3f}'
+                    f'{v.difference:+.2f} [{v.low:+.2f}, {v.high:+.2f}]   {_few(v.p_value)}'
                     for v in mark_differences(r).itertuples()}
 
 def _agreement_facts(r: Ratings) -> dict:
@@ -921,7 +937,7 @@ def _agreement_facts(r: Ratings) -> dict:
         facts[f'{v.judge} as a judge{f" of {v.criterion}" * bool(r.criteria)}'] = f'{apart}; {common}'
     return facts
 
-# %% ../nbs/13_human.ipynb #fcf191c3
+# %% ../nbs/13_human.ipynb #e40f3654
 def metric_agreement(
     ratings: Ratings,  # a comparison
     *scores: Scores,  # the Scores that were rated, in any order
@@ -960,7 +976,7 @@ def _row_metrics(r: Ratings, scores: Sequence[Scores]) -> dict[str, np.ndarray]:
                             f'Correct the metric, or leave {m} out.')
     return found
 
-# %% ../nbs/13_human.ipynb #2f80c243
+# %% ../nbs/13_human.ipynb #2a5f302e
 def _preferred_alike(r: Ratings, name: str, values: np.ndarray, resamples: int, seed: int) -> list[tuple]:
     "How often a metric and people prefer the same of two."
     votes, sums = _votes(r), np.zeros((len(r.prompts), 2))
@@ -987,7 +1003,7 @@ def _tau(r: Ratings, name: str, values: np.ndarray, resamples: int, seed: int) -
         lines.append((name, criterion, kendalltau(metric, people).statistic, low, high, len(places)))
     return lines
 
-# %% ../nbs/13_human.ipynb #1a9fab0f
+# %% ../nbs/13_human.ipynb #512ad7c3
 def to_csv(
     ratings: Ratings,  # a comparison
     path: str | os.PathLike,  # a new file
@@ -1014,7 +1030,7 @@ def _harmless(text: str) -> str:
     "A text that no spreadsheet takes for a formula; an apostrophe marks it."
     return f"'{text}" if text[:1] in tuple("=+-@\t\r\n'＝＋－＠") else text
 
-# %% ../nbs/13_human.ipynb #9409f1b2
+# %% ../nbs/13_human.ipynb #2876dc22
 def _sheet(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     "The rows of a sheet with their line numbers, as a spreadsheet shows them; columns by name."
     raw = path.read_bytes()
@@ -1031,7 +1047,7 @@ def _sheet(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]
                         'Save the sheet that to_csv wrote as CSV, with its first line.')
     return [(n, dict(zip(head, row))) for n, row in enumerate(rows[1:], 2) if any(map(str.strip, row))]
 
-# %% ../nbs/13_human.ipynb #704a90ba
+# %% ../nbs/13_human.ipynb #2c6253fd
 def _line_verdict(r: Ratings, cells: Mapping[str, str]) -> tuple[str, bool, str | None]:
     "The entry, the sides and the verdict of a line; None where it is left empty."
     cell = lambda name: (cells.get(name.lower()) or '').strip()
@@ -1049,7 +1065,7 @@ def _line_verdict(r: Ratings, cells: Mapping[str, str]) -> tuple[str, bool, str 
     digit = lambda text: int(float(text.replace(',', '.'))) if re.fullmatch(r'[1-5]([.,]0*)?', text) else text
     return key, flipped, _choice(r, {c: digit(text) for c, text in said.items()})
 
-# %% ../nbs/13_human.ipynb #bd990cc5
+# %% ../nbs/13_human.ipynb #a2e773dc
 def from_csv(
     ratings: Ratings,  # the comparison that the sheet was made from
     path: str | os.PathLike,  # a sheet from `to_csv`, filled in
@@ -1073,7 +1089,7 @@ def from_csv(
     _store(mine, [(k, f, v, None) for k, (f, v) in found.items() if v and there.get(k) != v])
     return mine
 
-# %% ../nbs/13_human.ipynb #85877311
+# %% ../nbs/13_human.ipynb #c1caf136
 QUESTION = 'Which of two answers to the task is better?'  # what a judge is asked of pairs
 SCALES = ('from 1 (very bad) to 5 (very good)', 'from 5 (very good) to 1 (very bad)')
 
@@ -1096,7 +1112,7 @@ def _chances(lm: LM, asked: Sequence[str], labels: Sequence[str]) -> np.ndarray:
                         'Use a model with a longer context, or rows=[...] to leave them out.')
     return _label_probs(lm, task, given, prompts, False)
 
-# %% ../nbs/13_human.ipynb #2f3102a5
+# %% ../nbs/13_human.ipynb #0aabd1b1
 def _pair_verdicts(lm: LM, r: Ratings, keys: Sequence[str], question: str) -> list[str]:
     "What a judge prefers whatever the order; 'inconsistent' where the order decides."
     labels, exchanged = ['A', 'B', 'tie'], np.array([1, 0, 2])
@@ -1113,7 +1129,7 @@ def _mark_verdicts(lm: LM, r: Ratings, keys: Sequence[str], question: str) -> li
     whole = lambda each: json.dumps({c: int(m) for c, m in zip(r.criteria, each[:, 0])})
     return [whole(each) if (each[:, 0] == each[:, 1]).all() else 'inconsistent' for each in marks]
 
-# %% ../nbs/13_human.ipynb #8134007f
+# %% ../nbs/13_human.ipynb #d0b15c77
 def judge(
     lm: LM,  # the judge; better none of the systems
     a: Scores,  # one system's answers

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from labdriver import Cell, Lab, Notebook, until
+from test_lab import CONTRAST, STICKS_OUT
 
 SETUP = """
 from ftnb.human import open_ratings, rate
@@ -146,3 +147,54 @@ def test_a_full_disk_is_seen(rating: Notebook) -> None:
     rating.page.keyboard.press("a")
     until(lambda: "gone.db" in cell.outputs.locator(".ftnb-note").inner_text(), "the error is shown")
     assert cell.outputs.locator(".ftnb-count").inner_text() == "1 of 12"
+
+
+LONG = """
+asked = ['Write a story about a lighthouse keeper who is afraid of the dark.\\nIt should end well.', '请写一首短诗。']
+tale = 'The lamp had gone out again, and old Marten did not dare to climb the stairs. '
+poem = '大海无边无际，\\n浪花轻轻歌唱。'
+systems = {'a': [tale * 3, poem], 'b': ['So' + 'o' * 200 + '! ' + tale * 60, poem + '\\n' + poem]}
+long = [score_texts(x, ['', ''], ('chrf',), None, asked, name, 100) for name, x in systems.items()]
+"""
+TEXTS = (".ftnb-count", ".ftnb-prompt", ".ftnb-text", ".ftnb-name", ".ftnb-criterion", ".ftnb-scale", "button")
+
+
+def check_looks(cell: Cell, where: str) -> None:
+    """Everything can be read, and nothing sticks out."""
+    seen = screen(cell.show())
+    for what in TEXTS:
+        for element in seen.locator(what).all():
+            if element.is_visible():
+                found = element.evaluate(f"element => ({CONTRAST})(element, 'color')")
+                assert found > 4.5, f"{where}: {what} has a contrast of {found:.1f}"
+    out = cell.outputs.evaluate(STICKS_OUT)
+    assert not out, f"{where}: {out} sticks out"
+
+
+def test_looks(rating: Notebook, shots: Path) -> None:
+    """Both themes, a wide and a narrow window, long texts, Chinese."""
+    lab: Lab = rating.lab
+    rating.run(f"{SETUP.strip()}\n{LONG}")
+    cells = {
+        "pairs": rating.run("rate(*long, file='long.db', rater='me')"),
+        "criteria": rating.run("rate(*long, file='long.db', criteria=('fluency', 'adequacy', 'factuality'))"),
+    }
+    assert screen(cells["pairs"]).bounding_box()["height"] < 800, "long texts scroll"
+    try:
+        for theme in ("JupyterLab Light", "JupyterLab Dark"):
+            lab.theme(theme)
+            for width in (1280, 760):
+                lab.page.set_viewport_size({"width": width, "height": 900})
+                for name, cell in cells.items():
+                    screen(cell.show()).focus()
+                    cell.picture(shots / f"rate-{name}-{theme.split()[1].lower()}-{width}.png")
+                    check_looks(cell, f"{theme}, {width} pixels, {name}")
+    finally:
+        lab.page.set_viewport_size({"width": 1280, "height": 900})
+        lab.theme("JupyterLab Light")
+    focus = screen(cells["pairs"].show())
+    focus.focus()
+    assert focus.evaluate("node => getComputedStyle(node).boxShadow") != "none", "the focus can be seen"
+    sides = focus.locator(".ftnb-text")
+    rating.page.keyboard.press("PageDown")
+    until(lambda: max(s.evaluate("node => node.scrollTop") for s in sides.all()) > 50, "texts scroll with keys")
