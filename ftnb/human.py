@@ -640,7 +640,7 @@ def _progress_line(r: Ratings) -> dict:
     text = f'{done} of {total} items rated by {r.rater}, kept in {r.file.name}. To go on, run this cell.'
     return {'text/plain': text, 'text/html': f'<small>{html.escape(text)}</small>'}
 
-# %% ../nbs/13_human.ipynb #9ca073d6
+# %% ../nbs/13_human.ipynb #437a70fe
 def share_interval(
     sums: np.ndarray,  # [rows, 2]: sum of shares (0 to 1) and number of verdicts of each row
     resamples: int = 1000,  # bootstrap samples
@@ -653,7 +653,7 @@ def share_interval(
     low, high = map(float, np.quantile(100 * total[:, 0] / total[:, 1], [0.025, 0.975]))
     return low, high
 
-# %% ../nbs/13_human.ipynb #dd3eeb39
+# %% ../nbs/13_human.ipynb #da94c7ac
 def _by(rater: str) -> str:
     "People count together, and each judge alone."
     return rater if rater.startswith('lm:') else 'people'
@@ -668,7 +668,7 @@ def _votes(r: Ratings) -> pd.DataFrame:
         lines.append((_by(v.rater), v.rater, e.row, *e.systems, score))
     return pd.DataFrame(lines, columns=['by', 'rater', 'row', 'a', 'b', 'score'])
 
-# %% ../nbs/13_human.ipynb #a844cf15
+# %% ../nbs/13_human.ipynb #86b88cee
 def _row_sums(r: Ratings, votes: pd.DataFrame, a: int, b: int) -> np.ndarray:
     "For each row, the sum of the second system's shares and the number of verdicts: `[rows, 2]`."
     sums: np.ndarray = np.zeros((len(r.prompts), 2))
@@ -682,7 +682,7 @@ def _same(r: Ratings, a: int, b: int) -> np.ndarray:
     "In which rows two systems wrote the same."
     return np.array([x == y for x, y in zip(r.outputs[a], r.outputs[b])])
 
-# %% ../nbs/13_human.ipynb #bd6a8718
+# %% ../nbs/13_human.ipynb #7f27cc5a
 def _of_kind(r: Any, criteria: bool) -> None:
     "Refuse ratings of the other kind."
     must('ratings', type(r).__name__, isinstance(r, Ratings), 'it must be Ratings, as rate(...) returns them')
@@ -694,7 +694,7 @@ def _few(value: float) -> str:
     "A p-value as it is written."
     return f'p = {value:.3f}' if value >= 0.001 else 'p < 0.001'
 
-# %% ../nbs/13_human.ipynb #29217863
+# %% ../nbs/13_human.ipynb #4387d4f6
 def win_rates(
     ratings: Ratings,  # pairwise
     resamples: int = 1000,  # bootstrap samples
@@ -714,14 +714,14 @@ def win_rates(
     columns = 'by system over win_rate low high won tied lost identical p_value'.split()
     return pd.DataFrame(sorted(lines, key=lambda x: x[0] != 'people'), columns=columns)
 
-# %% ../nbs/13_human.ipynb #30662df9
+# %% ../nbs/13_human.ipynb #64bab95f
 def _sign_test(sums: np.ndarray) -> float:
     "The two-sided p-value of the rows with a winner, each counted once."
     from scipy.stats import binomtest
     won, lost = int((2 * sums[:, 0] > sums[:, 1]).sum()), int((2 * sums[:, 0] < sums[:, 1]).sum())
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.
 
-# %% ../nbs/13_human.ipynb #b34fc435
+# %% ../nbs/13_human.ipynb #ecc6746b
 def bradley_terry(
     wins: np.ndarray,  # [systems, systems]: how often the one in the row was preferred to the one in the column
     extra: float = 0.,  # added to every cell off the diagonal
@@ -731,7 +731,7 @@ def bradley_terry(
     found = choix.ilsr_pairwise_dense(wins + extra * (1 - np.eye(len(wins))))
     return found - found.mean()
 
-# %% ../nbs/13_human.ipynb #dabd3951
+# %% ../nbs/13_human.ipynb #3f413c9c
 def _win_rows(r: Ratings, by: str) -> np.ndarray:
     "Who was preferred to whom in each row, a tie being half a win: `[rows, systems, systems]`."
     k, votes = len(r.systems), _votes(r)
@@ -741,13 +741,13 @@ def _win_rows(r: Ratings, by: str) -> np.ndarray:
         wins[:, b, a], wins[:, a, b] = sums[:, 0], sums[:, 1] - sums[:, 0]
     return wins
 
-# %% ../nbs/13_human.ipynb #a10f17f3
+# %% ../nbs/13_human.ipynb #6e264de0
 def _connected(wins: np.ndarray, strong: bool) -> bool:
     "Whether wins (or only comparisons) lead from every system to every other."
     from scipy.sparse.csgraph import connected_components
     return connected_components(wins > 0, connection='strong' if strong else 'weak')[0] == 1
 
-# %% ../nbs/13_human.ipynb #02c625a5
+# %% ../nbs/13_human.ipynb #983e0a45
 def ranking(
     ratings: Ratings,  # pairwise
     by: str = 'people',  # or a judge: 'lm:...'
@@ -768,7 +768,7 @@ def ranking(
              'note': '' if chain else 'half a win added in each direction: there is a system that never lost, or won'}
     return pd.DataFrame(found, index=pd.Index(ratings.systems, name='system')).sort_values('strength', ascending=False)
 
-# %% ../nbs/13_human.ipynb #bc8e4dc4
+# %% ../nbs/13_human.ipynb #b8e8e2e2
 def _marks(r: Ratings) -> pd.DataFrame:
     "Marks: by whom, on what, for which criterion; a text that several systems wrote counts for each."
     lines = []
@@ -779,7 +779,7 @@ def _marks(r: Ratings) -> pd.DataFrame:
         lines += [(_by(v.rater), v.rater, e.row, i, c, m) for i in who for c, m in json.loads(v.choice).items()]
     return pd.DataFrame(lines, columns=['by', 'rater', 'row', 'system', 'criterion', 'mark'])
 
-# %% ../nbs/13_human.ipynb #fe3efef1
+# %% ../nbs/13_human.ipynb #7f3a3268
 def _mean_interval(sums: np.ndarray, resamples: int, seed: int) -> tuple[float, float, float]:
     "A mean over rows of sum and count, `[rows, 2]`, and its bootstrap interval, expanded (Hesterberg 2015)."
     from scipy.stats import norm, t
@@ -790,7 +790,7 @@ def _mean_interval(sums: np.ndarray, resamples: int, seed: int) -> tuple[float, 
     low, high = map(float, np.quantile(total[:, 0] / total[:, 1], [tail, 1 - tail]))
     return mean, low, high
 
-# %% ../nbs/13_human.ipynb #1729d074
+# %% ../nbs/13_human.ipynb #21cdb76d
 def means(
     ratings: Ratings,  # with criteria
     resamples: int = 1000,  # bootstrap samples
@@ -806,7 +806,7 @@ def means(
     columns = 'by criterion system mean low high marks'.split()
     return pd.DataFrame(sorted(lines, key=lambda x: x[0] != 'people'), columns=columns)
 
-# %% ../nbs/13_human.ipynb #2a975805
+# %% ../nbs/13_human.ipynb #25f493d8
 def mark_differences(
     ratings: Ratings,  # with criteria
     resamples: int = 1000,  # bootstrap samples
@@ -826,13 +826,13 @@ def mark_differences(
     columns = 'by criterion system over difference low high rows p_value'.split()
     return pd.DataFrame(sorted(lines, key=lambda x: x[0] != 'people'), columns=columns)
 
-# %% ../nbs/13_human.ipynb #1b354b89
+# %% ../nbs/13_human.ipynb #34cf056b
 def _signed_rank(gaps: np.ndarray) -> float:
     "The two-sided p-value of Wilcoxon's test on the differences of rows."
     from scipy.stats import wilcoxon
     return float(wilcoxon(gaps).pvalue) if np.any(gaps) else 1.
 
-# %% ../nbs/13_human.ipynb #ed2c00c9
+# %% ../nbs/13_human.ipynb #a246be83
 LEAST = 5  # items in common, for an agreement
 
 def _by_item(r: Ratings, people: bool = True) -> dict[str, pd.DataFrame]:
@@ -856,7 +856,7 @@ def _alpha(wide: pd.DataFrame, level: str) -> tuple[int, float, str]:
     if _kinds(both) < 2: return both.shape[1], np.nan, 'everybody gave the same verdict on everything'
     return both.shape[1], float(krippendorff.alpha(both.to_numpy(float), level_of_measurement=level)), ''
 
-# %% ../nbs/13_human.ipynb #e5ae635c
+# %% ../nbs/13_human.ipynb #c575c0d7
 def _kappa(x: pd.Series, y: pd.Series, ordinal: bool) -> tuple[int, float, str]:
     "The number of items in common, Cohen's kappa of them, and why there is none."
     from sklearn.metrics import cohen_kappa_score
@@ -867,7 +867,7 @@ def _kappa(x: pd.Series, y: pd.Series, ordinal: bool) -> tuple[int, float, str]:
     weights = 'quadratic' if ordinal else None
     return len(both), float(cohen_kappa_score(both['x'], both['y'], labels=labels, weights=weights)), ''
 
-# %% ../nbs/13_human.ipynb #b65c21a1
+# %% ../nbs/13_human.ipynb #01f19f72
 def rater_agreement(
     ratings: Ratings,  # rated by several people
 ) -> pd.DataFrame:  # criterion, measure, raters, items, value, note
@@ -881,7 +881,7 @@ def rater_agreement(
                   for x, y in itertools.combinations(wide.index, 2)]
     return pd.DataFrame(lines, columns='criterion measure raters items value note'.split())
 
-# %% ../nbs/13_human.ipynb #5bb5c3d4
+# %% ../nbs/13_human.ipynb #98f8a61b
 def check_failures(
     ratings: Ratings,  # with attention checks
 ) -> pd.DataFrame:  # rater, checks, failed
@@ -897,7 +897,7 @@ def check_failures(
     table = pd.DataFrame(failed, columns=['rater', 'failed']).groupby('rater')['failed']
     return table.agg(checks='count', failed='sum').astype(int).reset_index()
 
-# %% ../nbs/13_human.ipynb #30a635d5
+# %% ../nbs/13_human.ipynb #16e65e29
 def judge_agreement(
     ratings: Ratings,  # with a judge's verdicts, and people's
 ) -> pd.DataFrame:  # judge, criterion, items, inconsistent (%), common (items), agrees (%), kappa
@@ -918,7 +918,7 @@ def judge_agreement(
             lines.append((name, c, len(own), torn, len(both), agrees, kappa))
     return pd.DataFrame(lines, columns='judge criterion items inconsistent common agrees kappa'.split())
 
-# %% ../nbs/13_human.ipynb #1ff342d1
+# %% ../nbs/13_human.ipynb #40dd4bdc
 def _findings(r: Ratings) -> tuple[str, dict]:
     "The title and the facts of a card that tells everything."
     checks, total, facts = check_failures(r).set_index('rater'), len(r.plan), {}
@@ -929,7 +929,7 @@ def _findings(r: Ratings) -> tuple[str, dict]:
     facts |= _mark_facts(r) if r.criteria else _win_facts(r)
     return f'Ratings of {_listed(r.systems)} on {len(r.prompts)} rows', facts | _agreement_facts(r)
 
-# %% ../nbs/13_human.ipynb #6d508c8a
+# %% ../nbs/13_human.ipynb #c86b1a74
 def _win_facts(r: Ratings) -> dict:
     "Win rates (and the ranking) as lines."
     whose = lambda v: '' if v.by == 'people' else f'{v.by}: '
@@ -944,7 +944,7 @@ def _win_facts(r: Ratings) -> dict:
     return facts | {'ranking (log odds)': ',  '.join(f'{s} {v.strength:+.2f} [{v.low:+.2f}, {v.high:+.2f}]'
                                                      for s, v in table.iterrows())}
 
-# %% ../nbs/13_human.ipynb #24cefdb1
+# %% ../nbs/13_human.ipynb #f9ddbdf8
 def _mark_facts(r: Ratings) -> dict:
     "Mean marks and their differences as lines."
     whose = lambda v: '' if v.by == 'people' else f'{v.by}: '
@@ -954,7 +954,7 @@ def _mark_facts(r: Ratings) -> dict:
                     f'{v.difference:+.2f} [{v.low:+.2f}, {v.high:+.2f}]   {_few(v.p_value)}'
                     for v in mark_differences(r).itertuples()}
 
-# %% ../nbs/13_human.ipynb #d03fc372
+# %% ../nbs/13_human.ipynb #6e35cf12
 def _agreement_facts(r: Ratings) -> dict:
     "How far raters, and judges and raters, agree, as lines."
     table = rater_agreement(r)
@@ -968,7 +968,7 @@ def _agreement_facts(r: Ratings) -> dict:
         facts[f'{v.judge} as a judge{f" of {v.criterion}" * bool(r.criteria)}'] = f'{apart}; {common}'
     return facts
 
-# %% ../nbs/13_human.ipynb #8296937c
+# %% ../nbs/13_human.ipynb #86f5d1d2
 def metric_agreement(
     ratings: Ratings,  # a comparison
     *scores: Scores,  # the Scores that were rated, in any order
@@ -983,7 +983,7 @@ def metric_agreement(
     columns = 'metric criterion tau low high rows' if ratings.criteria else 'metric agreement low high rows'
     return pd.DataFrame(lines, columns=columns.split()).set_index('metric')
 
-# %% ../nbs/13_human.ipynb #98bc4cc9
+# %% ../nbs/13_human.ipynb #921cf4bf
 def _row_metrics(r: Ratings, scores: Sequence[Scores]) -> dict[str, np.ndarray]:
     "Metrics that all systems have, row by row, more being better: `[systems, rows]`."
     place: dict[int, Scores] = {}
@@ -1008,7 +1008,7 @@ def _row_metrics(r: Ratings, scores: Sequence[Scores]) -> dict[str, np.ndarray]:
                             f'Correct the metric, or leave {m} out.')
     return found
 
-# %% ../nbs/13_human.ipynb #7e50119d
+# %% ../nbs/13_human.ipynb #fde16038
 def _preferred_alike(r: Ratings, name: str, values: np.ndarray, resamples: int, seed: int) -> list[tuple]:
     "How often a metric and people prefer the same of two."
     votes, sums = _votes(r), np.zeros((len(r.prompts), 2))
@@ -1020,7 +1020,7 @@ def _preferred_alike(r: Ratings, name: str, values: np.ndarray, resamples: int, 
     share = 100 * counted[:, 0].sum() / counted[:, 1].sum()
     return [(name, share, *share_interval(counted, resamples, seed), len(counted))]
 
-# %% ../nbs/13_human.ipynb #c3c6fdb4
+# %% ../nbs/13_human.ipynb #e83fc334
 def _tau(r: Ratings, name: str, values: np.ndarray, resamples: int, seed: int) -> list[tuple]:
     "Kendall's tau-b of a metric and people's marks, by criterion."
     from scipy.stats import kendalltau
@@ -1036,7 +1036,7 @@ def _tau(r: Ratings, name: str, values: np.ndarray, resamples: int, seed: int) -
         lines.append((name, criterion, kendalltau(metric, people).statistic, low, high, len(places)))
     return lines
 
-# %% ../nbs/13_human.ipynb #5fa12270
+# %% ../nbs/13_human.ipynb #5502bbef
 def to_csv(
     ratings: Ratings,  # a comparison
     path: str | os.PathLike,  # a new file
@@ -1057,14 +1057,14 @@ def to_csv(
         raise FTNBError(f'sheet {str(path)!r}', f'it cannot be written: {e.strerror}', 'Give another path.') from e
     return Path(path)
 
-# %% ../nbs/13_human.ipynb #f8d4a8a9
+# %% ../nbs/13_human.ipynb #35c28cea
 def _blanks(r: Ratings) -> list[str]: return list(r.criteria) or ['choice']
 
 def _harmless(text: str) -> str:
     "A text that no spreadsheet takes for a formula; an apostrophe marks it."
     return f"'{text}" if text[:1] in tuple("=+-@\t\r\n'＝＋－＠") else text
 
-# %% ../nbs/13_human.ipynb #8621be45
+# %% ../nbs/13_human.ipynb #86c12420
 def _sheet(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     "The rows of a sheet with their line numbers, as a spreadsheet shows them; columns by name."
     raw = path.read_bytes()
@@ -1081,7 +1081,7 @@ def _sheet(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]
                         'Save the sheet that to_csv wrote as CSV, with its first line.')
     return [(n, dict(zip(head, row))) for n, row in enumerate(rows[1:], 2) if any(map(str.strip, row))]
 
-# %% ../nbs/13_human.ipynb #aec020db
+# %% ../nbs/13_human.ipynb #89eb5531
 def _line_verdict(r: Ratings, cells: Mapping[str, str]) -> tuple[str, bool, str | None]:
     "The entry, the sides and the verdict of a line; None where it is left empty."
     cell = lambda name: (cells.get(name.lower()) or '').strip()
@@ -1099,7 +1099,7 @@ def _line_verdict(r: Ratings, cells: Mapping[str, str]) -> tuple[str, bool, str 
     digit = lambda text: int(float(text.replace(',', '.'))) if re.fullmatch(r'[1-5]([.,]0*)?', text) else text
     return key, flipped, _choice(r, {c: digit(text) for c, text in said.items()})
 
-# %% ../nbs/13_human.ipynb #25f788a1
+# %% ../nbs/13_human.ipynb #995e1675
 def from_csv(
     ratings: Ratings,  # the comparison that the sheet was made from
     path: str | os.PathLike,  # a sheet from `to_csv`, filled in
@@ -1123,7 +1123,7 @@ def from_csv(
     _store(mine, [(k, f, v, None) for k, (f, v) in found.items() if v and there.get(k) != v])
     return mine
 
-# %% ../nbs/13_human.ipynb #fda2c53d
+# %% ../nbs/13_human.ipynb #7183d210
 QUESTION = 'Which of two answers to the task is better?'  # what a judge is asked of pairs
 SCALES = ('from 1 (very bad) to 5 (very good)', 'from 5 (very good) to 1 (very bad)')
 
@@ -1134,7 +1134,7 @@ def _ask_mark(question: str, criterion: str, prompt: str, text: str, scale: str)
     return f'{question or f"How is the {criterion} of this answer?"}\n\nTask:\n{prompt}\n\nAnswer:\n{text}\n\n' \
            f'Rate its {criterion} {scale}. Reply with the number.'
 
-# %% ../nbs/13_human.ipynb #7d598fdb
+# %% ../nbs/13_human.ipynb #a27c992e
 def _chances(lm: LM, asked: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     "The probability of each label as the answer to each question, `[questions, labels]`, through the chat template."
     task = Task('judge', ('question',), lambda row: labels[0], lambda row: row['question'], cue='Reply:',
@@ -1148,7 +1148,7 @@ def _chances(lm: LM, asked: Sequence[str], labels: Sequence[str]) -> np.ndarray:
                         'Use a model with a longer context, or rows=[...] to leave them out.')
     return _label_probs(lm, task, given, prompts, False)
 
-# %% ../nbs/13_human.ipynb #8c03a608
+# %% ../nbs/13_human.ipynb #f9c729ff
 def _pair_verdicts(lm: LM, r: Ratings, keys: Sequence[str], question: str) -> list[str]:
     "What a judge prefers whatever the order; 'inconsistent' where the order decides."
     labels, exchanged = ['A', 'B', 'tie'], np.array([1, 0, 2])
@@ -1157,7 +1157,7 @@ def _pair_verdicts(lm: LM, r: Ratings, keys: Sequence[str], question: str) -> li
     best = _chances(lm, asked, labels).argmax(1)
     return [labels[x] if x == y else 'inconsistent' for x, y in zip(best[::2], exchanged[best[1::2]])]
 
-# %% ../nbs/13_human.ipynb #21d7d8d3
+# %% ../nbs/13_human.ipynb #d5312f2e
 def _mark_verdicts(lm: LM, r: Ratings, keys: Sequence[str], question: str) -> list[str]:
     "The marks that a judge gives whatever the direction of the scale; 'inconsistent' where that decides."
     some = [r.entries[k] for k in keys]
@@ -1166,7 +1166,7 @@ def _mark_verdicts(lm: LM, r: Ratings, keys: Sequence[str], question: str) -> li
     whole = lambda each: json.dumps({c: int(m) for c, m in zip(r.criteria, each[:, 0])})
     return [whole(each) if (each[:, 0] == each[:, 1]).all() else 'inconsistent' for each in marks]
 
-# %% ../nbs/13_human.ipynb #5bb29027
+# %% ../nbs/13_human.ipynb #f29f3c74
 def judge(
     lm: LM,  # the judge; better none of the systems
     a: Scores,  # one system's answers
