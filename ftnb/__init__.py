@@ -8,16 +8,19 @@ from typing import Any
 _HOME = {name: module for module, names in {
     'core': 'FTNBError choose_device doctor seeded',
     'models': 'LM load_lm new_lm random_gpt2 save_lm tiny_lm train_tokenizer',
-    'generation': 'generate label_probs stream',
+    'decoding': 'Decoding',
+    'generation': 'Completion generate label_probs next_tokens stream',
     'samples': 'sample_data',
     'tasks': 'Task dialogue free_text sentiment summarization translation',
     'data': 'Encoded encode show_tokens',
+    'chat': 'Chat chat_window playground strategies',
     'learner': 'Callback Learner StopTraining',
     'callbacks': 'Tracker Watch',
     'adapters': 'add_lora lora_config merge_adapter without_adapter',
     'finetuning': 'Run find_lr finetune held_out_loss load_checkpoint preflight resume',
-    'metrics': 'metric',
+    'metrics': 'TextMetric hub_metric metric text_metric',
     'scores': 'Comparison Comparisons Scored Scores benchmark compare load_scores save_scores score score_texts',
+    'human': 'Ratings from_csv judge metric_agreement open_ratings rate rater_agreement ranking to_csv win_rates',
 }.items() for name in names.split()}
 __all__ = sorted(_HOME)
 

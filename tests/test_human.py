@@ -1,0 +1,593 @@
+"""Human ratings: nothing given is lost, nothing is told too early, and bad input gets a clear error."""
+
+import contextlib
+import csv
+import hashlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftnb import human
+from ftnb.core import FTNBError
+from ftnb.human import FORMS, KIND, Ratings, from_csv, judge, metric_agreement, open_ratings, rate, stored, to_csv
+from ftnb.models import tiny_lm
+from ftnb.scores import Scores, score_texts
+from ftnb.tasks import free_text
+
+
+def system(name: str, n: int = 12, start: int = 0, references: list[str] | None = None) -> Scores:
+    """A system that wrote other texts than any other."""
+    asked = [f"Question {i}?" for i in range(start, start + n)]
+    texts = [f"{name} {i}" for i in range(start, start + n)]
+    refs = [f"reference {i}" for i in range(start, start + n)] if references is None else references
+    return score_texts(texts, refs, ("chrf",), None, asked, name, 100)
+
+
+ONE, TWO = system("mole"), system("otter")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def all_rated(r: Ratings, prefer: str) -> Ratings:
+    """Everything rated by somebody who always finds this system's texts better."""
+    for key, flipped in r.plan:
+        item = r.item(key, flipped)
+        r.record(item, "A" if item.A.startswith(prefer) else "B")
+    return r
+
+
+def python(code: str, *args: str, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, *args], stdout=subprocess.PIPE, text=True, **options)
+
+
+# Several at once, and sudden ends
+
+WRITE = """
+import sys
+from ftnb.human import open_ratings
+r = open_ratings('ratings.db', rater=sys.argv[1])
+for key, flipped in r.plan:
+    r.record(r.item(key, flipped), 'A')
+    print(key, flush=True)
+"""
+
+
+def test_two_processes_lose_nothing() -> None:
+    r = rate(system("a", 200), system("b", 200))
+    for worker in [python(WRITE, name) for name in ("anna", "ben")]:
+        said, _ = worker.communicate(timeout=120)
+        assert worker.returncode == 0 and len(said.split()) == 200
+    assert stored(r).groupby("rater").size().to_dict() == {"anna": 200, "ben": 200}
+    with sqlite3.connect("ratings.db") as db:
+        assert db.execute("SELECT count(*) FROM ratings").fetchone() == (400,)
+
+
+def test_killed_while_rating() -> None:
+    """What was acknowledged is there after kill -9, and rating goes on."""
+    r = rate(system("a", 200), system("b", 200), rater="anna")
+    worker = python(WRITE, "anna")
+    assert worker.stdout
+    said = [worker.stdout.readline().strip() for _ in range(20)]
+    worker.kill()
+    said += worker.stdout.read().split()
+    assert worker.wait() == -9
+    there = set(stored(r, "anna")["item"])
+    assert set(said) <= there and len(there) <= len(said) + 1
+    assert open_ratings(rater="anna").progress == (len(there), 200)
+    r.record(r.next(), "tie")
+    assert r.progress[0] == len(there) + 1
+
+
+BEGIN = """
+from ftnb.human import rate
+from ftnb.scores import score_texts
+make = lambda x: score_texts([x + str(i) for i in range(9)], ['r'] * 9, ('chrf',), None, None, x, 100)
+print(rate(make('a'), make('b')).id)
+"""
+
+
+def test_begun_by_several_at_once() -> None:
+    workers = [python(BEGIN) for _ in range(3)]
+    ids = {w.communicate(timeout=120)[0].strip() for w in workers}
+    assert [w.returncode for w in workers] == [0, 0, 0] and len(ids) == 1
+    assert open_ratings().id in ids
+
+
+# Files of all kinds
+
+
+def older(file: Path) -> Ratings:
+    """The first form of a file, with a rating in it."""
+    now = rate(ONE, TWO, file="now.db")
+    with contextlib.closing(sqlite3.connect(file)) as db, contextlib.closing(sqlite3.connect("now.db")) as new, db:
+        for sql in FORMS[1].split(";"):
+            db.execute(sql)
+        db.execute(f"PRAGMA application_id = {KIND}")
+        db.execute("PRAGMA user_version = 1")
+        db.execute("INSERT INTO sets VALUES (?, ?)", new.execute("SELECT id, content FROM sets").fetchone())
+        db.execute("INSERT INTO ratings VALUES (1, ?, 'me', '3:0-1', 1, 'A', '2024-01-01')", [now.id])
+    return now
+
+
+def test_older_form(folder: Path) -> None:
+    older(folder / "old.db")
+    was = (folder / "old.db").read_bytes()
+    r = open_ratings("old.db")
+    assert r.to_pandas()[["row", "better"]].values.tolist() == [[3, "otter"]]
+    r.record(r.next(), "tie", seconds=2.5)
+    assert r.to_pandas()["seconds"].fillna(-1).tolist() == [-1, 2.5]
+    with contextlib.closing(sqlite3.connect("old.db.form1")) as db:  # the copy is whole
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM ratings").fetchone() == (1,)
+    (folder / "old.db").write_bytes(was)  # somebody takes the old one back
+    open_ratings("old.db")
+    assert sorted(p.name for p in folder.glob("old*")) == ["old.db", "old.db.form1", "old.db.form1-1"]
+
+
+def test_a_step_that_fails_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older(folder / "old.db")
+    before = (folder / "old.db").read_bytes()
+    monkeypatch.setitem(human.FORMS, 2, FORMS[2] + "; ALTER TABLE absent ADD COLUMN x")
+    with pytest.raises(FTNBError, match="no such table"):
+        open_ratings("old.db")
+    assert (folder / "old.db").read_bytes() == before
+    monkeypatch.undo()
+    os.chdir(folder)
+    assert len(open_ratings("old.db").to_pandas()) == 1
+
+
+def newer(file: Path) -> None:
+    rate(ONE, TWO, file=file)
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA user_version = 99")
+
+
+def foreign(file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        db.execute("CREATE TABLE mine (x)")
+
+
+def damaged(file: Path) -> None:
+    all_rated(rate(system("a", 100), system("b", 100), file=file), "a")
+    raw = bytearray(file.read_bytes())
+    raw[4096:12288] = os.urandom(8192)
+    file.write_bytes(raw)
+
+
+def cut(file: Path) -> None:
+    all_rated(rate(system("a", 100), system("b", 100), file=file), "a")
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+FILES = {  # how it is made: what is said of it
+    newer: "form 99 is newer than this ftnb",
+    foreign: "a database of another program",
+    damaged: "damaged|malformed",
+    cut: "damaged|malformed",
+    lambda file: file.write_text("Dear diary, " * 1000): "not a database",
+}
+
+
+@pytest.mark.parametrize("make", FILES, ids=lambda f: f.__name__.strip("<>"))
+def test_files_that_are_refused(make, folder: Path) -> None:
+    file = folder / "ratings.db"
+    make(file)
+    before = hashlib.sha256(file.read_bytes()).hexdigest()
+    for attempt in (lambda: rate(ONE, TWO), open_ratings):
+        with pytest.raises(FTNBError, match=FILES[make]) as e:
+            attempt()
+        assert "ratings.db" in e.value.value and e.value.remedy
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == before
+    assert [p.name for p in folder.iterdir() if p.suffix != ".db"] == []
+
+
+def as_nobody(do) -> int:
+    """The exit status of a child without rights that does something; root may write everywhere."""
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = 1
+    try:
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        do()
+        status = 0
+    except FTNBError as e:
+        status = 2 if "writable" in e.remedy else 3
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_read_only() -> None:
+    place = Path(tempfile.mkdtemp())
+    try:
+        file = place / "ratings.db"
+        r = rate(ONE, TWO, file=file)
+        r.record(r.next(), "A")
+        file.chmod(0o444)
+        place.chmod(0o555)
+        assert as_nobody(lambda: open_ratings(file).to_pandas()) == 0, "what is there can be read"
+        assert as_nobody(lambda: r.record(r.next(), "A")) == 2
+        assert as_nobody(lambda: rate(ONE, TWO, file=place / "new.db")) == 2
+        assert r.progress == (1, 12)
+    finally:
+        place.chmod(0o755)
+        shutil.rmtree(place)
+
+
+# What is shown
+
+
+@pytest.mark.parametrize("n,k,checks", [(1, 2, 0), (7, 2, 3), (40, 2, 0), (10, 3, 2), (9, 4, 0)])
+def test_balanced(n: int, k: int, checks: int) -> None:
+    given = [system(f"s{i}", n) for i in range(k)]
+    orders = []
+    for rater in ("anna", "ben"):
+        r = rate(*given, file=f"{n}-{k}.db", rater=rater, checks=checks)
+        keys = [key for key, _ in r.plan]
+        assert len(set(keys)) == len(keys) == n * k * (k - 1) // 2 + checks
+        for pair in {r.entries[key].systems for key in keys}:
+            flips = [f for key, f in r.plan if r.entries[key].systems == pair]
+            assert abs(2 * sum(flips) - len(flips)) <= 1, "each on the left as often as on the right"
+        real = [key for key in keys if not r.entries[key].check]
+        for at in range(0, len(real), n):  # a round
+            assert len({r.entries[key].row for key in real[at : at + n]}) == n
+            counts = Counter(r.entries[key].systems for key in real[at : at + n])
+            assert max(counts.values()) - min(counts.get(a, 0) for a in r.arms) <= 1
+        orders.append(r.plan)
+    assert n < 3 or orders[0] != orders[1]
+
+
+def test_sides_cannot_be_guessed() -> None:
+    """Whoever knows the side of an item does not know that of the next."""
+    flips = [f for _, f in rate(system("a", 400), system("b", 400)).plan]
+    assert 0.4 < np.mean(np.diff(flips) != 0) < 0.6
+
+
+def test_blind(folder: Path) -> None:
+    r = rate(ONE, TWO, checks=2)
+    names = lambda text: any(n in text.replace("mole ", "").replace("otter ", "") for n in ("mole", "otter"))
+    while item := r.next():
+        assert not names(repr(item) + repr(r) + r._repr_html_() + str(human._state(r)))
+        r.record(item, "skip")
+    assert "mole" in repr(r)
+    assert not names(to_csv(rate(ONE, TWO, rater="ben", checks=2), "sheet.csv").read_text("utf-8-sig"))
+
+
+def test_prompts_of_chat_models() -> None:
+    """Raters see what was asked, and not in which template."""
+    prompt = "<|im_start|>system\nYou are X.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    for given, seen in {
+        prompt: "Why?",
+        "<bos><start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n": "Why?",
+        "<s>[INST] Why? [/INST]": "Why?",
+        "Is 1 < 2, and user friendly?": "Is 1 < 2, and user friendly?",
+        "The user said: <why>": "The user said: <why>",
+    }.items():
+        assert human._readable(given) == seen
+
+
+def test_equal_names() -> None:
+    again = system("otter")
+    again = score_texts(["else"] * 12, again.rows["reference"][:], ("chrf",), None, again.rows["prompt"][:], "otter")
+    assert rate(TWO, again).systems == ["otter (1)", "otter (2)"]
+
+
+def test_changes_are_kept() -> None:
+    """To change one's mind, or to take a verdict back, deletes nothing."""
+    r = rate(ONE, TWO)
+    item = r.next()
+    for choice in ("A", "tie", "B"):
+        r.record(item, choice)
+    assert r.to_pandas()["choice"].tolist() == ["B"]
+    assert r.undo() == item == r.next() and r.undo() is None
+    with contextlib.closing(sqlite3.connect("ratings.db")) as db:
+        assert [c for (c,) in db.execute("SELECT choice FROM ratings")] == ["A", "tie", "B", None]
+
+
+def test_several_comparisons_in_a_file() -> None:
+    first, other = rate(ONE, TWO), rate(ONE, TWO, criteria=["fluency"])
+    assert first.id != other.id and rate(TWO, ONE).id == first.id, "the order of systems does not matter"
+    assert open_ratings(which=other.id).criteria == ["fluency"]
+    with pytest.raises(FTNBError, match=f"{first.id}.*mole and otter"):
+        open_ratings()
+
+
+# Results
+
+
+def test_equal_texts_are_ties() -> None:
+    """Also while the rating goes on, where they count in proportion."""
+    texts = [f"otter {i}" if i % 3 else f"mole {i}" for i in range(12)]  # in 4 of 12 rows the same as the mole's
+    third = score_texts(texts, ONE.rows["reference"][:], ("chrf",), None, ONE.rows["prompt"][:], "third")
+    r = rate(ONE, third, rater="anna")
+    assert len(r.plan) == 8
+    for key, flipped in r.plan[:4]:
+        item = r.item(key, flipped)
+        r.record(item, "A" if item.A.startswith("otter") else "B")
+    half = r.results().iloc[0]
+    assert (half["won"], half["identical"]) == (4, 4)
+    assert half["win_rate"] == pytest.approx(100 * (4 + 2 * 0.5) / (4 + 2))
+    all_rated(r, "otter")
+    all_rated(rate(ONE, third, rater="ben"), "mole")
+    both = r.results().iloc[0]
+    assert (both["win_rate"], both["won"], both["lost"]) == (50, 8, 8)
+
+
+@pytest.mark.parametrize("criteria", [(), ("fluency",)])
+def test_agreement_is_the_libraries(criteria: tuple[str, ...]) -> None:
+    """With missing ratings, alpha and kappa are what the libraries say of a table made by hand."""
+    import krippendorff
+    from sklearn.metrics import cohen_kappa_score
+
+    rng, table = np.random.default_rng(0), np.full((3, 24 if criteria else 12), np.nan)
+    for i, name in enumerate(("anna", "ben", "zoe")):
+        r = rate(ONE, TWO, rater=name, criteria=criteria)
+        where = {k: n for n, k in enumerate(sorted(r.entries))}
+        for key, flipped in r.plan:
+            value, item = int(rng.integers(1, 6 if criteria else 4)), r.item(key, flipped)
+            if rng.random() < 0.2:
+                continue
+            table[i, where[key]] = value
+            sides = {1: "BA"[not flipped], 2: "tie", 3: "AB"[not flipped]}
+            r.record(item, {"fluency": value} if criteria else sides[value])
+    found = human.rater_agreement(r)
+    level = "ordinal" if criteria else "nominal"
+    alpha = krippendorff.alpha(table[:, (~np.isnan(table)).sum(0) >= 2], level_of_measurement=level)
+    assert found["value"][0] == pytest.approx(alpha)
+    both = table[:2, ~np.isnan(table[:2]).any(0)].astype(int)
+    kappa = cohen_kappa_score(*both, weights="quadratic" if criteria else None)
+    assert found["value"][1] == pytest.approx(kappa) and found["items"][1] == both.shape[1]
+
+
+def test_too_little_to_agree_on() -> None:
+    for name in ("anna", "ben"):
+        r = rate(ONE, TWO, rater=name)
+        r.record(r.next(), "tie")
+    assert set(human.rater_agreement(r)["note"]) <= {"fewer than 5 items rated by two", "fewer than 5 items in common"}
+    for name in ("anna", "ben"):
+        all_rated(rate(ONE, TWO, rater=name), "mole")
+    notes = human.rater_agreement(r)["note"]
+    assert all("the same verdict on everything" in n for n in notes)
+    assert "none: everybody" in repr(rate(ONE, TWO, rater="ben"))
+
+
+def test_never_lost() -> None:
+    """Strengths of a system that has never lost have no maximum: it is said, and they are finite."""
+    best, middle, worst = (system(x, 6) for x in ("best", "middle", "worst"))
+    r = rate(best, middle, worst)
+    for key, flipped in r.plan:
+        item = r.item(key, flipped)
+        r.record(item, "A" if item.A < item.B else "B")  # in alphabetical order
+    table = human.ranking(r)
+    assert list(table.index) == ["best", "middle", "worst"] and np.isfinite(table["strength"]).all()
+    assert table["note"].str.contains("half a win").all()
+
+
+def test_metrics_beside_people() -> None:
+    worse = score_texts(["reference"] * 12, ONE.rows["reference"][:], ("chrf",), None, ONE.rows["prompt"][:], "bare")
+    r = all_rated(rate(ONE, worse), "reference")
+    assert metric_agreement(r, worse, ONE).loc["chrf", "agreement"] == 100
+    some = all_rated(rate(ONE, worse, rows=[3, 7], file="some.db"), "mole")
+    assert metric_agreement(some, worse, ONE).loc["chrf", ["agreement", "rows"]].tolist() == [0, 2]
+    broken = Scores(worse.name, worse.metrics, worse.stats, worse.rows.remove_columns("chrf").add_column(
+        "chrf", [float("nan")] * 12), worse.intervals, worse.asked)
+    with pytest.raises(FTNBError, match="NaN"):
+        metric_agreement(r, broken, ONE)
+
+
+def test_checks_of_marks() -> None:
+    """A text that comes again should get the same marks, within a point."""
+    for name, jump in (("steady", 1), ("erratic", 2)):
+        r, seen = rate(ONE, TWO, criteria=["fluency"], rater=name, checks=3), {}
+        while item := r.next():
+            r.record(item, {"fluency": 2 + jump * (item.A in seen)})
+            seen[item.A] = True
+        assert r.progress == (27, 27)
+    assert human.check_failures(r).values.tolist() == [["erratic", 3, 3], ["steady", 3, 0]]
+    assert set(r.results()["marks"]) == {24}, "checks are in no result"
+
+
+# Sheets
+
+
+def filled(path: Path, choose, **form) -> None:
+    """Fill a sheet in, and save it as some program does."""
+    with path.open(encoding="utf-8-sig", newline="") as f:
+        lines = list(csv.DictReader(f))
+    for line in lines:
+        line["choice"] = choose(line)
+    head, encoding = form.pop("head", ""), form.pop("encoding", "utf-8")
+    with path.open("w", encoding=encoding, newline="") as f:
+        f.write(head)
+        out = csv.DictWriter(f, lines[0], **form)
+        out.writeheader()
+        out.writerows(lines)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"delimiter": ";", "encoding": "utf-8-sig"},
+        {"delimiter": "\t", "encoding": "utf-16"},
+        {"delimiter": ";", "head": "sep=;\r\n", "quoting": csv.QUOTE_ALL},
+        {"encoding": "cp1252", "lineterminator": "\n"},
+    ],
+    ids=str,
+)
+def test_sheets(form: dict, folder: Path) -> None:
+    r = rate(ONE, TWO)
+    path = to_csv(r, folder / "sheet.csv")
+    filled(path, lambda line: " b " if line["A"].startswith("mole") else "A", **form)
+    anna = from_csv(r, path, "anna")
+    assert anna.progress == (12, 12) and set(anna.to_pandas()["better"]) == {"otter"}
+    assert r.progress == (0, 12)
+
+
+def test_dangerous_cells(folder: Path) -> None:
+    """No cell is a formula, and what comes back is what was asked."""
+    bad = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'quoted", "＝1", '=HYPERLINK("x")', "\n=1", "-", "="]
+    evil = score_texts(bad, ONE.rows["reference"][:], ("chrf",), None, bad, "evil")
+    other = score_texts(TWO.rows["prediction"][:], ONE.rows["reference"][:], ("chrf",), None, bad, "other")
+    r = rate(evil, other)
+    path = to_csv(r, folder / "sheet.csv")
+    with path.open(encoding="utf-8-sig", newline="") as f:
+        cells = [cell for line in csv.reader(f) for cell in line]
+    assert not [c for c in cells if c[:1] in tuple("=+-@\t\r\n＝")]
+    filled(path, lambda line: "tie")
+    assert len(from_csv(r, path, "zoe").to_pandas()) == 12
+
+
+def test_sheets_with_mistakes(folder: Path) -> None:
+    """Every bad cell is named, and nothing is taken over."""
+    r, choices = rate(ONE, TWO), iter(["A", "B", "both", "tie", "", "C", "a", "b", "TIE", "skip", "1", "B"])
+    path = to_csv(r, folder / "sheet.csv")
+    filled(path, lambda line: next(choices))
+    with pytest.raises(FTNBError, match="line 4: choice 'both'.*line 7: choice 'C'.*line 12: choice '1'") as e:
+        from_csv(r, path, "anna")
+    assert "Nothing was taken over" in e.value.remedy and not len(stored(r))
+    right = iter(["A", "B", "A", "tie", "", "B", "a", "b", "TIE", "skip", "A", "B"])
+    filled(path, lambda line: next(right))
+    assert from_csv(r, path, "anna").progress == (11, 12), "an empty cell is not rated yet"
+
+
+def test_a_sheet_whose_columns_were_sorted_alone(folder: Path) -> None:
+    r = rate(ONE, TWO)
+    path = to_csv(r, folder / "sheet.csv")
+    with path.open(encoding="utf-8-sig", newline="") as f:
+        lines = list(csv.reader(f))
+    ids = sorted(line[0] for line in lines[1:])
+    with path.open("w", encoding="utf-8", newline="") as f:
+        csv.writer(f).writerows([lines[0], *([i, *line[1:-1], "A"] for i, line in zip(ids, lines[1:]))])
+    with pytest.raises(FTNBError, match="another one than was asked"):
+        from_csv(r, path, "anna")
+
+
+# Judges
+
+
+def test_judges_are_asked_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge that sees the texts is consistent; one that sees the sides is not. Neither is counted with people."""
+    lm, asked = tiny_lm(context=2048), []
+
+    def sees(lm, questions, labels):
+        asked.extend(questions)
+        first = lambda q: q.index("otter") < q.index("mole")
+        side = lambda q: int(not first(q)) if "Question 1?" not in q else 0  # by the side, in one row
+        return np.eye(3)[[side(q) for q in questions]]
+
+    monkeypatch.setattr(human, "_chances", sees)
+    r = judge(lm, ONE, TWO, name="fair")
+    assert len(asked) == 24 and r.rater == "lm:fair"
+    assert Counter(stored(r)["choice"]) == {"B": 11, "inconsistent": 1}
+    people = all_rated(rate(ONE, TWO, rater="anna"), "mole")
+    table = people.results().set_index("by")
+    assert table.loc["people", "win_rate"] == 0 and table.loc["lm:fair", "win_rate"] == 100
+    found = human.judge_agreement(people).iloc[0]
+    assert (found["items"], found["common"], found["agrees"]) == (12, 11, 0)
+    assert found["inconsistent"] == pytest.approx(100 / 12)
+    judge(lm, ONE, TWO, name="fair")
+    assert len(asked) == 24, "once judged is judged"
+
+
+def test_judges_give_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    four = lambda lm, questions, labels: np.eye(5)[[3] * len(questions)]
+    monkeypatch.setattr(human, "_chances", four)
+    r = judge(tiny_lm(), ONE, TWO, criteria=["fluency", "adequacy"])
+    assert set(r.results()["mean"]) == {4} and len(r.results()) == 4
+
+
+# Bad input
+
+
+def nothing_written(lm) -> Scores:
+    from ftnb.scores import score
+
+    return score(lm, ["a text", "another"], free_text(), progress=False)
+
+
+CASES = {  # name: (what is done, words that the value, the rule and the remedy must have)
+    "one system": (lambda: rate(ONE), ["mole", "two to choose from", "criteria="]),
+    "the same system twice": (lambda: rate(ONE, ONE), ["mole (1) and mole (2)", "the same in every row", "differ"]),
+    "other rows": (lambda: rate(ONE, system("x", 12, 50)), ["x (12 rows)", "the same rows", "Score both"]),
+    "fewer rows": (lambda: rate(ONE, system("x", 5)), ["x (5 rows)", "the same rows", "Score both"]),
+    "no scores": (lambda: rate(ONE, "otter"), ["system 1 is str", "must be Scores", "score("]),
+    "free text": (
+        lambda: rate(nothing_written(tiny_lm()), criteria=["style"]),
+        ["prediction 0", "free text", "score_texts"],
+    ),
+    "checks without references": (
+        lambda: rate(system("a", 3, 0, [""] * 3), system("b", 3, 0, [""] * 3), checks=1),
+        ["checks=1", "a check needs a reference", "Change checks"],
+    ),
+    "other checks later": (
+        lambda: (rate(ONE, TWO), rate(ONE, TWO, checks=2)),
+        ["checks=2", "begun with checks=0", "Change checks"],
+    ),
+    "a judge's name": (lambda: rate(ONE, TWO, rater="lm:x"), ["lm:x", "judge", "Change rater"]),
+    "no name": (lambda: rate(ONE, TWO, rater=" "), ["rater", "a name", "Change rater"]),
+    "criteria as a text": (lambda: rate(ONE, TWO, criteria="style"), ["'style'", "list of str", "brackets"]),
+    "rows that are not there": (lambda: rate(ONE, TWO, rows=[12]), ["row=12", "from 0 to 11", "Change row"]),
+    "a row twice": (lambda: rate(ONE, TWO, rows=[1, 1]), ["[1, 1]", "once", "Change rows"]),
+    "prompts of other rows": (lambda: rate(ONE, TWO, prompts=["?"]), ["1 texts", "each of 12 rows", "Change prompts"]),
+    "no folder": (lambda: rate(ONE, TWO, file="no/r.db"), ["no/r.db", "folder does not exist", "Make the folder"]),
+    "a folder as a file": (lambda: rate(ONE, TWO, file="."), ["'.'", "SQLite says", "file="]),
+    "no file": (lambda: open_ratings("r.db"), ["r.db", "no such file", "rate("]),
+    "unknown choice": (lambda: rate(ONE, TWO).record(rate(ONE, TWO).next(), "C"), ["'C'", "'A', 'B', 'tie'", "Change"]),
+    "NaN as a choice": (lambda: rate(ONE, TWO).record(rate(ONE, TWO).next(), float("nan")), ["nan", "'tie'", "Change"]),
+    "NaN as a mark": (
+        lambda: rate(ONE, criteria=["style"]).record(rate(ONE, criteria=["style"]).next(), {"style": float("nan")}),
+        ["style=nan", "from 1 to 5", "Change style"],
+    ),
+    "unknown criterion": (
+        lambda: rate(ONE, criteria=["style"]).record(rate(ONE, criteria=["style"]).next(), {"stile": 3}),
+        ["stile", "a mark for each of style", "{'style': 3}"],
+    ),
+    "unknown item": (lambda: rate(ONE, TWO).record("abc", "A"), ["'abc'", "none of this comparison", "next()"]),
+    "a sheet that is there": (
+        lambda: (Path("s.csv").touch(), to_csv(rate(ONE, TWO), "s.csv")),
+        ["s.csv", "filled in", "another name"],
+    ),
+    "a sheet of something else": (
+        lambda: (Path("s.csv").write_text("a,b\n1,2\n"), from_csv(rate(ONE, TWO), "s.csv", "x")),
+        ["s.csv", "no column item", "to_csv"],
+    ),
+    "an empty sheet": (
+        lambda: (Path("s.csv").touch(), from_csv(rate(ONE, TWO), "s.csv", "x")),
+        ["s.csv", "no column item", "to_csv"],
+    ),
+    "no ranking yet": (lambda: human.ranking(rate(ONE, TWO)), ["people", "no chain", "Rate more"]),
+    "marks of pairs": (lambda: human.means(rate(ONE, TWO)), ["pairs", "another question", "win_rates"]),
+    "no model as a judge": (lambda: judge("gpt", ONE, TWO), ["gpt", "must be an LM", "Change lm"]),
+    "a judge that cannot read so much": (
+        lambda: judge(tiny_lm(context=64), ONE, TWO),
+        ["24 of 24 questions", "context of 64", "longer context"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case: str) -> None:
+    do, words = CASES[case]
+    with pytest.raises(FTNBError) as e:
+        do()
+    parts = [e.value.value, e.value.rule, e.value.remedy]
+    for part, word in zip(parts, words, strict=True):
+        assert word in part, parts
