@@ -238,7 +238,7 @@ def out_of_memory(
 def in_notebook() -> bool:
     "Whether a Jupyter kernel is running this code."
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
-    return any(kind.__name__ == 'ZMQInteractiveShell' for kind in type(shell).__mro__)   # Colab's is one with another name
+    return any(kind.__name__ == 'ZMQInteractiveShell' for kind in type(shell).__mro__)   # Colab's is one of a kind
 
 # %% ../nbs/00_core.ipynb #539a510b
 def _show(text: str, handle=None, over: bool = False, html: str = ''):

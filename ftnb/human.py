@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
-from .core import Card, FTNBError, must, names, number
+from .core import Card, FTNBError, in_notebook, must, names, number
 from .data import checked, token_pairs
 from .models import LM, context_length
-from .scores import Scores, _check_same_rows, _draws, _label_probs
+from .scores import Scores, _check_same_rows, _drawn, _label_probs
 from .tasks import Task
 
 # %% auto #0
@@ -612,16 +612,11 @@ def screen(
     return found
 
 # %% ../nbs/13_human.ipynb #b064c79c
-def _has_kernel() -> bool:
-    "Whether keys can come back: in Jupyter, in Colab, but not in a terminal."
-    from IPython.core.getipython import get_ipython
-    return getattr(get_ipython(), 'kernel', None) is not None
-
 def _display(r: Ratings) -> None:
     "Show the screen to whom has something to rate, else the card."
     from IPython.display import DisplayHandle, display
     card = lambda: {'text/plain': repr(r), 'text/html': r._repr_html_()}
-    if not _has_kernel() or r.rater.startswith('lm:') or r.next() is None: return display(card(), raw=True)
+    if not in_notebook() or r.rater.startswith('lm:') or r.next() is None: return display(card(), raw=True)
     above, below = DisplayHandle(), DisplayHandle()
     def finish() -> None:
         above.update(card(), raw=True)
@@ -649,7 +644,7 @@ def share_interval(
     "The bootstrap interval of a share over rows, with two rows won and two lost added (Agresti and Coull 1998)."
     each = sums[:, 1].mean()
     drawn = np.vstack([sums, [[each, each]] * 2, [[0, each]] * 2])
-    total = _draws(len(drawn), resamples, seed) @ drawn
+    total = np.concatenate([w @ drawn for w in _drawn(len(drawn), resamples, seed)])
     low, high = map(float, np.quantile(100 * total[:, 0] / total[:, 1], [0.025, 0.975]))
     return low, high
 
@@ -762,7 +757,7 @@ def ranking(
     if not len(rows) or not _connected(rows.sum(0), strong=False):
         raise FTNBError(f'ratings by {by}', 'no chain of comparisons connects all systems yet', 'Rate more items.')
     chain = _connected(rows.sum(0), strong=True)
-    draws = np.tensordot(_draws(len(rows), resamples, seed), rows, 1)
+    draws = np.concatenate([np.tensordot(w, rows, 1) for w in _drawn(len(rows), resamples, seed)])
     best, spread = bradley_terry(rows.sum(0), 0. if chain else 0.5), np.std([bradley_terry(d, 0.1) for d in draws], 0)
     found = {'strength': best, 'low': best - 1.96 * spread, 'high': best + 1.96 * spread,
              'note': '' if chain else 'half a win added in each direction: there is a system that never lost, or won'}
@@ -786,7 +781,7 @@ def _mean_interval(sums: np.ndarray, resamples: int, seed: int) -> tuple[float, 
     n, mean = len(sums), float(sums[:, 0].sum() / sums[:, 1].sum())
     if n < 2: return mean, np.nan, np.nan   # one row says nothing of others
     tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
-    total = _draws(n, resamples, seed) @ sums
+    total = np.concatenate([w @ sums for w in _drawn(n, resamples, seed)])
     low, high = map(float, np.quantile(total[:, 0] / total[:, 1], [tail, 1 - tail]))
     return mean, low, high
 
@@ -1030,7 +1025,7 @@ def _tau(r: Ratings, name: str, values: np.ndarray, resamples: int, seed: int) -
         metric = values[mean['system'], mean['row']]
         places = list(mean.groupby('row').indices.values())   # where each row's texts are
         drawn = [np.concatenate([p for p, often in zip(places, n) for _ in range(int(often))])
-                 for n in _draws(len(places), min(resamples, 300), seed)]
+                 for w in _drawn(len(places), min(resamples, 300), seed) for n in w]
         people = mean['mark'].to_numpy()
         low, high = np.nanquantile([kendalltau(metric[at], people[at]).statistic for at in drawn], [0.025, 0.975])
         lines.append((name, criterion, kendalltau(metric, people).statistic, low, high, len(places)))
