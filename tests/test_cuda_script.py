@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 
 SCRIPT = "nbs/benchmarks/cuda_check.py"
-PARTS = ("about attention fallback cross-entropy bf16 sync compile filled memory resume float16 overheads profile "
-         "speed table").split()
+PARTS = (
+    "about attention fallback cross-entropy bf16 sync compile filled memory resume float16 overheads profile "
+    "speed table"
+).split()
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=540,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,7 @@ def test_table(done: tuple) -> None:
 
 def test_without_cuda() -> None:
     import torch
+
     if torch.cuda.is_available():
         pytest.skip("there is CUDA")
     found = run("--quick")

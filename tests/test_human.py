@@ -386,8 +386,14 @@ def test_metrics_beside_people() -> None:
     assert metric_agreement(r, worse, ONE).loc["chrf", "agreement"] == 100
     some = all_rated(rate(ONE, worse, rows=[3, 7], file="some.db"), "mole")
     assert metric_agreement(some, worse, ONE).loc["chrf", ["agreement", "rows"]].tolist() == [0, 2]
-    broken = Scores(worse.name, worse.metrics, worse.stats, worse.rows.remove_columns("chrf").add_column(
-        "chrf", [float("nan")] * 12), worse.intervals, worse.asked)
+    broken = Scores(
+        worse.name,
+        worse.metrics,
+        worse.stats,
+        worse.rows.remove_columns("chrf").add_column("chrf", [float("nan")] * 12),
+        worse.intervals,
+        worse.asked,
+    )
     with pytest.raises(FTNBError, match="NaN"):
         metric_agreement(r, broken, ONE)
 

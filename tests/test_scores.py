@@ -143,8 +143,9 @@ def test_bca_agrees_with_scipy() -> None:
     from scipy.stats import bootstrap
 
     x = np.random.default_rng(0).lognormal(0, 1, 2000)
-    theirs = bootstrap((x,), np.mean, method="BCa", n_resamples=4000, vectorized=True, axis=-1, batch=500,
-                       rng=np.random.default_rng(1)).confidence_interval
+    theirs = bootstrap(
+        (x,), np.mean, method="BCa", n_resamples=4000, vectorized=True, axis=-1, batch=500, rng=np.random.default_rng(1)
+    ).confidence_interval
     m = TextMetric("mean", lambda p, r: np.stack([x, np.ones(len(x))], 1), ratio, "")
     ours = S.interval(m, m.stats((), ()), 4000)
     width = theirs.high - theirs.low
@@ -263,8 +264,12 @@ def test_names_and_html() -> None:
     x = ftnb.score_texts([evil, "b"], texts, ("chrf",), prompts=[evil, evil], name=evil)
     y = ftnb.score_texts(texts, texts, ("chrf",), prompts=[evil, evil], name=evil)
     same = ftnb.compare(x, y)
-    for page in (x._repr_html_(), same._repr_html_(), ftnb.compare(x, y, x)._repr_html_(),
-                 x.browse().children[-1].value):
+    for page in (
+        x._repr_html_(),
+        same._repr_html_(),
+        ftnb.compare(x, y, x)._repr_html_(),
+        x.browse().children[-1].value,
+    ):
         assert "<script" not in page
     assert list(same.changed().columns)[3:5] == [evil, f"{evil} (2)"]
     odd = ftnb.compare(replace(x, name="row"), replace(y, name="prompt"))
@@ -273,6 +278,7 @@ def test_names_and_html() -> None:
 
 def test_nan_scores() -> None:
     """A row without a value is last, takes no part in effect sizes, and a metric that is nan gets no verdict."""
+
     def stats(ps, judged):
         return np.array([[math.nan if p == "?" else len(p), 1] for p in ps])
 
@@ -352,9 +358,11 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     found = ftnb.score_texts(["a", "b"], ["a", "c"], ("chrf",))
     path = ftnb.save_scores(found, tmp_path / "s.csv")
     was = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
     def full(rows, file):
         file.write_text("half")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setitem(S.FORMATS, ".csv", (full, S._read_csv))
     with pytest.raises(OSError, match="No space left"):
         ftnb.save_scores(found, path)
@@ -366,22 +374,34 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 def adding(n: int = 60):
     rows = [{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(n)]
-    return rows, ftnb.Task("sum", ("prompt", "completion"), prompt=lambda r: r["prompt"],
-                           target=lambda r: r["completion"], metrics=("exact_match",), max_new_tokens=3)
+    return rows, ftnb.Task(
+        "sum",
+        ("prompt", "completion"),
+        prompt=lambda r: r["prompt"],
+        target=lambda r: r["completion"],
+        metrics=("exact_match",),
+        max_new_tokens=3,
+    )
 
 
 def test_more_metrics() -> None:
     rows, task = adding(6)
     lm = ftnb.tiny_lm()
-    copied = TextMetric("copied", lambda ps, prompts: np.array([[100.0 * (p in q), 1] for p, q in zip(ps, prompts)]),
-                        ratio, "copied", judged="prompts")
+    copied = TextMetric(
+        "copied",
+        lambda ps, prompts: np.array([[100.0 * (p in q), 1] for p, q in zip(ps, prompts)]),
+        ratio,
+        "copied",
+        judged="prompts",
+    )
     found = ftnb.score(lm, rows, task, metrics=[copied, "bits_per_byte", "distinct1", "chrf", "loss"], progress=False)
     assert set(found.values) == {"exact_match", "copied", "bits_per_byte", "distinct1", "chrf", "loss", "perplexity"}
     assert math.exp(found.values["loss"]) == pytest.approx(found.values["perplexity"])
     nats = found.stats["bits_per_byte"]
     assert nats[:, 1].tolist() == [len(r["completion"]) for r in rows]
-    likely = TextMetric("likely", lambda ps, rs: np.array([[100 * p[r], 1] for p, r in zip(ps, rs)]), ratio, "",
-                        judged="probabilities")
+    likely = TextMetric(
+        "likely", lambda ps, rs: np.array([[100 * p[r], 1] for p, r in zip(ps, rs)]), ratio, "", judged="probabilities"
+    )
     films = [{"text": "A joy.", "label": "fresh"}, {"text": "A bore.", "label": "rotten"}]
     mood = ftnb.score(lm, films, ftnb.sentiment(), metrics=[likely], progress=False)
     expected = np.mean([100 * mood.rows[f"p({r['label']})"][i] for i, r in enumerate(films)])
@@ -461,7 +481,7 @@ def films_task(folder: Path, rows: datasets.Dataset) -> None:
 task: films
 dataset_path: json
 dataset_kwargs:
-  data_files: {{test: "{folder / 'films.jsonl'}"}}
+  data_files: {{test: "{folder / "films.jsonl"}"}}
 test_split: test
 output_type: multiple_choice
 doc_to_text: "Is the following text fresh or rotten? Answer with one word.\\n\\n{{{{text}}}}\\n\\nLabel:"
