@@ -12,13 +12,13 @@ import torch
 from .core import Card, FTNBError, in_notebook, must, number
 from .data import checked, token_pairs
 from .decoding import Decoder, Decoding, evaluating, steps, uniforms
-from .generation import NextTokens, _pieces, _prepare, _Stops, generate, next_tokens, stop_strings
-from .models import LM, fingerprint, is_seq2seq
+from .generation import NextTokens, _pieces, _prepare, _Stops, generate, next_tokens, stop_strings, weights_now
+from .models import LM, is_seq2seq
 from .tasks import dialogue, uses_chat
 
 # %% auto #0
-__all__ = ['WAYS', 'go_on_from', 'state_of', 'Chat', 'transcript', 'ChatWindow', 'chat_window', 'Strategies', 'strategies',
-           'Playground', 'playground']
+__all__ = ['WAYS', 'go_on_from', 'Chat', 'transcript', 'ChatWindow', 'chat_window', 'Strategies', 'strategies', 'Playground',
+           'playground']
 
 # %% ../nbs/06_chat.ipynb #9aebe9d9
 def go_on_from(
@@ -34,13 +34,6 @@ def go_on_from(
     text.mask, text.seen, text.start = torch.ones_like(text.ids), same, 0
     return same
 
-# %% ../nbs/06_chat.ipynb #0d55196b
-def state_of(
-    model: torch.nn.Module,  # any
-) -> tuple:
-    "What must be the same for a cache to be good: the weights, and which adapters are switched off."
-    return fingerprint(model, adapters=True), [getattr(m, 'disable_adapters', None) is True for m in model.modules()]
-
 # %% ../nbs/06_chat.ipynb #b8fc222c
 class Chat:
     "A conversation with a model: `chat('Hello!')` gives its answer."
@@ -50,6 +43,7 @@ class Chat:
         max_new_tokens: int = 256,  # most tokens of an answer
         *,
         temperature: float = 0.,  # 0: greedy; about 0.7 to 1.2 to sample
+        top_k: int | None = None,  # sample from the k best only
         top_p: float | None = None,  # sample from the smallest set with this probability, 0 to 1
         min_p: float | None = None,  # sample from what has this share of the best one's probability, 0 to 1
         repetition_penalty: float = 1.,  # above 1: tokens that were there become less likely
@@ -57,14 +51,15 @@ class Chat:
         seed: int = 0,  # of the sampling
     ):
         self.lm, self.task, self.new, self.seed = lm, dialogue(system=system), max_new_tokens, number('seed', seed, 0)
-        self.how = Decoding(temperature, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
+        self.how = Decoding(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty)
         self.plain = not uses_chat(lm, self.task)
         self.stops = stop_strings(stop) or (('\nUser:',) if self.plain else ())
         number('max_new_tokens', max_new_tokens, 1)
         self.turns: list[dict] = []   # role and content
         self.tries = 0   # other answers to the same turn draw other numbers
         self.reused = self.read = 0   # tokens of the last prompt: from the cache, and through the model
-        self._kept: Any = None   # a decoder, and the state of the model that it is good for
+        self._kept: Any = None   # a decoder, and the weights that it is good for; None while an answer is written
+        self._now: Any = None   # stands for the answer that is being written; another one ends it
 
     def __call__(self, text: str) -> str:
         "Say something; the model's answer."
@@ -74,6 +69,10 @@ class Chat:
         "Say something; the model's answer as it is written. What it has said when the stream is closed, it has said."
         must('text', text, isinstance(text, str) and bool(text.strip()), 'it must be a str, and not empty')
         return _answer(self, [*self.turns, {'role': 'user', 'content': text}])
+
+    def stop(self) -> None:
+        "End the answer that is being written (in another thread, say) at its next token."
+        self._now = None
 
     def again(self) -> Iterator[str]:
         "Answer the last turn once more; with a temperature, otherwise."
@@ -104,37 +103,38 @@ def _prompt(self: Chat, turns: list[dict]) -> list[int]:
 def _begun(self: Chat, ids: list[int]) -> tuple[Decoder, torch.Tensor] | None:
     "The conversation so far from the cache, read on; None: it must be read anew."
     if is_seq2seq(self.lm): return None
-    state, kept = state_of(self.lm.model), self._kept
-    self._kept = None
+    kept, self._kept = self._kept, None
     with torch.inference_mode(), evaluating(self.lm):
-        if kept and kept[1] == state and kept[0].plain: text, self.reused = kept[0], go_on_from(kept[0], ids)
+        if kept and kept[0].plain and kept[1] == weights_now(self.lm.model):
+            text, self.reused = kept[0], go_on_from(kept[0], ids)
         else: text, self.reused = Decoder(self.lm, [ids]), 0
         self.read = len(ids) - self.reused
-        logits = text.logits()
-    self._kept = (text, state)
-    return text, logits
+        return text, text.logits()
 
 # %% ../nbs/06_chat.ipynb #6c2e5001
 def _answer(self: Chat, turns: list[dict]) -> Iterator[str]:
-    "Write the answer to the last turn; the turns change when its first piece is there."
-    ids = _prompt(self, turns)
-    seed = self.seed + self.tries
-    draws = uniforms([ids], self.new, seed) if self.how.temperature else None
-    stops = _Stops(self.lm, 1, self.stops) if self.stops else None
-    said = ''
+    "Write the answer to the last turn; what cannot be answered is refused at once."
+    return _written(self, turns, _prompt(self, turns))
+
+def _written(self: Chat, turns: list[dict], ids: list[int]) -> Iterator[str]:
+    "The answer piece by piece; the turns change with each piece."
+    mine = self._now = object()
+    draws = uniforms([ids], self.new, self.seed + self.tries) if self.how.temperature else None
+    stops, weights, begun, said = _Stops(self.lm, [ids], self.stops), weights_now(self.lm.model), _begun(self, ids), ''
+    over = lambda row, token: self._now is not mine or stops(row, token)
+    tokens = steps(self.lm, [ids], self.new, self.how, draws, None, over, begun)
+    pieces: Any = _pieces(self.lm, ids[-8:], tokens, self.stops)
     try:
-        tokens = steps(self.lm, [ids], self.new, self.how, draws, None, stops, _begun(self, ids))
-        pieces: Any = _pieces(self.lm, ids, tokens, self.stops)
         with contextlib.closing(pieces):
             for piece in pieces:
-                piece = piece if said else piece.lstrip()
-                if not piece: continue
+                if self._now is not mine: break
+                if not (piece := piece if said else piece.lstrip()): continue
                 said += piece
                 self.turns = [*turns, {'role': 'assistant', 'content': said}]
                 yield piece
-        self.turns = [*turns, {'role': 'assistant', 'content': said}]
-    except GeneratorExit: raise   # between two tokens: the cache is whole
-    except BaseException: self._kept = None; raise
+        if self._now is mine: self.turns = [*turns, {'role': 'assistant', 'content': said}]
+    except GeneratorExit: pass   # between two tokens: the cache is whole
+    if begun and self._now in (mine, None): self._kept = (begun[0], weights)
 
 # %% ../nbs/06_chat.ipynb #f9c0610d
 def transcript(
@@ -153,7 +153,7 @@ class ChatWindow:
     "The window of a conversation."
     def __init__(self, chat: Chat):
         import ipywidgets as w
-        self.chat, self.stopping = chat, threading.Event()
+        self.chat = chat
         self.writer: threading.Thread | None = None
         self.said, self.line = w.HTML(transcript(chat.turns)), w.Text(placeholder='say something, then Enter')
         self.line.layout.width = '420px'
@@ -178,6 +178,11 @@ class ChatWindow:
         for name, b in self.buttons.items(): b.disabled = busy != (name == 'stop')
         self.buttons['again'].disabled = self.buttons['back'].disabled = busy or len(self.chat.turns) < 2
 
+    @property
+    def writing(self) -> bool:
+        "Whether an answer is being written."
+        return bool(self.writer and self.writer.is_alive())
+
     def show(self) -> None:
         "Put the window into the cell."
         from IPython.display import display
@@ -185,36 +190,37 @@ class ChatWindow:
 
     def send(self) -> None:
         "Say what is in the line."
-        text, busy = self.line.value.strip(), self.writer and self.writer.is_alive()
-        if not text or busy: return
+        text = self.line.value.strip()
+        if not text or self.writing: return
         self.line.value = ''
         self._write(lambda: self.chat.stream(text), [*self.chat.turns, {'role': 'user', 'content': text}])
 
     def again(self) -> None:
         "Another answer to the last turn."
-        self._write(self.chat.again, self.chat.turns[:-1])
+        if not self.writing: self._write(self.chat.again, self.chat.turns[:-1])
 
     def back(self) -> None:
         "Take the last turn back."
+        if self.writing: return
         self.chat.back()
         self.said.value = transcript(self.chat.turns)
         self._busy(False)
 
     def stop(self) -> None:
         "End the answer here."
-        self.stopping.set()
+        self.chat.stop()
 
     def done(self) -> None:
         "Leave the transcript in the cell."
         self.stop()
-        if self.writer: self.writer.join(60)
+        if self.writer: self.writer.join(10)
         plain, rich = repr(self.chat), self.chat._repr_html_()
         if self.handle: self.handle.update({'text/plain': plain, 'text/html': rich}, raw=True)
         self.box.close()
 
     def _write(self, begin: Any, waiting: list[dict]) -> None:
         "Have a thread write the answer."
-        self.stopping.clear()
+
         self.said.value = transcript([*waiting, {'role': 'assistant', 'content': '…'}])
         self._busy(True)
         self.writer = threading.Thread(target=_write_answer, args=(self, begin, waiting), daemon=True, name='ftnb chat')
@@ -227,7 +233,7 @@ def _write_answer(window: ChatWindow, begin: Any, waiting: list[dict]) -> None:
     try:
         with contextlib.closing(begin()) as pieces:
             for _ in pieces:
-                if window.stopping.is_set(): break
+
                 if time.monotonic() - shown < 0.1: continue
                 window.said.value, shown = transcript(window.chat.turns), time.monotonic()
         window.said.value = transcript(window.chat.turns)

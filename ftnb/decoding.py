@@ -99,11 +99,12 @@ def adjustments(
     from transformers import MinPLogitsWarper, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
     plain, draws = lambda f: (lambda ids, mask, logits: f(ids, logits)), how.temperature > 0
-    chosen = [(RepetitionPenaltyLogitsProcessor, how.repetition_penalty, how.repetition_penalty != 1),
-              (TemperatureLogitsWarper, how.temperature, how.temperature not in (0, 1)),
+    chosen = [(RepetitionPenaltyLogitsProcessor, float(how.repetition_penalty), how.repetition_penalty != 1),
+              (TemperatureLogitsWarper, float(how.temperature), how.temperature not in (0, 1)),
               (TopKLogitsWarper, how.top_k, draws and how.top_k), (TopPLogitsWarper, how.top_p, how.top_p),
-              (MinPLogitsWarper, how.min_p, how.min_p), (TypicalLogitsWarper, how.typical_p, how.typical_p)]
-    found = [plain(kind(value)) for kind, value, wanted in chosen if wanted]
+              (MinPLogitsWarper, how.min_p, how.min_p),
+              (TypicalLogitsWarper, how.typical_p, how.typical_p not in (None, 1))]
+    found = [plain(kind(value)) for kind, value, wanted in chosen if wanted]   # they take no whole numbers for shares
     if how.no_repeat_ngram_size:
         found.insert(how.repetition_penalty != 1, _each_row(NoRepeatNGramLogitsProcessor(how.no_repeat_ngram_size)))
     return found
@@ -153,14 +154,15 @@ def accepts(
 def evaluating(
     lm: LM,  # a loaded model
 ) -> Iterator[None]:
-    "Switch dropout off and use the model's autocast format inside the block; restore the mode after it."
+    "Switch dropout off and use the model's autocast format inside the block; restore every module's mode after it."
     fmt = lm.placement.autocast
     formats = torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None, cache_enabled=False)
     with lock_of(lm.model), formats:
-        was = lm.model.training
-        lm.model.eval()
+        was = [m for m in lm.model.modules() if m.training]
+        for m in was: m.training = False
         try: yield
-        finally: lm.model.train(was)
+        finally:
+            for m in was: m.training = True
 
 # %% ../nbs/02_decoding.ipynb #7fb79d9c
 def common_start(
@@ -198,11 +200,11 @@ class Decoder:
         self.hidden: Any = None  # of the last layer, after each pass, if asked for
         self.seen = 0   # positions that are in the cache
         self.plain = plain_cache(lm.model)
-        self.start = common_start(rows) if self.plain else 0
+        self.places = accepts(lm.model, 'position_ids')   # without, padding in the middle would count
+        self.start = common_start(rows) if self.plain and self.places else 0
         self.ids, self.mask = _laid_out(lm, rows, self.start)
         self.fixed: dict = {'logits_to_keep': 1} if accepts(lm.model, 'logits_to_keep') else {}
         if hidden: self.fixed = {'output_hidden_states': True}
-        self.places = accepts(lm.model, 'position_ids')
 
     def _pass(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, **more: Any) -> Any:
         "Run the model over new tokens."
@@ -347,32 +349,36 @@ class Guide:
     def took(self, tokens: dict[int, int]) -> None:
         "What was written."
         for r, t in tokens.items():
-            if not self.rows[r].is_stopped(): self.rows[r].consume_token(t)
+            if self.rows[r].is_stopped() or self.rows[r].consume_token(t): continue
+            raise FTNBError(f'token {t} in row {r}', 'the form forbids it', 'Leave out what else changes the logits.')
 
-    def complete(self, row: int) -> bool:
-        "Whether a row has reached the end of the form."
-        return row in self.rows and (self.rows[row].is_stopped() or self.rows[row].is_accepting())
+    def begin(self) -> None:
+        "Another batch: all rows are at the beginning of the form."
+        self.rows = {}
 
 # %% ../nbs/02_decoding.ipynb #3ad100e6
 class Single:
     "Chooses one token a row and step: the best, or one by lot."
     def __init__(self, lm: LM, rows: list[list[int]], how: Decoding, draws: torch.Tensor | None, guide: Guide | None,
                  begun: tuple[Decoder, torch.Tensor] | None):
-        self.rules, self.draws, self.guide = model_rules(lm) + adjustments(how), draws, guide
+        self.rules, self.guide = model_rules(lm) + adjustments(how), guide
+        self.draws = None if draws is None else draws.to(lm.device, torch.float32 if lm.device.type == 'mps' else None)
         self.text, self.new = begun or begin(lm, rows)
 
-    def tokens(self, step: int, live: torch.Tensor) -> torch.Tensor:
+    def tokens(self, step: int, live: list[int]) -> torch.Tensor:
         "The next token of every row."
-        logits, at = self.text.logits() if self.new is None else self.new, live.cpu()
+        logits = self.text.logits() if self.new is None else self.new
         self.new = None   # of the first step
-        if self.guide: logits = self.guide(at.tolist(), logits)
+        if self.guide: logits = self.guide(live, logits)
         for rule in self.rules: logits = rule(self.text.ids, self.text.mask, logits)
-        return pick(logits, None if self.draws is None else self.draws[at, step])
+        return pick(logits, None if self.draws is None else self.draws[:, step])
 
     def go_on(self, tokens: torch.Tensor, keep: torch.Tensor | None) -> None:
         "Add the tokens; with `keep` (row numbers), go on with those rows only."
         self.text.append(tokens)
-        if keep is not None: self.text.choose(keep)
+        if keep is None: return
+        self.text.choose(keep)
+        if self.draws is not None: self.draws = self.draws[keep]
 
 # %% ../nbs/02_decoding.ipynb #1c3f7c58
 @torch.inference_mode()
@@ -389,19 +395,18 @@ def steps(
     "The decoding loop: yield the next token of every unfinished row, step by step."
     with evaluating(lm):
         writer = Contrast(lm, rows, how) if how.penalty_alpha else Single(lm, rows, how, draws, guide, begun)
-    live = torch.arange(len(rows), device=lm.device)
-    ends, ended = torch.tensor(eos_ids(lm), device=lm.device), torch.zeros_like(live, dtype=torch.bool)
+    live, ended, ends = list(range(len(rows))), set(), set(eos_ids(lm))
     for step in range(max_new_tokens):
         with evaluating(lm): tokens = writer.tokens(step, live)   # and not around `yield`: the caller's code is its own
-        new = {r: t for r, t, e in zip(live.tolist(), tokens.tolist(), ended.tolist()) if not e}
+        new = {r: t for r, t in zip(live, tokens.tolist()) if r not in ended}   # the one wait for the device
         if guide: guide.took(new)
         yield new
-        ended = ended | torch.isin(tokens, ends)
-        if stopped: ended |= torch.tensor([r in new and stopped(r, new[r]) for r in live.tolist()], device=lm.device)
-        if ended.all() or step + 1 == max_new_tokens: return
-        keep = (~ended).nonzero()[:, 0] if ended.sum() * 2 >= len(ended) else None
+        ended |= {r for r, t in new.items() if t in ends or (stopped and stopped(r, t))}
+        left = [at for at, r in enumerate(live) if r not in ended]
+        if not left or step + 1 == max_new_tokens: return
+        keep = torch.tensor(left, device=lm.device) if 2 * len(left) <= len(live) else None
         with evaluating(lm): writer.go_on(tokens, keep)
-        if keep is not None: live, ended = live[keep], ended[keep]
+        if keep is not None: live = [live[at] for at in left]
 
 # %% ../nbs/02_decoding.ipynb #7abfc7a0
 class Contrast:
@@ -409,15 +414,16 @@ class Contrast:
     def __init__(self, lm: LM, rows: list[list[int]], how: Decoding):
         if is_seq2seq(lm): raise FTNBError('penalty_alpha', 'contrastive search is for decoder-only models',
                                            'Leave it out.')
-        self.rules, self.k, self.alpha = adjustments(how), how.top_k or 4, how.penalty_alpha or 0.
+        self.rules, self.alpha = adjustments(how), how.penalty_alpha or 0.
         self.text, self.logits = begin(lm, rows, hidden=True)
+        self.k = min(how.top_k or 4, self.logits.shape[-1])
         self.before = normalize(self.text.hidden, dim=-1)   # [rows, positions, width]
 
-    def tokens(self, step: int, live: torch.Tensor) -> torch.Tensor:
+    def tokens(self, step: int, live: list[int]) -> torch.Tensor:
         "Look one step ahead with each candidate, and choose."
         text, k, n = self.text, self.k, len(self.logits)
         for rule in self.rules: self.logits = rule(text.ids, text.mask, self.logits)
-        p, tried = self.logits.softmax(-1).topk(k)
+        p, tried = self.logits.softmax(-1).topk(k)   # and not more than there are
         text.choose(torch.arange(n, device=tried.device).repeat_interleave(k))
         text.append(tried.flatten())
         self.ahead = text.logits().view(n, k, -1)
@@ -469,21 +475,27 @@ class Beams:
 # %% ../nbs/02_decoding.ipynb #487df29b
 def _move(b: Beams, group: int, logp: torch.Tensor, last: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "One group's step: set aside what ends; the best of the rest as beams, tokens and scores, `[prompts, width]`."
-    n, groups, width = b.scores.shape
+    width = b.scores.shape[-1]
     total, size = (b.scores[:, group, :, None] + logp).flatten(1), logp.shape[-1]
     scores, at = total.topk(max(2, 1 + len(b.ends)) * width)   # so many that enough go on even if others end
     beams, tokens = at // size, at % size
     ends = torch.isin(tokens, torch.tensor(b.ends, device=at.device))
     kept, best = (scores - 1e9 * ends).topk(width)
+    _set_aside(b, group, *(x.tolist() for x in (beams, tokens, scores, ends | last, kept[:, 0])))
+    return beams.gather(1, best), tokens.gather(1, best), kept
+
+# %% ../nbs/02_decoding.ipynb #b5e7a1de
+def _set_aside(b: Beams, group: int, beams: list, tokens: list, scores: list, ends: list, hope: list) -> None:
+    "Keep what has ended among the best candidates of a group, and see which searches are over."
+    _, groups, width = b.scores.shape
     length = (b.text.ids.shape[1] + 1 - b.first) ** b.how.length_penalty
     for i, p in enumerate(b.live):
         for r in range(width):
-            if not (last or ends[i, r]): continue
-            row = (i * groups + group) * width + int(beams[i, r])
-            text = [*b.text.ids[row, b.first:].tolist(), int(tokens[i, r])]
-            b.found[p][group].add(float(scores[i, r]) / length, text)
-        b.found[p][group].settle(float(kept[i, 0]) / length)
-    return beams.gather(1, best), tokens.gather(1, best), kept
+            if not ends[i][r]: continue
+            row = (i * groups + group) * width + beams[i][r]
+            text = [*b.text.ids[row, b.first:].tolist(), tokens[i][r]]
+            b.found[p][group].add(scores[i][r] / length, text)
+        b.found[p][group].settle(hope[i] / length)
 
 # %% ../nbs/02_decoding.ipynb #9d4f9f8e
 def _moves(b: Beams, last: bool) -> tuple[torch.Tensor, ...]:

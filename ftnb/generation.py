@@ -4,9 +4,9 @@
 
 # %% ../nbs/02_generation.ipynb #37c3642e
 from __future__ import annotations
-import contextlib, hashlib, html, json, os, tempfile, warnings
+import contextlib, hashlib, html, json, os, tempfile, warnings, zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from .core import Card, FTNBError, StatusLine, html_table, must, names, need, number, one_of
 from .core import out_of_memory
-from .decoding import Decoder, Decoding, Guide, adjustments, beam_search, begin, evaluating, steps, uniforms
+from .decoding import Decoder, Decoding, Guide, adjustments, beam_search, begin, evaluating, model_rules, steps
+from .decoding import uniforms
 from .models import LM, context_length, eos_ids, fingerprint, is_seq2seq, quietly, save_lm
 
 # %% auto #0
 __all__ = ['Prompt', 'prompt_ids', 'source_ids', 'open_ended', 'stop_strings', 'cut_at', 'held_back', 'stream', 'token_batches',
-           'Completion', 'token_nats', 'answer_nats', 'generate', 'shares', 'label_probs', 'NextTokens', 'next_tokens']
+           'Completion', 'token_nats', 'answer_nats', 'weights_now', 'generate', 'shares', 'label_probs', 'NextTokens',
+           'next_tokens']
 
 # %% ../nbs/02_generation.ipynb #53c52d22
 Prompt = str | Sequence[int]
@@ -29,17 +31,12 @@ def prompt_ids(
     lm: LM,  # a loaded model
     prompts: Sequence[Prompt],  # strings, or lists of token ids
 ) -> list[list[int]]:  # one list of ids for each prompt, never empty
-    "Turn prompts into token ids. An empty prompt becomes the token that begins a text."
-    for i, p in enumerate(prompts):
-        is_ids = isinstance(p, Sequence) and all(isinstance(t, (int, np.integer)) for t in p)
-        if not (isinstance(p, str) or is_ids):
-            raise FTNBError(f'prompt {i} is {type(p).__name__}', 'a prompt is a str or a list of token ids',
-                            'Convert it with str(...).')
+    "Turn prompts into token ids."
+    for i, p in enumerate(prompts): _check_prompt(lm, i, p)
     texts = [p for p in prompts if isinstance(p, str)]
     if is_seq2seq(lm): encoded = iter(source_ids(lm, texts))
     else: encoded = (open_ended(lm, ids) for ids in (lm.tokenizer(texts)['input_ids'] if texts else []))
-    found = [next(encoded) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
-    return [ids or _beginning(lm) for ids in found]
+    return [next(encoded) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
 
 # %% ../nbs/02_generation.ipynb #1a38390f
 def source_ids(
@@ -59,11 +56,18 @@ def open_ended(
     return ids[:-1] if len(ids) > 1 and ids[-1] == lm.tokenizer.eos_token_id else ids
 
 # %% ../nbs/02_generation.ipynb #b85b169a
-def _beginning(lm: LM) -> list[int]:
-    "What a model sees before the first token of a text."
-    for i in (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id):
-        if i is not None: return [i]
-    raise FTNBError('an empty prompt', 'this tokenizer has no token that begins a text', 'Give at least one character.')
+def _check_prompt(lm: LM, i: int, p: Any) -> None:
+    "A prompt must be something to go on from."
+    number_ = lambda t: isinstance(t, (int, np.integer)) and not isinstance(t, bool)
+    if not isinstance(p, str) and (isinstance(p, bytes) or not isinstance(p, Sequence) or not all(map(number_, p))):
+        raise FTNBError(f'prompt {i} is {type(p).__name__}', 'a prompt is a str or a list of token ids',
+                        'Decode it.' if isinstance(p, bytes) else 'Convert it with str(...).')
+    if not len(p):
+        raise FTNBError(f'prompt {i} is empty', 'there is nothing to go on from',
+                        'To begin from nothing, give [lm.tokenizer.bos_token_id].')
+    size = lm.model.config.get_text_config().vocab_size
+    over = [] if isinstance(p, str) else [t for t in p if not 0 <= t < size]
+    if over: raise FTNBError(f'token {over[0]} in prompt {i}', f'the model has {size} tokens', 'Use its own tokenizer.')
 
 # %% ../nbs/02_generation.ipynb #0da4cdeb
 def _text(lm: LM, prompt: list[int], new: list[int]) -> str:
@@ -100,15 +104,18 @@ def held_back(
 # %% ../nbs/02_generation.ipynb #866b6e04
 class _Stops:
     "Tells a row to end when a stop string has been written."
-    def __init__(self, lm: LM, rows: int, stops: tuple[str, ...]):
+    def __init__(self, lm: LM, rows: list[list[int]], stops: tuple[str, ...]):
         self.lm, self.stops = lm, stops
-        self.new: list[list[int]] = [[] for _ in range(rows)]
+        self.before = [[] if is_seq2seq(lm) else r[-4:] for r in rows]   # a first space shows only after something
+        self.new: list[list[int]] = [[] for _ in rows]
         self.reach = max((len(s.encode()) for s in stops), default=0) + 8   # tokens in which a stop string fits
 
     def __call__(self, row: int, token: int) -> bool:
         "Whether the row ends with this token."
         self.new[row].append(token)
-        return any(s in _text(self.lm, [], self.new[row][-self.reach:]) for s in self.stops)
+        new, last = self.new[row], self.new[row][-self.reach:]
+        text = _text(self.lm, [*self.before[row], *new[:len(new) - len(last)]][-4:], last)
+        return any(s in text for s in self.stops)
 
 # %% ../nbs/02_generation.ipynb #e8491db4
 def _pieces(lm: LM, prompt: list[int], tokens: Any, stops: Sequence[str] = ()) -> Iterator[str]:
@@ -172,8 +179,8 @@ def stream(
     stops, guide, (rows, _) = stop_strings(stop), _guide(lm, how, pattern, schema), _prepare(
         lm, [prompt], max_new_tokens, truncate)
     draws = uniforms(rows, max_new_tokens, seed) if temperature else None
-    tokens = steps(lm, rows, max_new_tokens, how, draws, guide, _Stops(lm, 1, stops) if stops else None)
-    return _pieces(lm, rows[0], tokens, stops)
+    tokens = steps(lm, rows, max_new_tokens, how, draws, guide, _Stops(lm, rows, stops) if stops else None)
+    return _pieces(lm, rows[0][-8:], tokens, stops)
 
 # %% ../nbs/02_generation.ipynb #75dd5600
 def _guide(lm: LM, how: Decoding, pattern: str | None, schema: Any) -> Guide | None:
@@ -182,6 +189,9 @@ def _guide(lm: LM, how: Decoding, pattern: str | None, schema: Any) -> Guide | N
     both, search = pattern is not None and schema is not None, how.beams or how.penalty_alpha
     name, value = ('schema', schema) if pattern is None else ('pattern', pattern)
     must(name, value, not (both or search), 'it goes with greedy decoding or sampling only, and not with the other')
+    config = getattr(lm.model, 'generation_config', None)
+    forced = is_seq2seq(lm) and getattr(config, 'forced_bos_token_id', None) is not None
+    must(name, value, not forced and how.no_repeat_ngram_size is None, 'nothing else may force or forbid tokens')
     if hasattr(schema, 'model_json_schema'): schema = schema.model_json_schema()   # a pydantic model
     must('schema', schema, schema is None or isinstance(schema, dict), 'it must be a dict or a pydantic model')
     must('pattern', pattern, pattern is None or isinstance(pattern, str), 'it must be a str')
@@ -204,7 +214,7 @@ def token_batches(
 class Completion(Card):
     "A text that a model has written, and how."
     text: str  # without the prompt, without what stopped it
-    ids: list[int]  # its tokens
+    ids: list[int]  # what was written: its tokens, with those of a stop string, without an end token
     tokens: list[str]  # the same as text, one by one
     logprobs: list[float]  # of each token, in nats, by the model itself (at temperature 1, without cuts)
     finish: str  # 'end': the model's end token; 'stop': a stop string; 'length': max_new_tokens
@@ -242,7 +252,8 @@ def token_nats(
 ) -> list[list[np.ndarray]]:  # for each prompt and answer, the nats of its tokens
     "The nats of each token of given answers: minus the log of its probability."
     found: list[list[np.ndarray]] = [[np.zeros(0)] * len(a) for a in answers]
-    for group in token_batches([len(r) for r in rows], batch_tokens):
+    room = [len(r) + 4 * max(map(len, a), default=0) for r, a in zip(rows, answers)]   # answers need logits
+    for group in token_batches(room, batch_tokens):
         with evaluating(lm):
             text, first = begin(lm, [rows[i] for i in group])
             for j in range(len(answers[0])):
@@ -256,8 +267,8 @@ def _nats_after(text: Decoder, first: torch.Tensor, answers: list[list[int]]) ->
     ids = torch.tensor([a + [0] * (longest - len(a)) for a in answers], device=first.device)
     logits = first[:, None]
     if longest > 1: logits = torch.cat([logits, text.branch(ids[:, :-1])], 1)
-    nats = -logits.log_softmax(-1).gather(2, ids[..., None])[..., 0].cpu().double().numpy()
-    return [row[:len(a)] for row, a in zip(nats, answers)]
+    nats = logits.logsumexp(-1) - logits.gather(2, ids[..., None])[..., 0]
+    return [row[:len(a)] for row, a in zip(nats.cpu().double().numpy(), answers)]
 
 # %% ../nbs/02_generation.ipynb #c797a692
 def answer_nats(
@@ -268,14 +279,24 @@ def answer_nats(
 ) -> np.ndarray:  # [prompts, answers]
     "The nats of each answer after its prompt: minus the log of its probability."
     sums = [[x.sum() for x in row] for row in token_nats(lm, rows, answers, batch_tokens)]
-    return np.array(sums).reshape(len(rows), -1)
+    return np.array(sums).reshape(len(rows), len(answers[0]) if len(rows) else 0)
 
 # %% ../nbs/02_generation.ipynb #bc22bcd4
 def _listed(prompt: Any) -> list[Prompt]:
     "One prompt or several as a list."
-    if isinstance(prompt, Iterable): return [prompt] if isinstance(prompt, str) else list(prompt)
+    if isinstance(prompt, Iterable) and not isinstance(prompt, (bytes, Mapping)):
+        return [prompt] if isinstance(prompt, str) else list(prompt)
     raise FTNBError(f'prompt is {type(prompt).__name__}', 'it must be a str, or a list of str or of lists of token ids',
                     'Give the text to go on from.')
+
+# %% ../nbs/02_generation.ipynb #3ae17c02
+def weights_now(
+    model: torch.nn.Module,  # any
+) -> str:
+    "A name for what a model computes with now: its weights, and the adapters that are switched on."
+    layers = [m for m in model.modules() if getattr(m, 'disable_adapters', None) is False]   # peft's own
+    on = sorted({str(getattr(m, 'active_adapters', '')) for m in layers})
+    return fingerprint(model, adapters=bool(on)) + ''.join(on)
 
 # %% ../nbs/02_generation.ipynb #462c93c4
 class _Answers:
@@ -297,14 +318,25 @@ class _Answers:
         "Take what is there; a last line that was not finished is cut off."
         text = self.path.read_bytes()
         *lines, rest = text.split(b'\n')
+        if not lines and json.dumps(made, ensure_ascii=False).encode().startswith(rest):   # killed in its first line
+            os.truncate(self.path, 0)
+            self._append(made)
+            return
         try: was = json.loads(lines[0]) if lines else None
         except ValueError: was = None
         if not isinstance(was, dict) or 'ftnb answers' not in was:
             raise FTNBError(f'file {self.path}', 'it is no file of answers', 'Name another.')
         if other := [k for k in made if was.get(k) != made[k]]:
             raise FTNBError(f'file {self.path}', f'its texts were made otherwise ({", ".join(other)})', 'Name another.')
-        for line in map(json.loads, lines[1:]): self.done[line['prompt'], line['copy']] = line
+        self._take(lines[1:])
         if rest: os.truncate(self.path, len(text) - len(rest))
+
+    def _take(self, lines: list[bytes]) -> None:
+        "Finished texts, line by line."
+        for n, line in enumerate(lines, 2):
+            try: found = json.loads(line); self.done[found['prompt'], found['copy']] = found
+            except (ValueError, KeyError) as e:
+                raise FTNBError(f'line {n} of {self.path}', f'it cannot be read ({e})', 'Delete this line.') from e
 
     def _append(self, line: dict) -> None:
         with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(line, ensure_ascii=False) + '\n')
@@ -316,7 +348,6 @@ class _Answers:
     def close(self) -> None:
         "Let others write."
         self.lock.release()
-        Path(self.lock.lock_file).unlink(missing_ok=True)
 
 # %% ../nbs/02_generation.ipynb #962e8e32
 def _keys(rows: list[list[int]]) -> list[tuple[str, int]]:
@@ -339,7 +370,10 @@ class _Job:
     how: Decoding
     stops: tuple[str, ...]
     seed: int
-    guide: tuple  # pattern, schema
+    form: tuple  # pattern, schema
+    copies: int = 1  # texts a prompt
+    engine: str = 'ftnb'
+    guide: Guide | None = None
     ids: list[list[int]] = field(init=False)
     finish: list[str] = field(init=False)
 
@@ -361,11 +395,11 @@ class _Job:
 # %% ../nbs/02_generation.ipynb #e479b8e9
 def _write(job: _Job, group: list[int], ended: Callable[[int], None], tick: Callable[[], None]) -> None:
     "Write one batch token by token."
-    stops = _Stops(job.lm, len(group), job.stops) if job.stops else None
-    guide = _guide(job.lm, job.how, *job.guide)
+    stops = _Stops(job.lm, [job.rows[i] for i in group], job.stops) if job.stops else None
+    if job.guide: job.guide.begin()
     draws = None if job.draws is None else job.draws[group]
     live = set(range(len(group)))
-    for step in steps(job.lm, [job.rows[i] for i in group], job.new, job.how, draws, guide, stops):
+    for step in steps(job.lm, [job.rows[i] for i in group], job.new, job.how, draws, job.guide, stops):
         for r in live - step.keys(): ended(group[r])
         live &= step.keys()
         for r, token in step.items(): job.ids[group[r]].append(token)
@@ -374,30 +408,50 @@ def _write(job: _Job, group: list[int], ended: Callable[[int], None], tick: Call
 
 # %% ../nbs/02_generation.ipynb #9236366c
 def _search(job: _Job, group: list[int], ended: Callable[[int], None], tick: Callable[[], None]) -> None:
-    "Write one batch by beam search; rows that are there several times get the best, the second best ..."
-    rows = list(dict.fromkeys(tuple(job.rows[i]) for i in group))
-    found = beam_search(job.lm, [list(r) for r in rows], job.new, job.how, lambda step: tick())
-    left = {r: iter(f) for r, f in zip(rows, found)}
+    "Write one batch by beam search: the best text of each prompt, the second best ..."
+    prompts = sorted({i // job.copies for i in group})
+    found = beam_search(job.lm, [job.rows[p * job.copies] for p in prompts], job.new, job.how, lambda step: tick())
+    best = dict(zip(prompts, found))
     for i in group:
-        job.ids[i] = next(left[tuple(job.rows[i])])[1]
+        job.ids[i] = best[i // job.copies][i % job.copies][1]
         ended(i)
+
+# %% ../nbs/02_generation.ipynb #ba7c4e51
+def _batches(job: _Job, todo: list[int], budget: int) -> list[list[int]]:
+    "Rows in batches; the copies of a prompt that are searched for together stay together."
+    if not job.how.beams:
+        wide = min(job.how.top_k or 4, 64) if job.how.penalty_alpha else 1
+        sizes = [wide * (len(job.rows[i]) + job.new) for i in todo]
+        return [[todo[k] for k in g] for g in token_batches(sizes, budget)]
+    by: dict[int, list[int]] = {}
+    for i in todo: by.setdefault(i // job.copies, []).append(i)
+    prompts = list(by)
+    sizes = [job.how.num_beams * (len(job.rows[by[p][0]]) + job.new) for p in prompts]
+    return [[i for k in g for i in by[prompts[k]]] for g in token_batches(sizes, budget)]
+
+def _halves(job: _Job, group: list[int]) -> list[list[int]]:
+    "What is left of a batch that did not fit into memory, in two."
+    left = [i for i in group if not job.finish[i]]
+    if len({i // job.copies if job.how.beams else i for i in left}) < 2:
+        raise FTNBError('one prompt', 'it does not fit into memory', 'Lower max_new_tokens or num_beams.')
+    for i in left: job.ids[i] = []
+    middle = len(left) // 2
+    if job.how.beams: middle -= middle % job.copies or 0
+    return [left[middle or job.copies:], left[:middle or job.copies]]
 
 # %% ../nbs/02_generation.ipynb #e1352d3d
 def _run(job: _Job, todo: list[int], budget: int, ended: Callable[[int], None], progress: bool) -> None:
     "Write everything, batch by batch; a batch that does not fit into memory is halved."
-    copies = job.how.num_beams if job.how.beams else max(1, job.how.top_k or 1) if job.how.penalty_alpha else 1
-    groups = token_batches([copies * (len(job.rows[i]) + job.new) for i in todo], budget)[::-1]
+    groups = _batches(job, todo, budget)[::-1]
     line = StatusLine(quiet=not progress or len(groups) < 2)
-    count = lambda: f'{len(todo) - sum(map(len, groups)):,} of {len(todo):,} texts, {sum(map(len, job.ids)):,} tokens'
+    count = lambda: f'{sum(map(bool, job.finish)):,} of {len(job.rows):,} texts, {sum(map(len, job.ids)):,} tokens'
     while groups:
-        group = [todo[i] for i in groups[-1]]
+        group, too_much = groups.pop(), False
         try: (_search if job.how.beams else _write)(job, group, ended, lambda: line.update(f'generating: {count()}'))
         except Exception as e:
-            if not out_of_memory(e) or len(group) < 2: raise
-            half, whole = len(group) // 2, groups.pop()
-            for i in group: job.ids[i] = []
-            groups += [whole[half:], whole[:half]]
-        else: groups.pop()
+            if not out_of_memory(e): raise
+            too_much = True
+        if too_much: groups += _halves(job, group)   # outside of `except`: a traceback keeps what it has seen alive
     line.close(f'generated {len(todo):,} texts, {sum(len(job.ids[i]) for i in todo):,} tokens')
 
 # %% ../nbs/02_generation.ipynb #ec025860
@@ -473,8 +527,9 @@ def generate(
     one, prompts, copies, stops = isinstance(prompt, str), _listed(prompt), n or 1, stop_strings(stop)
     _check_copies(how, n, stops)
     rows, cut = _prepare(lm, prompts, max_new_tokens, truncate)
-    _guide(lm, how, pattern, schema)
-    job = _Job(lm, [r for r in rows for _ in range(copies)], max_new_tokens, how, stops, seed, (pattern, schema))
+    every = [r for r in rows for _ in range(copies)]
+    job = _Job(lm, every, max_new_tokens, how, stops, seed, (pattern, schema), copies, engine,
+               _guide(lm, how, pattern, schema))
     _do(job, file, _ENGINES[one_of(engine, _ENGINES, 'engine')], batch_tokens, progress)
     cuts, everything = [c for c in cut for _ in range(copies)], range(len(job.rows))
     found = _completions(job, cuts) if details else [job.text(i) for i in everything]
@@ -510,11 +565,11 @@ def _do(job: _Job, file: Any, engine: Callable, budget: int, progress: bool) -> 
 # %% ../nbs/02_generation.ipynb #9373886d
 def _made(job: _Job) -> dict:
     "What the texts of a file have in common."
-    schema = job.guide[1].model_json_schema() if hasattr(job.guide[1], 'model_json_schema') else job.guide[1]
-    off = any(getattr(m, 'disable_adapters', False) is True for m in job.lm.model.modules())
-    model = fingerprint(job.lm.model, adapters=not off)
-    return {'ftnb answers': 1, 'model': model, 'max_new_tokens': job.new, **asdict(job.how),
-            'stop': list(job.stops), 'pattern': job.guide[0], 'schema': schema, 'seed': job.seed}
+    schema = job.form[1].model_json_schema() if hasattr(job.form[1], 'model_json_schema') else job.form[1]
+    beams = {'n': job.copies} if job.how.beams else {}   # a sample does not depend on how many there are
+    return {'ftnb answers': 1, 'model': weights_now(job.lm.model), 'engine': job.engine, 'max_new_tokens': job.new,
+            'stop': list(job.stops), 'pattern': job.form[0], 'schema': schema, 'seed': job.seed,
+            **asdict(job.how), **beams}
 
 # %% ../nbs/02_generation.ipynb #e1f7d9d2
 def _completions(job: _Job, cut: list[int]) -> list[Completion]:
@@ -529,7 +584,7 @@ def _plain_only(job: _Job, engine: str, can: Sequence[str]) -> None:
     "Refuse what another engine cannot do."
     default = asdict(Decoding())
     asked = [k for k, v in asdict(job.how).items() if v != default[k]] + ['stop'] * bool(job.stops)
-    asked += [name for name, x in zip(('pattern', 'schema'), job.guide) if x is not None]
+    asked += [name for name, x in zip(('pattern', 'schema'), job.form) if x is not None]
     over = [k for k in asked if k not in can]
     if over: raise FTNBError(f'{", ".join(over)} with engine={engine!r}', 'this engine does not do it',
                              "Leave it out, or use engine='ftnb'.")
@@ -542,31 +597,46 @@ def _continuous(job: _Job, todo: list[int], budget: int, ended: Callable[[int], 
     from transformers import GenerationConfig
     _plain_only(job, 'continuous', ('temperature', 'top_k', 'top_p'))
     draws = {'temperature': job.how.temperature, 'top_k': job.how.top_k or 0, 'top_p': job.how.top_p or 1.}
-    config = GenerationConfig(max_new_tokens=job.new, do_sample=job.how.temperature > 0, eos_token_id=eos_ids(job.lm),
-                              pad_token_id=eos_ids(job.lm)[0], **(draws if job.how.temperature else {}))
+    config = GenerationConfig(max_new_tokens=job.new, do_sample=job.how.temperature > 0,
+                              eos_token_id=eos_ids(job.lm) or None, pad_token_id=(eos_ids(job.lm) or [0])[0],
+                              **(draws if job.how.temperature else {}))
     with evaluating(job.lm), torch.random.fork_rng(), quietly():
         torch.manual_seed(job.seed)
         found = job.lm.model.generate_batch([job.rows[i] for i in todo], generation_config=config, warmup=False)
-    for i, name in zip(todo, sorted(found, key=lambda name: int(name.split('_')[-1]))):
-        job.ids[i] = list(found[name].generated_tokens)
+    wrong = [o.error for o in found.values() if o.error]
+    if wrong or len(found) != len(todo):   # one that is missing would give each the text of another
+        raise RuntimeError(f'{len(todo)} prompts, {len(found)} answers, errors: {wrong[:1] or "none"}')
+    for i, out in zip(todo, found.values()):
+        job.ids[i] = list(out.generated_tokens)
         ended(i)
 
 # %% ../nbs/02_generation.ipynb #3b361944
+def _sampling(vllm: Any, job: _Job, seed: int) -> Any:
+    "The options in vLLM's words; every text has a seed of its own."
+    d = job.how
+    return vllm.SamplingParams(temperature=d.temperature, top_k=d.top_k or 0, top_p=d.top_p or 1.,
+                               min_p=d.min_p or 0., repetition_penalty=d.repetition_penalty,
+                               max_tokens=job.new, stop=list(job.stops) or None,
+                               stop_token_ids=eos_ids(job.lm), seed=seed if d.temperature else None)
+
 def _vllm(job: _Job, todo: list[int], budget: int, ended: Callable[[int], None], progress: bool) -> None:
     "Write with vLLM."
     vllm = need('vllm', 'pip install vllm', "for engine='vllm'")
     if hasattr(job.lm.model, 'peft_config'):
         raise FTNBError("an adapter with engine='vllm'", 'it gets whole weights', 'Use merge_adapter(lm) first.')
     _plain_only(job, 'vllm', ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'stop'))
-    d = job.how
-    wanted = vllm.SamplingParams(temperature=d.temperature, top_k=d.top_k or 0, top_p=d.top_p or 1.,
-                                 min_p=d.min_p or 0., repetition_penalty=d.repetition_penalty,
-                                 max_tokens=job.new, stop=list(job.stops) or None,
-                                 stop_token_ids=eos_ids(job.lm), seed=job.seed if d.temperature else None)
+    wanted = [_sampling(vllm, job, zlib.crc32(repr((job.seed, key)).encode())) for key in _keys(job.rows)]
+    cuda = job.lm.device.type == 'cuda'   # the model is there already: leave it its memory
+    free, total = torch.cuda.mem_get_info() if cuda else (1, 1)
+    share = {'gpu_memory_utilization': 0.9 * free / total} if cuda else {}
     with tempfile.TemporaryDirectory() as folder:
         save_lm(job.lm, Path(folder) / 'lm')
-        writer = vllm.LLM(model=str(Path(folder) / 'lm'), max_model_len=min(context_length(job.lm), 1 << 17))
-        out = writer.generate([{'prompt_token_ids': job.rows[i]} for i in todo], wanted, use_tqdm=progress)
+        longest = max(len(job.rows[i]) for i in todo) + job.new
+        writer = vllm.LLM(model=str(Path(folder) / 'lm'), max_model_len=longest, **share)
+        asked = [{'prompt_token_ids': job.rows[i]} for i in todo]
+        out = writer.generate(asked, [wanted[i] for i in todo], use_tqdm=progress)
+        del writer
+    if cuda: torch.cuda.empty_cache()
     for i, o in zip(todo, out):
         job.ids[i] = list(o.outputs[0].token_ids)
         ended(i)
@@ -641,6 +711,7 @@ def next_tokens(
 
     rows, how = _prepare(lm, [prompt], 1)[0], how or Decoding()
     with evaluating(lm): text, logits = begin(lm, rows)
+    for rule in model_rules(lm): logits = rule(text.ids, text.mask, logits)
     probs = logits[0].softmax(-1)
     top, at = probs.topk(number('k', k, 1, len(probs)))
     for rule in adjustments(how): logits = rule(text.ids, text.mask, logits)

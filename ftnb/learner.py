@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 import torch
 from .core import FTNBError, out_of_memory, uninterrupted
+from .models import lock_of
 
 # %% auto #0
 __all__ = ['Callback', 'StopTraining', 'Countable', 'NotFinite', 'Stepper', 'Learner']
@@ -178,7 +179,7 @@ class Learner(Stepper):
             except Exception as e:
                 if not out_of_memory(e): raise
             _make_room(self)   # outside of `except`: a traceback keeps what it has seen alive
-        with uninterrupted(): self.update(loss, self.batches)
+        with uninterrupted(), lock_of(self.model): self.update(loss, self.batches)   # nobody reads weights half changed
         self.optimizer.zero_grad()
         self('after_step')
 
