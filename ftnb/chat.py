@@ -50,7 +50,11 @@ class Chat:
         stop: Any = None,  # a str or a list of str: end an answer before any of these
         seed: int = 0,  # of the sampling
     ):
+        must('system', system, system is None or isinstance(system, str), 'it must be a str')
+        if not isinstance(lm, LM):
+            raise FTNBError(f'lm is {type(lm).__name__}', 'it must be an LM', "Use load_lm('...') first.")
         self.lm, self.task, self.new, self.seed = lm, dialogue(system=system), max_new_tokens, number('seed', seed, 0)
+        self.system = [{'role': 'system', 'content': system}] if system else []
         self.how = Decoding(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty)
         self.plain = not uses_chat(lm, self.task)
         self.stops = stop_strings(stop) or (('\nUser:',) if self.plain else ())
@@ -68,26 +72,25 @@ class Chat:
     def stream(self, text: str) -> Iterator[str]:
         "Say something; the model's answer as it is written. What it has said when the stream is closed, it has said."
         must('text', text, isinstance(text, str) and bool(text.strip()), 'it must be a str, and not empty')
-        return _answer(self, [*self.turns, {'role': 'user', 'content': text}])
+        return _answer(self, [*self.turns, {'role': 'user', 'content': text}], 0)
 
     def stop(self) -> None:
         "End the answer that is being written (in another thread, say) at its next token."
         self._now = None
 
     def again(self) -> Iterator[str]:
-        "Answer the last turn once more; with a temperature, otherwise."
+        "Answer the last turn once more, as it is written; with a temperature, otherwise."
         must('turns', len(self.turns), len(self.turns) > 1, 'there must be an answer to replace')
-        self.tries += 1
-        return _answer(self, self.turns[:-1])
+        return _answer(self, self.turns[:-1], self.tries + 1)
 
     def back(self) -> None:
         "Take the last question and its answer back."
         self.turns = self.turns[:-2]
 
-    def _repr_html_(self) -> str: return transcript(self.turns)
+    def _repr_html_(self) -> str: return transcript([*self.system, *self.turns])
 
     def __repr__(self) -> str:
-        said = '\n'.join(f'{t["role"]}: {t["content"]}' for t in self.turns)
+        said = '\n'.join(f'{t["role"]}: {t["content"]}' for t in [*self.system, *self.turns])
         return f'Chat with {self.lm.name}\n{said}'.rstrip()
 
 # %% ../nbs/06_chat.ipynb #83a5335d
@@ -98,7 +101,7 @@ def _prompt(self: Chat, turns: list[dict]) -> list[int]:
     try: return _prepare(self.lm, [ids], self.new)[0][0]
     except FTNBError as e:
         raise FTNBError(f'a conversation of {len(ids)} tokens', e.rule,
-                        'Begin a new Chat, or forget the oldest turns: del chat.turns[:2].') from e
+                        'Lower max_new_tokens, begin a new Chat, or forget old turns: del chat.turns[:2].') from e
 
 def _begun(self: Chat, ids: list[int]) -> tuple[Decoder, torch.Tensor] | None:
     "The conversation so far from the cache, read on; None: it must be read anew."
@@ -112,13 +115,16 @@ def _begun(self: Chat, ids: list[int]) -> tuple[Decoder, torch.Tensor] | None:
         return text, text.logits()
 
 # %% ../nbs/06_chat.ipynb #6c2e5001
-def _answer(self: Chat, turns: list[dict]) -> Iterator[str]:
+def _answer(self: Chat, turns: list[dict], tries: int) -> Iterator[str]:
     "Write the answer to the last turn; what cannot be answered is refused at once."
-    return _written(self, turns, _prompt(self, turns))
+    return _written(self, turns, _prompt(self, turns), tries, self.turns)
 
-def _written(self: Chat, turns: list[dict], ids: list[int]) -> Iterator[str]:
+def _written(self: Chat, turns: list[dict], ids: list[int], tries: int, before: list[dict]) -> Iterator[str]:
     "The answer piece by piece; the turns change with each piece."
+    if self.turns is not before:
+        raise FTNBError('this answer', 'something else has been said since it was asked for', 'Ask again.')
     mine = self._now = object()
+    self.tries = tries
     draws = uniforms([ids], self.new, self.seed + self.tries) if self.how.temperature else None
     stops, weights, begun, said = _Stops(self.lm, [ids], self.stops), weights_now(self.lm.model), _begun(self, ids), ''
     over = lambda row, token: self._now is not mine or stops(row, token)
@@ -295,8 +301,9 @@ def strategies(
 ) -> Strategies:
     "Continue a prompt in several ways."
     chosen = dict(WAYS if ways is None else ways)
-    must('ways', ways, bool(chosen), 'there must be one at least')
+    must('ways', ways, all(isinstance(w, Decoding) for w in chosen.values()), 'it must be a dict of Decodings')
     if is_seq2seq(lm): chosen = {k: w for k, w in chosen.items() if w.penalty_alpha is None}
+    must('ways', ways, bool(chosen), 'there must be one at least that this model can do')
     texts = {k: generate(lm, prompt, max_new_tokens, seed=seed, **asdict(w)) for k, w in chosen.items()}
     sampled = [w for w in chosen.values() if w.temperature]
     return Strategies(prompt, texts, next_tokens(lm, prompt, 8, beside or (sampled[0] if sampled else None)))

@@ -46,7 +46,8 @@ class Decoding:
 # %% ../nbs/02_decoding.ipynb #301ec9b2
 def _check_numbers(d: Decoding) -> None:
     "Each option for itself."
-    number('temperature', d.temperature, 0, whole=False, why='0 is greedy')
+    t = number('temperature', d.temperature, 0, 1000, whole=False, why='0 is greedy')
+    must('temperature', d.temperature, t == 0 or t >= 0.01, 'below 0.01 nothing is left to draw; 0 is greedy')
     for name in ('top_k', 'no_repeat_ngram_size'): number(name, getattr(d, name), 1, none=True)
     for name in ('num_beams', 'num_beam_groups'): number(name, getattr(d, name), 1)
     for name in ('top_p', 'min_p', 'typical_p', 'penalty_alpha'):
@@ -330,11 +331,13 @@ class Guide:
         self.size = lm.model.config.get_text_config().vocab_size
         self.rows: dict[int, Any] = {}
         self.make = tool.LLMatcher
+        spaces = {'whitespace_flexible': False, 'item_separator': ', ', 'key_separator': ': '}   # or it may fill a page
         self.grammar = (self.make.grammar_from_regex(pattern) if pattern is not None
-                        else self.make.grammar_from_json_schema(schema))
+                        else self.make.grammar_from_json_schema(schema, defaults=spaces))
+        self.what = f'pattern={pattern!r:.80}' if pattern is not None else f'schema={schema!r:.80}'
         if wrong := self.make.validate_grammar(self.grammar):
-            raise FTNBError(f'pattern={pattern!r:.80}' if pattern is not None else f'schema={schema!r:.80}',
-                            f'it cannot be read ({wrong.strip().splitlines()[0]})', 'Correct it.')
+            why = [line.strip() for line in wrong.splitlines() if 'error:' in line and not line.endswith('error:')]
+            raise FTNBError(self.what, f'it cannot be read ({(why or wrong.splitlines())[-1]})', 'Correct it.')
         if not eos_ids(lm): raise FTNBError(f'model {lm.name!r}', 'it has no token that ends a text',
                                             'Set lm.tokenizer.eos_token.')
         self.tokens = tool.hf.from_tokenizer(lm.tokenizer, n_vocab=self.size, eos_token=eos_ids(lm))
@@ -343,6 +346,8 @@ class Guide:
         "Forbid what would leave the form."
         for r in rows: self.rows.setdefault(r, self.make(self.tokens, self.grammar))
         bits = np.stack([np.frombuffer(self.rows[r].compute_bitmask(), np.uint8) for r in rows])
+        if wrong := next((e for r in rows if (e := self.rows[r].get_error())), ''):
+            raise FTNBError(self.what, f'it is too much for llguidance ({wrong.splitlines()[0][:80]})', 'Simplify it.')
         allowed = torch.from_numpy(np.unpackbits(bits, axis=1, bitorder='little')[:, :logits.shape[1]].astype(bool))
         return logits.masked_fill(~allowed.to(logits.device), float('-inf'))
 
@@ -351,6 +356,10 @@ class Guide:
         for r, t in tokens.items():
             if self.rows[r].is_stopped() or self.rows[r].consume_token(t): continue
             raise FTNBError(f'token {t} in row {r}', 'the form forbids it', 'Leave out what else changes the logits.')
+
+    def complete(self, row: int) -> bool:
+        "Whether a row has reached an end of the form."
+        return row in self.rows and (self.rows[row].is_stopped() or self.rows[row].is_accepting())
 
     def begin(self) -> None:
         "Another batch: all rows are at the beginning of the form."

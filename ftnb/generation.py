@@ -59,12 +59,17 @@ def open_ended(
 def _check_prompt(lm: LM, i: int, p: Any) -> None:
     "A prompt must be something to go on from."
     number_ = lambda t: isinstance(t, (int, np.integer)) and not isinstance(t, bool)
+    remedy = {'bytes': 'Decode it.', 'int': 'Put token ids into brackets: [[1, 2, 3]].'}.get(type(p).__name__)
+    if isinstance(p, Mapping) or isinstance(p, list) and p and isinstance(p[0], Mapping):
+        remedy = 'For a conversation use Chat; of a row give the text.'
     if not isinstance(p, str) and (isinstance(p, bytes) or not isinstance(p, Sequence) or not all(map(number_, p))):
         raise FTNBError(f'prompt {i} is {type(p).__name__}', 'a prompt is a str or a list of token ids',
-                        'Decode it.' if isinstance(p, bytes) else 'Convert it with str(...).')
+                        remedy or 'Convert it with str(...).')
     if not len(p):
         raise FTNBError(f'prompt {i} is empty', 'there is nothing to go on from',
                         'To begin from nothing, give [lm.tokenizer.bos_token_id].')
+    if isinstance(p, str) and any(0xD800 <= ord(c) < 0xE000 for c in p):
+        raise FTNBError(f'prompt {i}', 'it has half a character in it (a surrogate)', 'Decode it anew from its bytes.')
     size = lm.model.config.get_text_config().vocab_size
     over = [] if isinstance(p, str) else [t for t in p if not 0 <= t < size]
     if over: raise FTNBError(f'token {over[0]} in prompt {i}', f'the model has {size} tokens', 'Use its own tokenizer.')
@@ -136,6 +141,8 @@ def _pieces(lm: LM, prompt: list[int], tokens: Any, stops: Sequence[str] = ()) -
 # %% ../nbs/02_generation.ipynb #7e4d139a
 def _prepare(lm: LM, prompts: Sequence[Prompt], new: int, truncate: bool = False) -> tuple[list[list[int]], list[int]]:
     "Token ids of the prompts, and how many of each were cut off."
+    if not isinstance(lm, LM):
+        raise FTNBError(f'lm is {type(lm).__name__} {str(lm)[:40]!r}', 'it must be an LM', "Use load_lm('...') first.")
     number('max_new_tokens', new, 1)
     rows, room, pair = prompt_ids(lm, prompts), context_length(lm), is_seq2seq(lm)
     if lm.device.type == 'meta':
@@ -192,10 +199,18 @@ def _guide(lm: LM, how: Decoding, pattern: str | None, schema: Any) -> Guide | N
     config = getattr(lm.model, 'generation_config', None)
     forced = is_seq2seq(lm) and getattr(config, 'forced_bos_token_id', None) is not None
     must(name, value, not forced and how.no_repeat_ngram_size is None, 'nothing else may force or forbid tokens')
-    if hasattr(schema, 'model_json_schema'): schema = schema.model_json_schema()   # a pydantic model
+    if hasattr(schema, 'model_json_schema'): schema = _closed(schema.model_json_schema())   # a pydantic model
     must('schema', schema, schema is None or isinstance(schema, dict), 'it must be a dict or a pydantic model')
     must('pattern', pattern, pattern is None or isinstance(pattern, str), 'it must be a str')
     return Guide(lm, pattern, schema)
+
+# %% ../nbs/02_generation.ipynb #c105ed00
+def _closed(schema: Any) -> Any:
+    "A pydantic model's schema without the liberty to invent keys."
+    if isinstance(schema, list): return [_closed(x) for x in schema]
+    if not isinstance(schema, dict): return schema
+    more = {'additionalProperties': False} if 'properties' in schema and 'additionalProperties' not in schema else {}
+    return {k: _closed(v) for k, v in schema.items()} | more
 
 # %% ../nbs/02_generation.ipynb #db1cc64f
 def token_batches(
@@ -304,6 +319,8 @@ class _Answers:
     def __init__(self, path: str | os.PathLike, made: dict):
         from filelock import FileLock, Timeout
         self.path = Path(path)
+        if not self.path.parent.is_dir() or self.path.is_dir():
+            raise FTNBError(f'file {str(path)!r}', 'it must be a file in a folder that exists', 'Correct the path.')
         self.done: dict[tuple[str, int], dict] = {}
         self.lock = FileLock(f'{self.path}.lock', timeout=0)
         try: self.lock.acquire()
@@ -376,6 +393,7 @@ class _Job:
     guide: Guide | None = None
     ids: list[list[int]] = field(init=False)
     finish: list[str] = field(init=False)
+    complete: dict[int, bool] = field(default_factory=dict)  # of rows that took all their tokens, with a form
 
     def __post_init__(self):
         self.ids, self.finish = [[] for _ in self.rows], ['' for _ in self.rows]
@@ -390,7 +408,7 @@ class _Job:
         ids, ends = self.ids[i], eos_ids(self.lm)
         if ids and ids[-1] in ends: self.finish[i], self.ids[i] = 'end', ids[:-1]
         elif self.stops and self.text(i) != _text(self.lm, self.rows[i], ids): self.finish[i] = 'stop'
-        else: self.finish[i] = 'length'
+        else: self.finish[i] = 'end' if self.complete.get(i) else 'length'
 
 # %% ../nbs/02_generation.ipynb #e479b8e9
 def _write(job: _Job, group: list[int], ended: Callable[[int], None], tick: Callable[[], None]) -> None:
@@ -404,7 +422,9 @@ def _write(job: _Job, group: list[int], ended: Callable[[int], None], tick: Call
         live &= step.keys()
         for r, token in step.items(): job.ids[group[r]].append(token)
         tick()
-    for r in live: ended(group[r])
+    for r in live:
+        if job.guide: job.complete[group[r]] = job.guide.complete(r)
+        ended(group[r])
 
 # %% ../nbs/02_generation.ipynb #9236366c
 def _search(job: _Job, group: list[int], ended: Callable[[int], None], tick: Callable[[], None]) -> None:
@@ -531,6 +551,9 @@ def generate(
     job = _Job(lm, every, max_new_tokens, how, stops, seed, (pattern, schema), copies, engine,
                _guide(lm, how, pattern, schema))
     _do(job, file, _ENGINES[one_of(engine, _ENGINES, 'engine')], batch_tokens, progress)
+    if short := sum(not done for done in job.complete.values()):
+        warnings.warn(f'{short} of {len(every)} texts ended before their form was complete: raise max_new_tokens',
+                      stacklevel=2)
     cuts, everything = [c for c in cut for _ in range(copies)], range(len(job.rows))
     found = _completions(job, cuts) if details else [job.text(i) for i in everything]
     lists: list = found if n is None else [found[i:i + n] for i in range(0, len(found), n)]
@@ -658,7 +681,8 @@ def label_probs(
     prompt: str | Sequence[Prompt],  # a prompt, or a list of them
     labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
-    "How probable each of a few answers is, compared with the others."
+    "How probable each of a few answers is, compared with the others (a longer answer has more to lose)."
+    _prepare(lm, [], 1)
     prompts, labels = _listed(prompt), names('labels', labels, 2, different=True)
     ids = [lm.tokenizer(label, add_special_tokens=False)['input_ids'] for label in labels]
     must('labels', labels, all(ids) and len(set(map(tuple, ids))) == len(ids), 'they must differ in their tokens')
@@ -679,7 +703,9 @@ class NextTokens(Card):
 
     def _facts(self) -> tuple[str, dict]:
         bar = lambda p: f'{100 * p:5.1f} %  ' + '█' * round(30 * p)
-        lines = {repr(t): bar(p) + ('' if d else '  (cut)') for t, p, d in zip(self.tokens, self.probs, self.drawn)}
+        draws = sum(map(bool, self.drawn)) > 1
+        each = zip(self.tokens, self.probs, self.drawn)
+        lines = {repr(t): bar(p) + ('' if d or not draws else '  (cut)') for t, p, d in each}
         return f'after {self.prompt[-40:]!r}', lines | {'all others': bar(self.rest)}
 
     def _repr_html_(self) -> str:
@@ -710,6 +736,8 @@ def next_tokens(
     "The most probable next tokens, and what the options leave of them."
 
     rows, how = _prepare(lm, [prompt], 1)[0], how or Decoding()
+    must('how', how, isinstance(how, Decoding) and not how.beams and not how.penalty_alpha,
+         'it must be a Decoding that takes one token at a time: no beams, no contrastive search')
     with evaluating(lm): text, logits = begin(lm, rows)
     for rule in model_rules(lm): logits = rule(text.ids, text.mask, logits)
     probs = logits[0].softmax(-1)
