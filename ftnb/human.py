@@ -20,8 +20,8 @@ from .scores import Scores, _check_same_rows, _drawn, _label_probs
 from .tasks import Task
 
 # %% auto #0
-__all__ = ['KIND', 'FORMS', 'REMEDIES', 'WORDS', 'MARKS', 'SCREEN_JS', 'SCREEN_CSS', 'LEAST', 'ALONE', 'QUESTION', 'SCALES',
-           'Item', 'Ratings', 'stored', 'rate', 'open_ratings', 'screen', 'share_interval', 'win_rates',
+__all__ = ['KIND', 'FORMS', 'REMEDIES', 'WORDS', 'TAKEN', 'MARKS', 'SCREEN_JS', 'SCREEN_CSS', 'LEAST', 'ALONE', 'QUESTION',
+           'SCALES', 'Item', 'Ratings', 'stored', 'rate', 'open_ratings', 'screen', 'share_interval', 'win_rates',
            'bradley_terry', 'ranking', 'means', 'mark_differences', 'rater_agreement', 'check_failures',
            'judge_agreement', 'metric_agreement', 'to_csv', 'from_csv', 'judge']
 
@@ -280,7 +280,8 @@ def _card(r: Ratings) -> tuple[str, dict]:
 def _any(r: Ratings) -> bool:
     "Whether anybody has given a verdict that counts."
     live = stored(r)
-    return any(c not in ('skip', 'inconsistent') and not r.entries[i].check for i, c in zip(live['item'], live['choice']))
+    counts = lambda item, choice: choice not in ('skip', 'inconsistent') and not r.entries[item].check
+    return any(map(counts, live['item'], live['choice']))
 
 # %% ../nbs/13_human.ipynb #d09dfe82
 WORDS = {'a': 'A', 'left': 'A', 'b': 'B', 'right': 'B', 'tie': 'tie', 'skip': 'skip'}
@@ -348,11 +349,21 @@ def rate(
     prompts: Sequence[str] | None = None,  # what raters see as the question, for each row of a; None: the prompts of a
 ) -> Ratings:  # in a notebook it shows the rating screen
     "Have people compare systems blindly, or go on with it."
-    asked = names('criteria', criteria, different=True)
+    asked = _criteria(criteria)
     given = _systems([a, *(() if b is None else (b,)), *more], one=bool(asked))
     content = _content(given, asked, rows, number('seed', seed, 0), prompts)
     content['checks'] = number('checks', checks, 0)
     return _begin(_path('file', file), _person(rater), content)
+
+TAKEN = {'item', 'prompt', 'a', 'b', 'rater', 'row', 'check', 'system', 'skipped', 'seconds', 'at'}
+
+def _criteria(given: Any) -> tuple[str, ...]:
+    "Names of criteria, each of which can head a column."
+    found = names('criteria', given, different=True)
+    for i, c in enumerate(found):
+        if (low := c.strip().lower()) in TAKEN or low in (other.strip().lower() for other in found[:i]):
+            raise FTNBError(f'criterion {c!r}', 'a column of that name is there already', 'Give it another name.')
+    return found
 
 def _person(rater: Any) -> str:
     "A rater's name; judges have names of another kind."
@@ -1302,7 +1313,7 @@ def judge(
 ) -> Ratings:
     "Have a model compare systems, asked in both orders; it goes on where it was."
     if not isinstance(lm, LM): raise FTNBError(_named('lm', lm), 'it must be an LM', 'Give what load_lm(...) returns.')
-    by = names('criteria', () if criteria is None else criteria, different=True)
+    by = _criteria(() if criteria is None else criteria)
     for k, text in (('question', question), ('name', name)):
         _need(k, text, text is None or (isinstance(text, str) and bool(text.strip())), 'it must be a text, or None')
     given = _systems([a, *(() if b is None else (b,)), *more], one=bool(by))

@@ -725,6 +725,14 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     "no ranking yet": (lambda: human.ranking(rate(ONE, TWO)), ["people", "no chain", "Rate more"]),
     "marks of pairs": (lambda: human.means(rate(ONE, TWO)), ["pairs", "another question", "win_rates"]),
     "no model as a judge": (lambda: judge("gpt", ONE, TWO), ["gpt", "must be an LM", "load_lm("]),
+    "a criterion named like a text": (
+        lambda: rate(ONE, criteria=["A"]),
+        ["criterion 'A'", "there already", "another name"],
+    ),
+    "a criterion twice": (
+        lambda: judge(tiny_lm(), ONE, criteria=["Style", "style"]),
+        ["criterion 'style'", "there already", "another name"],
+    ),
     "Scores as a model": (lambda: judge(ONE, ONE, TWO), ["lm is Scores", "must be an LM", "load_lm("]),
     "a judge's name that is none": (lambda: judge(tiny_lm(), ONE, TWO, name=3), ["name=3", "a text", "Change name"]),
     "nothing": (lambda: rate(None), ["system 0 is NoneType", "must be Scores", "score("]),
