@@ -6,7 +6,7 @@
 from __future__ import annotations
 import contextlib, csv, functools, hashlib, html, io, itertools, json, os, re, sqlite3, time, zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +20,10 @@ from .scores import Scores, _check_same_rows, _drawn, _label_probs
 from .tasks import Task
 
 # %% auto #0
-__all__ = ['KIND', 'FORMS', 'REMEDIES', 'WORDS', 'MARKS', 'SCREEN_JS', 'SCREEN_CSS', 'LEAST', 'QUESTION', 'SCALES', 'Item',
-           'Ratings', 'stored', 'rate', 'open_ratings', 'screen', 'share_interval', 'win_rates', 'bradley_terry',
-           'ranking', 'means', 'mark_differences', 'rater_agreement', 'check_failures', 'judge_agreement',
-           'metric_agreement', 'to_csv', 'from_csv', 'judge']
+__all__ = ['KIND', 'FORMS', 'REMEDIES', 'WORDS', 'TAKEN', 'MARKS', 'SCREEN_JS', 'SCREEN_CSS', 'LEAST', 'ALONE', 'QUESTION',
+           'SCALES', 'Item', 'Ratings', 'stored', 'rate', 'open_ratings', 'screen', 'share_interval', 'win_rates',
+           'bradley_terry', 'ranking', 'means', 'mark_differences', 'rater_agreement', 'check_failures',
+           'judge_agreement', 'metric_agreement', 'to_csv', 'from_csv', 'judge']
 
 # %% ../nbs/13_human.ipynb #def399ab
 KIND = 0x66746E62  # SQLite's application id of our files: 'ftnb' in ASCII
@@ -32,6 +32,7 @@ FORMS = {  # what each version of the file added
           CREATE TABLE ratings (n INTEGER PRIMARY KEY AUTOINCREMENT, set_id TEXT NOT NULL, rater TEXT NOT NULL,
               item TEXT NOT NULL, flipped INTEGER NOT NULL, choice TEXT, at TEXT NOT NULL)''',
     2: 'ALTER TABLE ratings ADD COLUMN seconds REAL',
+    3: 'ALTER TABLE sets ADD COLUMN at TEXT',  # when it was begun
 }
 REMEDIES = {  # a word in SQLite's message: what to do
     'readonly': 'Make the file and its folder writable, or give another file=...',
@@ -93,6 +94,28 @@ def _keep_copy(file: Path, form: int) -> None:
     with contextlib.closing(sqlite3.connect(file)) as old, contextlib.closing(sqlite3.connect(f'{copy}.part')) as new:
         old.backup(new)
     os.replace(f'{copy}.part', copy)
+
+# %% ../nbs/13_human.ipynb #badf2128
+def _named(name: str, value: Any) -> str:
+    "A wrong value in a message: a text or a number as it is, of all else (which may be a whole card) the kind."
+    plain = value is None or isinstance(value, (str, int, float))
+    return f'{name}={value!r:.60}' if plain else f'{name} is {type(value).__name__}'
+
+def _need(name: str, value: Any, ok: bool, rule: str) -> None:
+    if not ok: raise FTNBError(_named(name, value), rule, f'Change {name}.')
+
+def _given(r: Any) -> None:
+    "Refuse what is no Ratings."
+    if isinstance(r, Ratings): return
+    raise FTNBError(_named('ratings', r), 'it must be Ratings', 'Give what rate(...) or open_ratings(...) returns.')
+
+def _path(name: str, value: Any) -> Path:
+    "A path; refuse what is none."
+    ok = isinstance(value, (str, os.PathLike)) and bool(os.fspath(value).strip())
+    _need(name, value, ok, 'it must be a path, str or Path')
+    return Path(value)
+
+def _count(n: int, what: str) -> str: return f'{n} {what}{"s" * (n != 1)}'
 
 # %% ../nbs/13_human.ipynb #8766e45d
 @dataclass(frozen=True)
@@ -201,7 +224,7 @@ class Ratings(Card):
 
     def record(self, item: Item | str, choice: str | Mapping[str, int], seconds: float | None = None) -> None:
         "Store a verdict on an item (or its id): 'A', 'B', 'tie' or 'skip'; for criteria {'fluency': 4, ...} or 'skip'."
-        _store(self, [(*_known(self, item), _choice(self, choice), seconds)])
+        _store(self, [(*_known(self, item), _choice(self, choice), _seconds(seconds))])
 
     def undo(self) -> Item | None:
         "Take the last verdict back; its item comes again, and is returned."
@@ -228,6 +251,7 @@ def stored(
     rater: str | None = None,  # only this one's; None: everybody's
 ) -> pd.DataFrame:  # rater, item, flipped, choice, at, seconds; in the order in which they were given
     "The verdicts that count now, as they lie in the file: the last one of each rater on each item."
+    _given(ratings)
     last = 'SELECT max(n) FROM ratings WHERE set_id = ? GROUP BY rater, item'
     columns = ['rater', 'item', 'flipped', 'choice', 'at', 'seconds']
     with _db(ratings.file) as db:
@@ -249,28 +273,48 @@ def _card(r: Ratings) -> tuple[str, dict]:
     done, total = r.progress
     if done == total or r.rater.startswith('lm:'): return _findings(r)
     how = 'run the cell again, or use next() and record()'
+    found = 'see results()' if _any(r) else 'nothing: no verdict yet'
     return f'Blind ratings: {done} of {total} items by {r.rater}', {
-        'kept in': r.file.name, 'to go on': how, 'found so far': 'see results()'}
+        'kept in': r.file.name, 'to go on': how, 'found so far': found}
+
+def _any(r: Ratings) -> bool:
+    "Whether anybody has given a verdict that counts."
+    live = stored(r)
+    counts = lambda item, choice: choice not in ('skip', 'inconsistent') and not r.entries[item].check
+    return any(map(counts, live['item'], live['choice']))
 
 # %% ../nbs/13_human.ipynb #d09dfe82
 WORDS = {'a': 'A', 'left': 'A', 'b': 'B', 'right': 'B', 'tie': 'tie', 'skip': 'skip'}
 
 def _known(r: Ratings, item: Item | str) -> tuple[str, bool]:
     "The entry of an item, and whether its sides are exchanged."
-    found = r.ids.get(item.id if isinstance(item, Item) else item)
-    if found: return found
-    raise FTNBError(f'item {str(item)[:60]!r}', 'it is none of this comparison', 'Use what next() returns.')
+    key = item.id if isinstance(item, Item) else item
+    if isinstance(key, str) and key in r.ids: return r.ids[key]
+    if item is None: raise FTNBError('item=None', 'next() returns None when all are rated', 'Stop at None.')
+    raise FTNBError(_named('item', key), 'it is none of this comparison', 'Use what next() returns.')
 
 # %% ../nbs/13_human.ipynb #f2fc9c3b
 def _choice(r: Ratings, choice: Any) -> str:
     "A verdict as it is stored: 'A', 'B', 'tie', 'skip', or marks as JSON."
     word = WORDS.get(choice.strip().lower()) if isinstance(choice, str) else None
     if word == 'skip' or (word and not r.criteria): return word
-    if not r.criteria: raise FTNBError(f'choice {choice!r:.40}', "it must be 'A', 'B', 'tie' or 'skip'", 'Change it.')
+    shown = f'choice {choice!r:.60}' if isinstance(choice, dict) else _named('choice', choice)
+    if not r.criteria: raise FTNBError(shown, "it must be 'A', 'B', 'tie' or 'skip'", 'Change it.')
     if not isinstance(choice, Mapping) or set(choice) != set(r.criteria):
-        raise FTNBError(f'choice {choice!r:.60}', f"it must be 'skip', or a mark for each of {', '.join(r.criteria)}",
+        raise FTNBError(shown, f"it must be 'skip', or a mark for each of {', '.join(r.criteria)}",
                         f'Write {dict.fromkeys(r.criteria, 3)}.')
-    return json.dumps({c: number(c, choice[c], 1, 5) for c in r.criteria})
+    return json.dumps({c: _mark(c, choice[c]) for c in r.criteria})
+
+def _mark(criterion: str, value: Any) -> int:
+    "A mark from 1 to 5; 4.0 is 4, as spreadsheets and NumPy write it."
+    if isinstance(value, (float, np.floating)) and value.is_integer(): value = int(value)
+    return number(criterion, value, 1, 5)
+
+def _seconds(value: Any) -> float | None:
+    "How long a verdict took, if it is known."
+    found = number('seconds', value, 0, whole=False, none=True)
+    _need('seconds', value, found != float('inf'), 'it must be a number, 0 at least, or None')
+    return found
 
 # %% ../nbs/13_human.ipynb #e1a697fd
 def _unblinded(r: Ratings) -> pd.DataFrame:
@@ -280,13 +324,16 @@ def _unblinded(r: Ratings) -> pd.DataFrame:
         e = r.entries[v.item]
         who = [r.systems[i] for i in e.systems] or ['the reference', 'another row']
         line = {'rater': v.rater, 'row': e.row, 'check': e.check}
-        if r.criteria: line |= {'system': who[0]} | (json.loads(v.choice) if v.choice[0] == '{' else {'skipped': True})
+        if r.criteria:
+            marks = json.loads(v.choice) if v.choice[0] == '{' else dict.fromkeys(r.criteria)
+            line |= {'system': who[0]} | marks | {'skipped': v.choice == 'skip'}
         else:
             left, right = who[::-1 if v.flipped else 1]
             line |= {'left': left, 'right': right, 'choice': v.choice}
             line['better'] = {'A': left, 'B': right}.get(v.choice, v.choice)
         lines.append(line | {'seconds': v.seconds, 'at': v.at})
-    return pd.DataFrame(lines)
+    own = ['system', *r.criteria, 'skipped'] if r.criteria else ['left', 'right', 'choice', 'better']
+    return pd.DataFrame(lines, columns=['rater', 'row', 'check', *own, 'seconds', 'at'])
 
 # %% ../nbs/13_human.ipynb #cdab1cde
 def rate(
@@ -297,19 +344,30 @@ def rate(
     rater: str = 'me',  # who rates
     criteria: Sequence[str] = (),  # rate single texts from 1 to 5 by these; none: which one of two is better
     checks: int = 0,  # attention checks for each rater
-    rows: int | Sequence[int] | None = None,  # which rows, or how many drawn by lot; None: all
+    rows: int | Sequence[int] | np.ndarray | None = None,  # which rows, or how many drawn by lot; None: all
     seed: int = 0,  # of orders and sides
     prompts: Sequence[str] | None = None,  # what raters see as the question, for each row of a; None: the prompts of a
 ) -> Ratings:  # in a notebook it shows the rating screen
     "Have people compare systems blindly, or go on with it."
-    given = _systems([s for s in (a, b, *more) if s is not None], one=bool(criteria))
-    content = _content(given, names('criteria', criteria, different=True), rows, number('seed', seed, 0), prompts)
+    asked = _criteria(criteria)
+    given = _systems([a, *(() if b is None else (b,)), *more], one=bool(asked))
+    content = _content(given, asked, rows, number('seed', seed, 0), prompts)
     content['checks'] = number('checks', checks, 0)
-    return _begin(Path(file), _person(rater), content)
+    return _begin(_path('file', file), _person(rater), content)
+
+TAKEN = {'item', 'prompt', 'a', 'b', 'rater', 'row', 'check', 'system', 'skipped', 'seconds', 'at'}
+
+def _criteria(given: Any) -> tuple[str, ...]:
+    "Names of criteria, each of which can head a column."
+    found = names('criteria', given, different=True)
+    for i, c in enumerate(found):
+        if (low := c.strip().lower()) in TAKEN or low in (other.strip().lower() for other in found[:i]):
+            raise FTNBError(f'criterion {c!r}', 'a column of that name is there already', 'Give it another name.')
+    return found
 
 def _person(rater: Any) -> str:
     "A rater's name; judges have names of another kind."
-    must('rater', rater, isinstance(rater, str) and bool(rater.strip()), 'it must be a name')
+    _need('rater', rater, isinstance(rater, str) and bool(rater.strip()), 'it must be a name')
     must('rater', rater, not rater.startswith('lm:'), "such names are for judge(lm, ...), and no person's")
     return rater.strip()
 
@@ -347,22 +405,33 @@ def _content(systems: Mapping[str, Scores], criteria: Sequence[str], rows: Any, 
     "What is kept of a comparison."
     first = next(iter(systems.values())).rows
     where = _chosen(rows, len(first), seed)
-    asked = list(map(_readable, first['prompt'])) if prompts is None else list(prompts)
-    must('prompts', f'{len(asked)} texts', len(asked) == len(first), f'there must be one for each of {len(first)} rows')
+    asked = list(map(_readable, first['prompt'])) if prompts is None else _asked(prompts, len(first))
     pick = lambda column: [column[i] for i in where]
     texts = [r if isinstance(r, str) else '\n'.join(r) for r in first['reference']]
     return dict(systems=list(systems), criteria=list(criteria), prompts=pick(asked), references=pick(texts),
                 outputs=[pick(s.rows['prediction'][:]) for s in systems.values()], rows=where, seed=seed)
 
 # %% ../nbs/13_human.ipynb #9e6bc6f4
+def _asked(prompts: Any, n: int) -> list[str]:
+    "Prompts in other words, one for each of n rows."
+    listed = isinstance(prompts, Iterable) and not isinstance(prompts, (str, bytes, Mapping))
+    _need('prompts', prompts, listed, f'it must be a list of {_count(n, "text")}')
+    found = list(prompts)
+    for i, text in enumerate(found): _need(f'prompts[{i}]', text, isinstance(text, str), 'it must be a text')
+    if len(found) == n: return found
+    raise FTNBError(f'prompts of {_count(len(found), "text")}', f'there must be one for each of {_count(n, "row")}',
+                    'Change prompts.')
+
 def _chosen(rows: Any, n: int, seed: int) -> list[int]:
     "Row numbers: all, so many by lot, or those that are named."
     if rows is None: return list(range(n))
-    if not isinstance(rows, Sequence):
-        return sorted(map(int, np.random.default_rng(seed).permutation(n)[:number('rows', rows, 1, n)]))
-    found = [number('row', i, 0, n - 1) for i in rows]
-    must('rows', rows, len(found) > 0 and len(set(found)) == len(found), 'each must be there once, and one at least')
-    return found
+    if isinstance(rows, (np.ndarray, pd.Series, pd.Index)): rows = rows.tolist()
+    if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
+        many = number('rows', rows, 1, n, why='or a list of row numbers')
+        return sorted(map(int, np.random.default_rng(seed).permutation(n)[:many]))
+    found = [number(f'rows[{k}]', i, 0, n - 1) for k, i in enumerate(rows)]
+    if found and len(set(found)) == len(found): return found
+    raise FTNBError(f'rows={found!r:.60}', 'each must be there once, and one at least', 'Change rows.')
 
 # %% ../nbs/13_human.ipynb #6b20ffa3
 def _begin(file: Path, rater: str, content: dict) -> Ratings:
@@ -373,7 +442,8 @@ def _begin(file: Path, rater: str, content: dict) -> Ratings:
     _worth_it(Ratings(file, id, rater, **new))
     _ready(file)
     with _db(file, write=True) as db:
-        db.execute('INSERT OR IGNORE INTO sets VALUES (?, ?)', (id, json.dumps(new)))
+        now = datetime.now(UTC).isoformat(timespec='seconds')
+        db.execute('INSERT OR IGNORE INTO sets (id, content, at) VALUES (?, ?, ?)', (id, json.dumps(new), now))
         there = json.loads(db.execute('SELECT content FROM sets WHERE id = ?', [id]).fetchone()[0])
     for k in ('seed', 'checks'):
         must(k, content[k], content[k] in (None, there[k]), f'this comparison was begun with {k}={there[k]}')
@@ -398,15 +468,32 @@ def open_ratings(
     which: str | None = None,  # the id of a comparison, if the file holds several
 ) -> Ratings:
     "Open what was rated: to see it, or to go on."
-    path = Path(file)
+    path = _path('file', file)
     if not path.is_file():
         raise FTNBError(f'ratings file {str(file)!r}', 'there is no such file', 'Begin with rate(before, after).')
     _ready(path)
     with _db(path) as db: sets = {i: json.loads(content) for i, content in db.execute('SELECT id, content FROM sets')}
     if which is None and len(sets) == 1: which = next(iter(sets))
-    if which is not None and which in sets: return Ratings(path, which, _person(rater), **sets[which])
-    known = '; '.join(f"which='{i}': {_listed(s['systems'])}, {len(s['rows'])} rows" for i, s in sets.items())
-    raise FTNBError(f'which={which!r}', f'the file holds {len(sets)} comparisons', f'Choose: {known}.')
+    if isinstance(which, str) and which in sets: return Ratings(path, which, _person(rater), **sets[which])
+    raise FTNBError(_named('which', which), f'the file holds {_count(len(sets), "comparison")}',
+                    f'Choose: {_overview(path)}.' if sets else 'Begin with rate(before, after).')
+
+# %% ../nbs/13_human.ipynb #17161736
+def _overview(path: Path) -> str:
+    "The comparisons of a file: whose, by what, when they were begun, and how far they are."
+    live = '''SELECT set_id, count(*), min(at) FROM ratings WHERE choice IS NOT NULL AND n IN
+              (SELECT max(n) FROM ratings GROUP BY set_id, rater, item) GROUP BY set_id'''
+    with _db(path) as db:
+        rated = {i: (n, at) for i, n, at in db.execute(live)}
+        sets = db.execute('SELECT id, content, at FROM sets ORDER BY rowid').fetchall()
+    lines = []
+    for i, content, at in sets:
+        s, (n, first) = json.loads(content), rated.get(i, (0, None))
+        by = f' by {_listed(s["criteria"])}' if s['criteria'] else ''
+        begun = f'begun {when[:16].replace("T", " ")} UTC, ' if (when := at or first) else ''
+        lines.append(f"which='{i}': {_listed(s['systems'])}{by}, {_count(len(s['rows']), 'row')}, "
+                     f'{begun}{_count(n, "rating")}')
+    return '; '.join(lines)
 
 # %% ../nbs/13_human.ipynb #98a33998
 SCREEN_JS = '''
@@ -461,7 +548,7 @@ function render({model, el}) {
     if (waiting) return;
     waiting = setTimeout(() => { note.textContent = 'No answer yet. If the kernel is busy, wait; ' +
       'if it was restarted, run the cell again: what was rated is kept.'; }, 4000);
-    model.send({id: model.get('state').id, choice, seconds: Math.round((Date.now() - since) / 100) / 10});
+    model.send({id: model.get('state').id, choice, seconds: Math.max(0, Math.round((Date.now() - since) / 100) / 10)});
   }
   function mark(value) {
     marks[criteria[at]] = value;
@@ -598,6 +685,7 @@ def screen(
     finished: Callable[[], Any] = lambda: None,  # called when all are rated, and the rater wants to see the result
 ) -> Any:  # an anywidget
     "The rating screen of a comparison."
+    _given(ratings)
     found = _screen_class()(state=_state(ratings, focus=True))
     def answer(_: Any, said: dict, __: Any) -> None:
         if said['id'] != found.state['id']: return   # a key that was pressed twice
@@ -648,6 +736,13 @@ def share_interval(
     low, high = map(float, np.quantile(100 * total[:, 0] / total[:, 1], [0.025, 0.975]))
     return low, high
 
+# %% ../nbs/13_human.ipynb #64bab95f
+def _sign_test(sums: np.ndarray) -> float:
+    "The two-sided p-value of the rows with a winner, each counted once."
+    from scipy.stats import binomtest
+    won, lost = int((2 * sums[:, 0] > sums[:, 1]).sum()), int((2 * sums[:, 0] < sums[:, 1]).sum())
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.
+
 # %% ../nbs/13_human.ipynb #da94c7ac
 def _by(rater: str) -> str:
     "People count together, and each judge alone."
@@ -662,6 +757,10 @@ def _votes(r: Ratings) -> pd.DataFrame:
         score = 1 - value[v.choice] if v.flipped else value[v.choice]
         lines.append((_by(v.rater), v.rater, e.row, *e.systems, score))
     return pd.DataFrame(lines, columns=['by', 'rater', 'row', 'a', 'b', 'score'])
+
+def _torn(r: Ratings) -> Counter[tuple]:
+    "For each judge and pair (or system), how many of its answers change with the order in which it is asked."
+    return Counter((v.rater, *r.entries[v.item].systems) for v in stored(r).itertuples() if v.choice == 'inconsistent')
 
 # %% ../nbs/13_human.ipynb #86b88cee
 def _row_sums(r: Ratings, votes: pd.DataFrame, a: int, b: int) -> np.ndarray:
@@ -680,7 +779,7 @@ def _same(r: Ratings, a: int, b: int) -> np.ndarray:
 # %% ../nbs/13_human.ipynb #7f27cc5a
 def _of_kind(r: Any, criteria: bool) -> None:
     "Refuse ratings of the other kind."
-    must('ratings', type(r).__name__, isinstance(r, Ratings), 'it must be Ratings, as rate(...) returns them')
+    _given(r)
     if bool(r.criteria) == criteria: return
     kind, use = ('criteria', 'means and mark_differences') if r.criteria else ('pairs', 'win_rates and ranking')
     raise FTNBError(f'ratings of {kind}', 'they answer another question', f'Use {use}.')
@@ -694,27 +793,30 @@ def win_rates(
     ratings: Ratings,  # pairwise
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
-) -> pd.DataFrame:  # by, system, over, win_rate (%), low, high, won, tied, lost, identical (rows), p_value
+) -> pd.DataFrame:  # by, system, over, win_rate (%), low, high, won, tied, lost, inconsistent, identical, p_value
     "How often one system's answers are preferred to another's, with people and judges apart."
     _of_kind(ratings, criteria=False)
     number('resamples', resamples, 100), number('seed', seed, 0)
+    torn, voted = _torn(ratings), dict(list(_votes(ratings).groupby(['by', 'a', 'b'])))
     lines = []
-    for (by, a, b), votes in _votes(ratings).groupby(['by', 'a', 'b']):
-        sums, same = _row_sums(ratings, votes, a, b), _same(ratings, a, b)
-        counted = sums[sums[:, 1] > 0]
-        rate = 100 * counted[:, 0].sum() / counted[:, 1].sum()
-        won, tied, lost = (int((votes['score'] == x).sum()) for x in (1., 0.5, 0.))
-        lines.append((by, ratings.systems[b], ratings.systems[a], rate, *share_interval(counted, resamples, seed),
-                      won, tied, lost, int(same.sum()), _sign_test(sums[~same])))
-    columns = 'by system over win_rate low high won tied lost identical p_value'.split()
-    return pd.DataFrame(sorted(lines, key=lambda x: x[0] != 'people'), columns=columns)
+    for by, a, b in sorted({*voted, *torn}, key=lambda k: (k[0] != 'people', k)):
+        same, found = _same(ratings, a, b), _no_win
+        if (by, a, b) in voted: found = _win_counts(ratings, voted[by, a, b], a, b, resamples, seed)
+        counts = (*found[:6], torn[by, a, b], int(same.sum()), found[6])
+        lines.append((by, ratings.systems[b], ratings.systems[a], *counts))
+    columns = 'by system over win_rate low high won tied lost inconsistent identical p_value'.split()
+    return pd.DataFrame(lines, columns=columns)
 
-# %% ../nbs/13_human.ipynb #64bab95f
-def _sign_test(sums: np.ndarray) -> float:
-    "The two-sided p-value of the rows with a winner, each counted once."
-    from scipy.stats import binomtest
-    won, lost = int((2 * sums[:, 0] > sums[:, 1]).sum()), int((2 * sums[:, 0] < sums[:, 1]).sum())
-    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.
+# %% ../nbs/13_human.ipynb #16c0281d
+_no_win = (np.nan, np.nan, np.nan, 0, 0, 0, np.nan)   # of a judge whose answers all change with the order
+
+def _win_counts(r: Ratings, votes: pd.DataFrame, a: int, b: int, resamples: int, seed: int) -> tuple:
+    "Of one pair: the win rate and its interval, how often it was won, tied and lost, and the p-value."
+    sums = _row_sums(r, votes, a, b)
+    counted = sums[sums[:, 1] > 0]
+    rate = 100 * counted[:, 0].sum() / counted[:, 1].sum()
+    counts = (int((votes['score'] == x).sum()) for x in (1., 0.5, 0.))
+    return rate, *share_interval(counted, resamples, seed), *counts, _sign_test(sums[~_same(r, a, b)])
 
 # %% ../nbs/13_human.ipynb #ecc6746b
 def bradley_terry(
@@ -755,7 +857,8 @@ def ranking(
     rows = _win_rows(ratings, by)
     rows = rows[rows.sum((1, 2)) > 0]
     if not len(rows) or not _connected(rows.sum(0), strong=False):
-        raise FTNBError(f'ratings by {by}', 'no chain of comparisons connects all systems yet', 'Rate more items.')
+        remedy = 'Rate more items.' if by == 'people' else 'Judge more rows, or ask another judge.'
+        raise FTNBError(f'ratings by {by}', 'no chain of comparisons connects all systems yet', remedy)
     chain = _connected(rows.sum(0), strong=True)
     draws = np.concatenate([np.tensordot(w, rows, 1) for w in _drawn(len(rows), resamples, seed)])
     best, spread = bradley_terry(rows.sum(0), 0. if chain else 0.5), np.std([bradley_terry(d, 0.1) for d in draws], 0)
@@ -798,6 +901,10 @@ def means(
     for (by, criterion, system), some in _marks(ratings).groupby(['by', 'criterion', 'system']):
         sums = some.groupby('row')['mark'].agg(['sum', 'count']).to_numpy(float)
         lines.append((by, criterion, ratings.systems[system], *_mean_interval(sums, resamples, seed), len(some)))
+    known = {(x[0], x[2]) for x in lines}   # a judge without a consistent answer has a row, too
+    for by, system in sorted(_torn(ratings)):
+        if (by, name := ratings.systems[system]) in known: continue
+        lines += [(by, c, name, np.nan, np.nan, np.nan, 0) for c in ratings.criteria]
     columns = 'by criterion system mean low high marks'.split()
     return pd.DataFrame(sorted(lines, key=lambda x: x[0] != 'people'), columns=columns)
 
@@ -809,6 +916,7 @@ def mark_differences(
 ) -> pd.DataFrame:  # by, criterion, system, over, difference, low, high, rows, p_value
     "How the marks of two systems differ, row against row and rater by rater."
     _of_kind(ratings, criteria=True)
+    number('resamples', resamples, 100), number('seed', seed, 0)
     lines = []
     for (by, criterion), some in _marks(ratings).groupby(['by', 'criterion']):
         wide = some.pivot_table(index=['row', 'rater'], columns='system', values='mark')
@@ -829,11 +937,12 @@ def _signed_rank(gaps: np.ndarray) -> float:
 
 # %% ../nbs/13_human.ipynb #a246be83
 LEAST = 5  # items in common, for an agreement
+ALONE = 'fewer than two people have rated'
 
 def _by_item(r: Ratings, people: bool = True) -> dict[str, pd.DataFrame]:
     "For each criterion ('better' for pairs), verdicts as numbers: a row for each rater, a column for each item."
     votes = _marks(r) if r.criteria else _votes(r).assign(criterion='better')
-    if r.criteria: votes = votes[[f'{v.row}:{v.system}' in r.entries for v in votes.itertuples()]]
+    if r.criteria: votes = votes[np.array([f'{v.row}:{v.system}' in r.entries for v in votes.itertuples()], bool)]
     votes = votes[(votes['by'] == 'people') == people]
     place, value = (['row', 'system'], 'mark') if r.criteria else (['row', 'a', 'b'], 'score')
     return {c: v.pivot(index='rater', columns=place, values=value) for c, v in votes.groupby('criterion')}
@@ -846,6 +955,7 @@ def _kinds(table: pd.DataFrame) -> int:
 def _alpha(wide: pd.DataFrame, level: str) -> tuple[int, float, str]:
     "The number of items with two ratings or more, Krippendorff's alpha of them, and why there is none."
     import krippendorff
+    if len(wide) < 2: return 0, np.nan, ALONE
     both = wide.loc[:, wide.notna().sum() >= 2]
     if both.shape[1] < LEAST: return both.shape[1], np.nan, f'fewer than {LEAST} items rated by two'
     if _kinds(both) < 2: return both.shape[1], np.nan, 'everybody gave the same verdict on everything'
@@ -867,9 +977,10 @@ def rater_agreement(
     ratings: Ratings,  # rated by several people
 ) -> pd.DataFrame:  # criterion, measure, raters, items, value, note
     "How far people agree: Krippendorff's alpha of all of them, Cohen's kappa of each two."
-    ordinal, lines = bool(ratings.criteria), []
-    for criterion, wide in _by_item(ratings).items():
-        if len(wide) < 2: continue
+    _given(ratings)
+    ordinal, lines, tables = bool(ratings.criteria), [], _by_item(ratings)
+    for criterion in sorted(ratings.criteria) or ['better']:
+        wide = tables.get(criterion, pd.DataFrame())
         level = 'ordinal' if ordinal else 'nominal'
         lines.append((criterion, "Krippendorff's α", f'all {len(wide)}', *_alpha(wide, level)))
         lines += [(criterion, "Cohen's κ", f'{x}, {y}', *_kappa(wide.loc[x], wide.loc[y], ordinal))
@@ -881,6 +992,7 @@ def check_failures(
     ratings: Ratings,  # with attention checks
 ) -> pd.DataFrame:  # rater, checks, failed
     "How many attention checks each rater has seen, and failed."
+    _given(ratings)
     live, failed = stored(ratings).set_index(['rater', 'item'])['choice'], []
     sides = stored(ratings).set_index(['rater', 'item'])['flipped']
     for (rater, key), choice in live.items():
@@ -897,6 +1009,7 @@ def judge_agreement(
     ratings: Ratings,  # with a judge's verdicts, and people's
 ) -> pd.DataFrame:  # judge, criterion, items, inconsistent (%), common (items), agrees (%), kappa
     "How a judge's verdicts agree with people's (the mean of all, as a verdict), and how many it has."
+    _given(ratings)
     people, judges, live = _by_item(ratings), _by_item(ratings, people=False), stored(ratings)
     verdict = lambda x: x.round() if ratings.criteria else (np.sign(x - 0.5) + 1) / 2
     lines = []
@@ -921,18 +1034,19 @@ def _findings(r: Ratings) -> tuple[str, dict]:
         facts[rater] = f'{n} of {total - r.checks if rater.startswith("lm:") else total} items'
         if rater not in checks.index: continue
         facts[rater] += f', {checks["failed"][rater]} of {checks["checks"][rater]} checks failed'
-    facts |= _mark_facts(r) if r.criteria else _win_facts(r)
-    return f'Ratings of {_listed(r.systems)} on {len(r.prompts)} rows', facts | _agreement_facts(r)
+    found = _mark_facts(r) if r.criteria else _win_facts(r)
+    if not _any(r): found = {'found': 'nothing: no verdict counts (skipped, or changed with the order)'}
+    return f'Ratings of {_listed(r.systems)} on {_count(len(r.prompts), "row")}', facts | found | _agreement_facts(r)
 
 # %% ../nbs/13_human.ipynb #c86b1a74
 def _win_facts(r: Ratings) -> dict:
     "Win rates (and the ranking) as lines."
     whose = lambda v: '' if v.by == 'people' else f'{v.by}: '
-    same = lambda v: f'; the same text in {v.identical} rows' if v.identical else ''
+    same = lambda v: f'; the same text in {_count(v.identical, "row")}' if v.identical else ''
     rate = lambda v: f'{v.win_rate:.1f} % [{v.low:.1f}, {v.high:.1f}]'
     counts = lambda v: f'{v.won} won, {v.tied} tied, {v.lost} lost{same(v)}'
     facts = {f'{whose(v)}{v.system} over {v.over}': f'{rate(v)}   {counts(v)}   {_few(v.p_value)}'
-             for v in win_rates(r).itertuples()}
+             for v in win_rates(r).itertuples() if v.won + v.tied + v.lost}
     if len(r.systems) < 3: return facts
     try: table = ranking(r)
     except FTNBError: return facts
@@ -944,7 +1058,7 @@ def _mark_facts(r: Ratings) -> dict:
     "Mean marks and their differences as lines."
     whose = lambda v: '' if v.by == 'people' else f'{v.by}: '
     facts = {f'{whose(v)}{v.criterion} of {v.system}': f'{v.mean:.2f} [{v.low:.2f}, {v.high:.2f}]'
-             for v in means(r).itertuples()}
+             for v in means(r).itertuples() if v.marks}
     return facts | {f'{whose(v)}{v.criterion}, {v.system} − {v.over}':
                     f'{v.difference:+.2f} [{v.low:+.2f}, {v.high:+.2f}]   {_few(v.p_value)}'
                     for v in mark_differences(r).itertuples()}
@@ -953,15 +1067,20 @@ def _mark_facts(r: Ratings) -> dict:
 def _agreement_facts(r: Ratings) -> dict:
     "How far raters, and judges and raters, agree, as lines."
     table = rater_agreement(r)
-    table = table[table['measure'] == "Krippendorff's α"]
+    table = table[(table['measure'] == "Krippendorff's α") & (table['note'] != ALONE)]
     say = lambda v: f'{v.value:.2f} on {v.items} items' if not v.note else f'none: {v.note}'
     facts = {f'α of {v.criterion}' if r.criteria else 'α': say(v) for v in table.itertuples()}
     for v in judge_agreement(r).itertuples():
-        apart = f'{v.inconsistent:.0f} % of its answers change with the order'
-        kappa = f', κ = {v.kappa:.2f}' if v.kappa == v.kappa else ''
-        common = f'as people in {v.agrees:.0f} % of {v.common}{kappa}' if v.common else 'no item in common with people'
-        facts[f'{v.judge} as a judge{f" of {v.criterion}" * bool(r.criteria)}'] = f'{apart}; {common}'
+        facts[f'{v.judge} as a judge{f" of {v.criterion}" * bool(r.criteria)}'] = _judged(v)
     return facts
+
+# %% ../nbs/13_human.ipynb #f371ab80
+def _judged(v: Any) -> str:
+    "A line of `judge_agreement` in words."
+    if v.inconsistent == 100: return f'none of its {_count(v.items, "answer")} is consistent: the order decides'
+    kappa = f', κ = {v.kappa:.2f}' if v.kappa == v.kappa else ''
+    common = f'as people in {v.agrees:.0f} % of {v.common}{kappa}' if v.common else 'no item in common with people'
+    return f'{v.inconsistent:.0f} % of its answers change with the order; {common}'
 
 # %% ../nbs/13_human.ipynb #86f5d1d2
 def metric_agreement(
@@ -971,6 +1090,7 @@ def metric_agreement(
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by metric: agreement in percent (or Kendall's tau-b by criterion), low, high, rows
     "How often each automatic metric prefers, in a single row, what people prefer."
+    _given(ratings)
     number('resamples', resamples, 100), number('seed', seed, 0)
     values = _row_metrics(ratings, scores)
     found = _tau if ratings.criteria else _preferred_alike
@@ -990,8 +1110,8 @@ def _row_metrics(r: Ratings, scores: Sequence[Scores]) -> dict[str, np.ndarray]:
         place[r.outputs.index(texts)] = s
     if len(place) < len(r.systems):
         missing = [n for i, n in enumerate(r.systems) if i not in place]
-        raise FTNBError(f'Scores of {len(place)} systems', f'those of {", ".join(missing)} are missing',
-                        'Give them, too.')
+        raise FTNBError(f'Scores of {_listed([r.systems[i] for i in sorted(place)])}' if place else 'no Scores',
+                        f'those of {_listed(missing)} are missing', 'Give all that were rated.')
     shared = [m for m in place[0].metrics if all(m in s.metrics for s in place.values())]
     column = lambda s, m: s.metrics[m].better * np.array(s.rows[m], float)[r.rows]
     many = range(len(r.systems))
@@ -1037,8 +1157,8 @@ def to_csv(
     path: str | os.PathLike,  # a new file
 ) -> Path:
     "Write what this rater has not rated yet as a blind sheet, with room for the verdicts."
-    rated = set(stored(ratings, ratings.rater)['item'])
-    items = [ratings.item(k, f) for k, f in ratings.plan if k not in rated]
+    _given(ratings)
+    items, path = _open_items(ratings), _csv_path(path)
     texts = ['A'] if ratings.criteria else ['A', 'B']
     rows = [[i.id, *map(_harmless, (i.prompt, i.A, i.B or '')[:1 + len(texts)])] for i in items]
     try:
@@ -1050,9 +1170,23 @@ def to_csv(
                         'Give another name.') from None
     except OSError as e:
         raise FTNBError(f'sheet {str(path)!r}', f'it cannot be written: {e.strerror}', 'Give another path.') from e
-    return Path(path)
+    return path
 
 # %% ../nbs/13_human.ipynb #35c28cea
+def _csv_path(path: Any) -> Path:
+    "Where a sheet may be written: as what it is."
+    found = _path('path', path)
+    if found.suffix.lower() == '.csv': return found
+    raise FTNBError(f'sheet {str(path)!r}', 'it is written as CSV, and its name must end in .csv',
+                    f'Write {str(found.with_suffix(".csv"))!r}; every spreadsheet program opens it.')
+
+def _open_items(r: Ratings) -> list[Item]:
+    "What this rater has not rated yet; something must be left."
+    rated = set(stored(r, r.rater)['item'])
+    if items := [r.item(k, f) for k, f in r.plan if k not in rated]: return items
+    raise FTNBError(f'sheet for {r.rater}', f'nothing is left to rate: all {len(r.plan)} are rated',
+                    "Name another rater: to_csv(open_ratings(file, rater='...'), path).")
+
 def _blanks(r: Ratings) -> list[str]: return list(r.criteria) or ['choice']
 
 def _harmless(text: str) -> str:
@@ -1101,8 +1235,10 @@ def from_csv(
     rater: str,  # who filled it in
 ) -> Ratings:  # as this rater's
     "Take verdicts over from a sheet: all, or (where a cell cannot be read) none."
+    _given(ratings)
+    where = _path('path', path)
     mine, bad, found = replace(ratings, rater=_person(rater)), [], {}
-    try: lines = _sheet(Path(path), _blanks(ratings))
+    try: lines = _sheet(where, _blanks(ratings))
     except (OSError, csv.Error) as e:
         raise FTNBError(f'sheet {str(path)!r}', f'it cannot be read: {e}', 'Save it as CSV, and give its path.') from e
     for n, cells in lines:
@@ -1171,15 +1307,18 @@ def judge(
     criteria: Sequence[str] | None = None,  # rate single texts by these; None: which one of two is better
     question: str | None = None,  # what the judge is asked, before the task and the answers; None: the usual
     name: str | None = None,  # what the judge is called: another question needs another name; None: the model's name
-    rows: int | Sequence[int] | None = None,  # as in `rate`
+    rows: int | Sequence[int] | np.ndarray | None = None,  # as in `rate`
     seed: int = 0,  # as in `rate`
     prompts: Sequence[str] | None = None,  # as in `rate`
 ) -> Ratings:
     "Have a model compare systems, asked in both orders; it goes on where it was."
-    must('lm', lm, isinstance(lm, LM), 'it must be an LM')
-    given = _systems([s for s in (a, b, *more) if s is not None], one=bool(criteria))
-    content = _content(given, names('criteria', criteria or (), different=True), rows, number('seed', seed, 0), prompts)
-    found = _begin(Path(file), f'lm:{name or lm.name}', content | {'checks': None})
+    if not isinstance(lm, LM): raise FTNBError(_named('lm', lm), 'it must be an LM', 'Give what load_lm(...) returns.')
+    by = _criteria(() if criteria is None else criteria)
+    for k, text in (('question', question), ('name', name)):
+        _need(k, text, text is None or (isinstance(text, str) and bool(text.strip())), 'it must be a text, or None')
+    given = _systems([a, *(() if b is None else (b,)), *more], one=bool(by))
+    content = _content(given, by, rows, number('seed', seed, 0), prompts)
+    found = _begin(_path('file', file), f'lm:{name or lm.name}', content | {'checks': None})
     rated = set(stored(found, found.rater)['item'])
     keys = [k for k, e in found.entries.items() if not e.check and k not in rated]
     verdicts = _mark_verdicts if found.criteria else _pair_verdicts

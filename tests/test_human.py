@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ftnb import human
@@ -129,6 +131,7 @@ def test_older_form(folder: Path) -> None:
     assert r.to_pandas()[["row", "better"]].values.tolist() == [[3, "otter"]]
     r.record(r.next(), "tie", seconds=2.5)
     assert r.to_pandas()["seconds"].fillna(-1).tolist() == [-1, 2.5]
+    assert "begun 2024-01-01 UTC, 2 ratings" in human._overview(Path("old.db"))  # the day of the first rating
     with contextlib.closing(sqlite3.connect("old.db.form1")) as db:  # the copy is whole
         assert db.execute("PRAGMA user_version").fetchone() == (1,)
         assert db.execute("SELECT count(*) FROM ratings").fetchone() == (1,)
@@ -305,8 +308,20 @@ def test_several_comparisons_in_a_file() -> None:
     first, other = rate(ONE, TWO), rate(ONE, TWO, criteria=["fluency"])
     assert first.id != other.id and rate(TWO, ONE).id == first.id, "the order of systems does not matter"
     assert open_ratings(which=other.id).criteria == ["fluency"]
-    with pytest.raises(FTNBError, match=f"{first.id}.*mole and otter"):
+    first.record(first.next(), "A")
+    third = rate(ONE, TWO, rows=1)
+    with pytest.raises(FTNBError, match="the file holds 3 comparisons") as e:
         open_ratings()
+    begun = r"begun \d{4}-\d\d-\d\d \d\d:\d\d UTC"
+    for r, told in (
+        (first, f"mole and otter, 12 rows, {begun}, 1 rating;"),
+        (other, f"mole and otter by fluency, 12 rows, {begun}, 0 ratings;"),
+        (third, f"mole and otter, 1 row, {begun}, 0 ratings\\."),
+    ):
+        assert re.search(f"which='{r.id}': {told}", e.value.remedy), e.value.remedy
+    for which in ([], None, 3, ONE):
+        with pytest.raises(FTNBError, match="holds 3 comparisons"):
+            open_ratings(which=which)
 
 
 # Results
@@ -410,6 +425,20 @@ def test_checks_of_marks() -> None:
     assert set(r.results()["marks"]) == {24}, "checks are in no result"
 
 
+def test_one_row_is_one_row() -> None:
+    near = score_texts(["mole 0", *TWO.rows["prediction"][1:]], ONE.rows["reference"][:], ("chrf",), None, None, "near")
+    shown = repr(all_rated(rate(ONE, near, prompts=["?"] * 12), "mole"))
+    assert "the same text in 1 row " in shown and "on 12 rows" in shown
+    assert "on 1 row\n" in repr(all_rated(rate(ONE, TWO, rows=[3]), "mole"))
+
+
+def test_interval_and_p_value_differ() -> None:
+    """Six wins of six: the p-value is exact, and below 0.05, while the interval may reach 50 %."""
+    r = all_rated(rate(system("a", 6), system("b", 6)), "b")
+    line = r.results().iloc[0]
+    assert line["p_value"] == pytest.approx(2 / 2**6) and 40 < line["low"] < 60
+
+
 # Sheets
 
 
@@ -466,7 +495,7 @@ def test_sheets_with_mistakes(folder: Path) -> None:
     r, choices = rate(ONE, TWO), iter(["A", "B", "both", "tie", "", "C", "a", "b", "TIE", "skip", "1", "B"])
     path = to_csv(r, folder / "sheet.csv")
     filled(path, lambda line: next(choices))
-    with pytest.raises(FTNBError, match="line 4: choice 'both'.*line 7: choice 'C'.*line 12: choice '1'") as e:
+    with pytest.raises(FTNBError, match="line 4: choice='both'.*line 7: choice='C'.*line 12: choice='1'") as e:
         from_csv(r, path, "anna")
     assert "Nothing was taken over" in e.value.remedy and not len(stored(r))
     right = iter(["A", "B", "A", "tie", "", "B", "a", "b", "TIE", "skip", "A", "B"])
@@ -520,7 +549,118 @@ def test_judges_give_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(r.results()["mean"]) == {4} and len(r.results()) == 4
 
 
+def test_a_judge_without_a_consistent_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has rows without numbers, and the card says why; people's results are as they were."""
+    monkeypatch.setattr(human, "_chances", lambda lm, questions, labels: np.eye(3)[[0] * len(questions)])
+    people = all_rated(rate(ONE, TWO, rater="anna"), "otter")
+    before = people.results()
+    r = judge(tiny_lm(), ONE, TWO, name="left")
+    table = r.results()
+    pd.testing.assert_frame_equal(table[:1], before, check_dtype=False)
+    line = table.iloc[1]
+    assert line[["by", "won", "tied", "lost", "inconsistent"]].tolist() == ["lm:left", 0, 0, 0, 12]
+    assert line[["win_rate", "low", "high", "p_value"]].isna().all()
+    assert "none of its 12 answers is consistent" in repr(r) and "nan" not in repr(r)
+    assert "no item in common" not in repr(r)
+    with pytest.raises(FTNBError, match="no chain.*another judge"):
+        human.ranking(r, by="lm:left")
+    marked = iter(range(1000))
+    monkeypatch.setattr(
+        human, "_chances", lambda lm, questions, labels: np.eye(5)[[next(marked) % 2 for _ in questions]]
+    )
+    m = judge(tiny_lm(), ONE, TWO, criteria=["style"], name="torn")
+    assert m.results()[["by", "system", "marks"]].values.tolist() == [["lm:torn", "mole", 0], ["lm:torn", "otter", 0]]
+    assert "none of its 24 answers is consistent" in repr(m) and "nan" not in repr(m)
+    assert not m.to_pandas()["skipped"].any() and m.to_pandas()["style"].isna().all()
+
+
+# Nothing yet
+
+
+@pytest.mark.parametrize("criteria", [(), ("fluency", "style")])
+def test_no_verdicts(criteria: tuple[str, ...]) -> None:
+    """Tables have their columns, and something says that there is nothing."""
+    r = rate(ONE, TWO, criteria=criteria)
+    own = ["system", *criteria, "skipped"] if criteria else ["left", "right", "choice", "better"]
+    columns = ["rater", "row", "check", *own, "seconds", "at"]
+    for state, word in (("new", "nothing: no verdict yet"), ("all skipped", "nothing: no verdict counts")):
+        if state != "new":
+            while item := r.next():
+                r.record(item, "skip")
+        assert list(r.to_pandas().columns) == columns, state
+        assert len(r.results()) == 0 and {"by", "system", "low", "high"} <= set(r.results().columns), state
+        agreement = human.rater_agreement(r)
+        assert set(agreement["note"]) == {"fewer than two people have rated"}, state
+        assert agreement["criterion"].tolist() == (list(criteria) or ["better"]), state
+        assert word in repr(r) and word in r._repr_html_(), state
+    done = rate(ONE, TWO, criteria=criteria, rater="ben")
+    done.record(done.next(), dict.fromkeys(criteria, 3) or "A")
+    assert list(done.to_pandas().columns) == columns and "see results()" in repr(done)
+
+
+@pytest.mark.parametrize(
+    "rows", [np.arange(3), np.array([0, 1, 2], np.int32), pd.Series([0, 1, 2]), range(3), (0, 1, 2)]
+)
+def test_rows_of_any_kind(rows) -> None:
+    r = rate(ONE, TWO, rows=rows)
+    assert r.rows == [0, 1, 2] and r.id == rate(ONE, TWO, rows=[0, 1, 2]).id
+
+
+@pytest.mark.parametrize("mark", [4, 4.0, np.int64(4), np.float32(4)], ids=repr)
+def test_marks_of_any_kind(mark, folder: Path) -> None:
+    """What a sheet may say, a script may say as well."""
+    r = rate(ONE, criteria=["style"])
+    r.record(r.next(), {"style": mark}, seconds=np.float32(1.5))
+    assert r.to_pandas()[["style", "seconds"]].values.tolist() == [[4, 1.5]]
+
+
+@pytest.mark.parametrize("cell,value", [("4", 4), ("4.0", 4), ("4,0", 4), ("4.5", None), ("4,5", None), ("0", None)])
+def test_marks_in_a_sheet(cell: str, value: int | None, folder: Path) -> None:
+    r = rate(ONE, criteria=["style"], rows=[0])
+    path = to_csv(r, folder / "s.CSV")
+    path.write_text(path.read_text("utf-8-sig").rstrip() + f'"{cell}"', "utf-8")
+    if value is None:
+        with pytest.raises(FTNBError, match="line 2: style=.*from 1 to 5"):
+            from_csv(r, path, "anna")
+    else:
+        assert from_csv(r, path, "anna").to_pandas()["style"].tolist() == [value]
+
+
+@pytest.mark.parametrize(
+    "wrong", [ONE, pd.DataFrame({"a": [1, 2]}), None, "ratings.db"], ids=lambda x: type(x).__name__
+)
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda r: to_csv(r, "s.csv"),
+        lambda r: from_csv(r, "s.csv", "anna"),
+        lambda r: metric_agreement(r, ONE, TWO),
+        human.rater_agreement,
+        human.ranking,
+        human.win_rates,
+        human.means,
+        human.mark_differences,
+        human.judge_agreement,
+        human.check_failures,
+        human.screen,
+        stored,
+    ],
+)
+def test_no_ratings(do, wrong) -> None:
+    with pytest.raises(FTNBError, match=r"must be Ratings\. Give what rate\(\.\.\.\)") as e:
+        do(wrong)
+    assert "\n" not in str(e.value) and len(e.value.value) < 60 and not list(Path().iterdir())
+
+
 # Bad input
+
+
+def first_of(r: Ratings, *verdict, **more) -> None:
+    r.record(r.next(), *verdict, **more)
+
+
+def finished() -> Ratings:
+    return all_rated(rate(ONE, TWO), "mole")
 
 
 def nothing_written(lm) -> Scores:
@@ -550,9 +690,12 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     "a judge's name": (lambda: rate(ONE, TWO, rater="lm:x"), ["lm:x", "judge", "Change rater"]),
     "no name": (lambda: rate(ONE, TWO, rater=" "), ["rater", "a name", "Change rater"]),
     "criteria as a text": (lambda: rate(ONE, TWO, criteria="style"), ["'style'", "list of str", "brackets"]),
-    "rows that are not there": (lambda: rate(ONE, TWO, rows=[12]), ["row=12", "from 0 to 11", "Change row"]),
+    "rows that are not there": (lambda: rate(ONE, TWO, rows=[12]), ["rows[0]=12", "from 0 to 11", "Change rows[0]"]),
     "a row twice": (lambda: rate(ONE, TWO, rows=[1, 1]), ["[1, 1]", "once", "Change rows"]),
-    "prompts of other rows": (lambda: rate(ONE, TWO, prompts=["?"]), ["1 texts", "each of 12 rows", "Change prompts"]),
+    "prompts of other rows": (
+        lambda: rate(ONE, TWO, prompts=["?"]),
+        ["prompts of 1 text", "each of 12 rows", "Change prompts"],
+    ),
     "no folder": (lambda: rate(ONE, TWO, file="no/r.db"), ["no/r.db", "folder does not exist", "Make the folder"]),
     "a folder as a file": (lambda: rate(ONE, TWO, file="."), ["'.'", "SQLite says", "file="]),
     "no file": (lambda: open_ratings("r.db"), ["r.db", "no such file", "rate("]),
@@ -581,7 +724,70 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     ),
     "no ranking yet": (lambda: human.ranking(rate(ONE, TWO)), ["people", "no chain", "Rate more"]),
     "marks of pairs": (lambda: human.means(rate(ONE, TWO)), ["pairs", "another question", "win_rates"]),
-    "no model as a judge": (lambda: judge("gpt", ONE, TWO), ["gpt", "must be an LM", "Change lm"]),
+    "no model as a judge": (lambda: judge("gpt", ONE, TWO), ["gpt", "must be an LM", "load_lm("]),
+    "a criterion named like a text": (
+        lambda: rate(ONE, criteria=["A"]),
+        ["criterion 'A'", "there already", "another name"],
+    ),
+    "a criterion twice": (
+        lambda: judge(tiny_lm(), ONE, criteria=["Style", "style"]),
+        ["criterion 'style'", "there already", "another name"],
+    ),
+    "Scores as a model": (lambda: judge(ONE, ONE, TWO), ["lm is Scores", "must be an LM", "load_lm("]),
+    "a judge's name that is none": (lambda: judge(tiny_lm(), ONE, TWO, name=3), ["name=3", "a text", "Change name"]),
+    "nothing": (lambda: rate(None), ["system 0 is NoneType", "must be Scores", "score("]),
+    "nothing and something": (lambda: rate(None, ONE), ["system 0 is NoneType", "must be Scores", "score("]),
+    "Ratings for Scores": (lambda: rate(rate(ONE, TWO), ONE), ["system 0 is Ratings", "must be Scores", "score("]),
+    "file=None": (lambda: rate(ONE, TWO, file=None), ["file=None", "must be a path", "Change file"]),
+    "no file name": (lambda: rate(ONE, TWO, file=""), ["file=''", "must be a path", "Change file"]),
+    "Scores as a file": (lambda: rate(ONE, TWO, file=TWO), ["file is Scores", "must be a path", "Change file"]),
+    "judge, file=None": (lambda: judge(tiny_lm(), ONE, TWO, file=None), ["file=None", "must be a path", "Change"]),
+    "open None": (lambda: open_ratings(None), ["file=None", "must be a path", "Change file"]),
+    "Scores as a rater": (lambda: rate(ONE, TWO, rater=TWO), ["rater is Scores", "a name", "Change rater"]),
+    "to_csv to None": (lambda: to_csv(rate(ONE, TWO), None), ["path=None", "must be a path", "Change path"]),
+    "from_csv of None": (lambda: from_csv(rate(ONE, TWO), None, "x"), ["path=None", "must be a path", "Change path"]),
+    "from_csv by nobody": (lambda: from_csv(rate(ONE, TWO), "s.csv", None), ["rater=None", "a name", "Change rater"]),
+    "a sheet for Excel": (
+        lambda: to_csv(rate(ONE, TWO), "x.xlsx"),
+        ["'x.xlsx'", "written as CSV", "Write 'x.csv'"],
+    ),
+    "a sheet without an ending": (lambda: to_csv(rate(ONE, TWO), "x"), ["'x'", "end in .csv", "Write 'x.csv'"]),
+    "a sheet for who is done": (
+        lambda: to_csv(finished(), "s.csv"),
+        ["sheet for me", "nothing is left to rate: all 12 are rated", "another rater"],
+    ),
+    "a text as seconds": (lambda: first_of(rate(ONE, TWO), "A", seconds="x"), ["seconds='x'", "a number", "Change"]),
+    "time that runs back": (lambda: first_of(rate(ONE, TWO), "A", seconds=-4), ["seconds=-4", "at least 0", "Change"]),
+    "NaN seconds": (lambda: first_of(rate(ONE, TWO), "A", seconds=float("nan")), ["=nan", "at least 0", "Change"]),
+    "endless seconds": (lambda: first_of(rate(ONE, TWO), "A", seconds=float("inf")), ["=inf", "a number", "Change"]),
+    "after the last": (lambda: finished().record(None, "A"), ["item=None", "when all are rated", "Stop"]),
+    "a list as an item": (lambda: rate(ONE, TWO).record([], "A"), ["item is list", "none of this", "next()"]),
+    "Scores as a choice": (lambda: first_of(rate(ONE, TWO), TWO), ["choice is Scores", "'A', 'B', 'tie'", "Change"]),
+    "half a mark": (
+        lambda: first_of(rate(ONE, criteria=["style"]), {"style": 4.5}),
+        ["style=4.5", "a whole number from 1 to 5", "Change style"],
+    ),
+    "prompts that are numbers": (lambda: rate(ONE, TWO, prompts=[1] * 12), ["prompts[0]=1", "a text", "Change"]),
+    "prompts in one text": (
+        lambda: rate(ONE, TWO, prompts="123456789abc"),
+        ["prompts='123456789abc'", "a list of 12 texts", "Change prompts"],
+    ),
+    "prompts of a number": (lambda: rate(ONE, TWO, prompts=3), ["prompts=3", "a list of 12 texts", "Change prompts"]),
+    "rows as a text": (lambda: rate(ONE, TWO, rows="3"), ["rows='3'", "from 1 to 12, or a list", "Write rows=3"]),
+    "rows of fractions": (
+        lambda: rate(ONE, TWO, rows=np.array([0.0, 1.0])),
+        ["rows[0]=0.0", "a whole number from 0 to 11", "Change rows[0]"],
+    ),
+    "rows as a mask": (lambda: rate(ONE, TWO, rows=np.ones(12, bool)), ["rows[0]=True", "a whole number", "Change"]),
+    "no rows": (lambda: rate(ONE, TWO, rows=np.array([], int)), ["rows=[]", "one at least", "Change rows"]),
+    "agreement of no Scores": (
+        lambda: metric_agreement(rate(ONE, TWO)),
+        ["no Scores", "those of mole and otter are missing", "Give all"],
+    ),
+    "agreement of one Scores": (
+        lambda: metric_agreement(rate(ONE, TWO), TWO),
+        ["Scores of otter", "those of mole are missing", "Give all"],
+    ),
     "a judge that cannot read so much": (
         lambda: judge(tiny_lm(context=64), ONE, TWO),
         ["24 of 24 questions", "context of 64", "longer context"],
@@ -597,3 +803,4 @@ def test_bad_input(case: str) -> None:
     parts = [e.value.value, e.value.rule, e.value.remedy]
     for part, word in zip(parts, words, strict=True):
         assert word in part, parts
+    assert "\n" not in str(e.value), "no card in a message"
