@@ -20,7 +20,8 @@ _HOME = {name: module for module, names in {
     'finetuning': 'Run find_lr finetune held_out_loss load_checkpoint preflight resume',
     'metrics': 'TextMetric hub_metric metric text_metric',
     'scores': 'Comparison Comparisons Scored Scores benchmark compare load_scores save_scores score score_texts',
-    'human': 'Ratings from_csv check_failures judge judge_agreement mark_differences means metric_agreement open_ratings rate rater_agreement ranking to_csv win_rates',
+    'human': 'Ratings check_failures from_csv judge judge_agreement mark_differences means metric_agreement open_ratings '
+             'ranking rate rater_agreement to_csv win_rates',
 }.items() for name in names.split()}
 __all__ = sorted(_HOME)
 

@@ -138,7 +138,7 @@ def _written(self: Chat, turns: list[dict], ids: list[int], tries: int, before: 
                 said += piece
                 self.turns = [*turns, {'role': 'assistant', 'content': said}]
                 yield piece
-        if self._now is mine: self.turns = [*turns, {'role': 'assistant', 'content': said}]
+        if self._now in (mine, None): self.turns = [*turns, {'role': 'assistant', 'content': said}]
     except GeneratorExit: pass   # between two tokens: the cache is whole
     if begun and self._now in (mine, None): self._kept = (begun[0], weights)
 
