@@ -384,7 +384,7 @@ def _check_dict(where: str, p: Any) -> None:
         raise bad('probabilities are numbers, at least 0, and their sum is 1', 'Divide them by their sum, and look '
                   'for nan, None and texts.')
 
-# %% ../nbs/11_metrics.ipynb #f7ef6811
+# %% ../nbs/11_metrics.ipynb #a8b6dfae
 def _probabilities(name: str, predictions: Sequence[Mapping[str, float]], references: Sequence[str]) -> tuple:
     "The probabilities `[rows, labels]`, and which label is right in each row; checked."
     _check_dict(f'{name}: row 0', predictions[0])
@@ -395,7 +395,8 @@ def _probabilities(name: str, predictions: Sequence[Mapping[str, float]], refere
         _check_dict(f'{name}: row {i}', p)
         if len(place) < 2 or set(p) != set(place): raise bad(
             f'labels {", ".join(map(str, p)):.60}', 'every row has the same labels, two at least')
-        if not isinstance(r, str) or r not in place: raise bad(f'the right label {r!r:.40}', f'it must be one of {", ".join(labels):.60}')
+        if not isinstance(r, str) or r not in place: raise bad(
+            f'the right label {r!r:.40}', f'it must be one of {", ".join(labels):.60}')
     probs = np.array([[p[label] for label in labels] for p in predictions], float)
     return probs, np.array([place[r] for r in references])
 

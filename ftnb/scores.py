@@ -282,7 +282,7 @@ def _sorted(scores: Scores, by: str | None, n: int | None, where: Any, best: boo
         raise FTNBError(f'where: a row has no {e}', f'its columns are {", ".join(scores.rows.column_names)}',
                         nearest(str(e.args[0]), scores.rows.column_names)) from e
     except (TypeError, ValueError, AttributeError) as e:
-        raise FTNBError('where', f'it raises {type(e).__name__}: {e}', 'Correct the function; it is given a row.') from e
+        raise FTNBError('where', f'it raises {type(e).__name__}: {e}', 'Correct the function of a row.') from e
     return scores.rows.select(places).to_pandas().set_axis(pd.Index(places, name='row'))
 
 # %% ../nbs/12_scores.ipynb #d72f2cd6
@@ -361,8 +361,8 @@ def _texts_of(predictions: Sequence) -> tuple[list[str], list[dict] | None]:
 # %% ../nbs/12_scores.ipynb #dda92a69
 def score_texts(
     predictions: Sequence[Any],  # what was written: texts, or dicts {label: probability}
-    references: Sequence[str] | Sequence[Sequence[str]] | None,  # what should have been, one or several; None: see metrics
-    metrics: Sequence[str | TextMetric] = ('bleu', 'chrf', 'rougeL'),  # names, or metrics of your own; some need no references
+    references: Sequence[str] | Sequence[Sequence[str]] | None,  # what should have been: one text or several a row
+    metrics: Sequence[str | TextMetric] = ('bleu', 'chrf', 'rougeL'),  # names, or your own; some need no references
     baseline: Sequence[Any] | Scores | None = None,  # other predictions for the same references; adds `.comparison`
     prompts: Sequence[str] | None = None,  # what was asked, to be kept with the rows, and for metrics that need it
     name: str = 'texts',  # what the outputs are called
@@ -690,7 +690,7 @@ class Comparison(Card):
     "Two sets of outputs for the same rows, side by side."
     a: Scores
     b: Scores
-    table: pd.DataFrame  # one row a metric: a, b, difference, low, high, p_value, p_holm, the methods; effect sizes of rows
+    table: pd.DataFrame  # a row a metric: a, b, difference, low, high, p_value, p_holm; effect sizes where rows have it
     left_out: dict[str, str]  # metrics that cannot be compared, and why
 
     @property
@@ -933,7 +933,7 @@ class Comparisons(Card):
         "For each pair what it says: {(from, to): 'better'}."
         return {_labels(c.a, c.b): c.verdict(metric) for c in self.pairs}
 
-    def worse(self, metric: str | None = None, n: int = 5, cut: int | None = None) -> dict[tuple[str, str], pd.DataFrame]:
+    def worse(self, metric: str | None = None, n: int = 5, cut: int | None = None) -> dict[tuple, pd.DataFrame]:
         "For each pair the `n` rows that lost most by a metric."
         return {_labels(c.a, c.b): c.worse(metric, n, cut) for c in self.pairs}
 
@@ -1019,7 +1019,8 @@ def _scores_file(path: Any) -> tuple[Path, Path]:
     "The table and the file beside it."
     if not isinstance(path, (str, Path)): raise FTNBError(f'path={path!r:.60}', 'it must be a path', 'Give a str.')
     file = Path(path).expanduser()
-    if file.is_dir(): raise FTNBError(f'{str(path)!r}', 'it is a folder', f"Give a file in it: {str(file / 's.csv')!r}.")
+    if file.is_dir(): raise FTNBError(
+        f'{str(path)!r}', 'it is a folder', f"Give a file in it: {str(file / 's.csv')!r}.")
     if file.name.endswith('.scores.json'):
         raise FTNBError(f'{file.name!r}', 'it lies beside the table, which is named',
                         f"Give {file.name.removesuffix('.scores.json')!r}.")
@@ -1294,7 +1295,7 @@ def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
         with _hushed(): known = manage(include_path=str(folder), include_defaults=False) if folder else manage()
     except Exception as e:   # of yaml, or of what lm-eval makes of it
         why = ' '.join(str(e).split())
-        raise FTNBError(f'folder={str(folder)!r}', f'a .yaml file in it cannot be read ({type(e).__name__}: {why:.200})',
+        raise FTNBError(f'folder={str(folder)!r}', f'a .yaml file cannot be read ({type(e).__name__}: {why:.200})',
                         'Correct it, or take it out of the folder.') from e
     for t in tasks:
         if t in known.all_tasks: continue
@@ -1340,17 +1341,18 @@ def _task_remedy(why: str, shots: int | None) -> str:
     if 'output_type' in why: return 'Use multiple_choice, generate_until, loglikelihood or loglikelihood_rolling.'
     return 'Look at the columns, splits and output_type that its .yaml file names.'
 
-# %% ../nbs/12_scores.ipynb #061d9189
+# %% ../nbs/12_scores.ipynb #3212664e
 def _check_task(task: str, config: Mapping, samples: Sequence[Mapping], results: Mapping) -> None:
     "Say what lm-eval passes over in silence: metrics that it does not know, a target that is no column."
     target, columns = config.get('doc_to_target'), list(samples[0]['doc']) if samples else []
     if isinstance(target, str) and target.isidentifier() and columns and target not in columns:
-        raise FTNBError(f'task {task!r}: doc_to_target: {target}', 'its rows have no such column, and lm-eval takes the '
-                        'word itself for the right answer', nearest(target, columns))
+        raise FTNBError(f'task {task!r}: doc_to_target: {target}', 'its rows have no such column, and lm-eval '
+                        'takes the word itself for the right answer', nearest(target, columns))
     done = {k.partition(',')[0] for k in results}
     lost = [str(m.get('metric')) for m in config.get('metric_list') or [] if str(m.get('metric')) not in done]
-    if lost: warnings.warn(f'task {task!r}: lm-eval has not computed {", ".join(lost)}: look at the names in metric_list.',
-                           stacklevel=3)
+    if not lost: return
+    warnings.warn(f'task {task!r}: lm-eval has not computed {", ".join(lost)}: look at the names in metric_list.',
+                  stacklevel=3)
 
 # %% ../nbs/12_scores.ipynb #f819b58d
 def _said(sample: Mapping) -> str:
