@@ -379,8 +379,9 @@ def score_texts(
     _check_texts(predictions, references, prompts, baseline, needed)
     texts, probs = _texts_of(predictions)
     stats = {k: _judged(m, texts, references, prompts, probs) for k, m in chosen.items()}
-    columns: dict[str, list] = {'prompt': prompts or [''] * len(texts), 'prediction': texts,
-                                'reference': references or [''] * len(texts)}
+    empty = [''] * len(texts)
+    columns: dict[str, list] = {'prompt': list(prompts or empty), 'prediction': texts,
+                                'reference': list(references or empty)}
     if probs: columns |= {f'p({x})': [p.get(x) for p in probs] for x in {x: None for p in probs for x in p}}
     found = _scores(name, chosen, stats, columns, {'prompt': columns['prompt']} if prompts else {}, resamples, seed)
     if baseline is None: return found
@@ -707,7 +708,7 @@ class Comparison(Card):
     def worse(self,
         metric: str | None = None,  # by which; None: the first that rows have
         n: int = 5,  # most rows
-        cut: int | None = None,  # most characters of a text, to be printed; None: all
+        cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
         "The `n` rows that lost most by a metric, with both texts."
         order, gain = _by_gain(self, metric)
@@ -716,7 +717,7 @@ class Comparison(Card):
     def better(self,
         metric: str | None = None,  # by which; None: the first that rows have
         n: int = 5,  # most rows
-        cut: int | None = None,  # most characters of a text, to be printed; None: all
+        cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
         "The `n` rows that gained most by a metric, with both texts."
         order, gain = _by_gain(self, metric)
@@ -725,7 +726,7 @@ class Comparison(Card):
     def changed(self,
         metric: str | None = None,  # by which; None: the first that rows have
         n: int = 3,  # rows of each kind
-        cut: int | None = None,  # most characters of a text, to be printed; None: all
+        cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
         "The `n` rows that gained least by a metric, then the `n` that gained most."
         order, _ = _by_gain(self, metric)
@@ -761,9 +762,9 @@ def _side_by_side(c: Comparison, metric: str | None, places: list[int], cut: int
     whole = lambda t: t if most is None else _cut(t, most)
     column = lambda scores, name: [whole(scores.rows[i][name]) for i in places]
     gain = [float(_format(c.a.metrics[by], c.a.values[by])(x)) for x in _by_gain(c, by)[1][places]]
-    return pd.DataFrame({'row': places, f'gain in {by}': gain, a: column(c.a, 'prediction'),
-                         b: column(c.b, 'prediction'), 'reference': column(c.a, 'reference'),
-                         'prompt': column(c.a, 'prompt')})
+    found = {'row': places, f'gain in {by}': gain, a: column(c.a, 'prediction'), b: column(c.b, 'prediction'),
+             'reference': column(c.a, 'reference'), 'prompt': column(c.a, 'prompt')}
+    return pd.DataFrame(found if most is None else dict(itertools.islice(found.items(), 4)))
 
 # %% ../nbs/12_scores.ipynb #aa3fb468
 def _first(c: Comparison) -> str | None:
