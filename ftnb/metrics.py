@@ -379,7 +379,7 @@ def _check_dict(where: str, p: Any) -> None:
     bad = lambda rule, remedy: FTNBError(f'{where}: {p!r:.80}', rule, remedy)
     if not isinstance(p, Mapping) or not p or not all(isinstance(k, str) for k in p):
         raise bad('a prediction is a dict {label: probability}, and each label is a str', 'Look at how it was made.')
-    fit = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and x >= 0   # nan is not
+    fit = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and float(x) >= 0   # nan is not
     if not all(map(fit, p.values())) or abs(sum(p.values()) - 1) >= 1e-3:
         raise bad('probabilities are numbers, at least 0, and their sum is 1', 'Divide them by their sum, and look '
                   'for nan, None and texts.')
