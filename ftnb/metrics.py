@@ -4,7 +4,7 @@
 
 # %% ../nbs/11_metrics.ipynb #29ade307
 from __future__ import annotations
-import functools, hashlib, importlib.metadata, itertools, json, math
+import functools, hashlib, importlib.metadata, itertools, json, math, numbers, warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +40,8 @@ class TextMetric:
     what: str = ''  # one sentence, with the scale
     judged: str = 'references'  # what `stats` takes second; one of `JUDGED`
     spread: str = 'bootstrap'  # or 'jackknife': the last column of `stats` is the score without the row
+    limits: tuple[float, float] = (-math.inf, math.inf)  # the least and the most that it can be
+    alone: bool = True  # whether a single row has a score that says something; else only a set has one
 
     def __call__(self,
         predictions: Sequence,  # what was written (or nats, or probabilities)
@@ -66,6 +68,7 @@ class TextMetric:
         references: References,  # for each row one, or a list
     ) -> str:
         "The signature for these references: how many there are for each row belongs to it."
+        if self.judged != 'references': return self.signature
         many = {1 if isinstance(r, str) else len(r) for r in references}
         return self.signature.replace('nrefs:1', f'nrefs:{many.pop() if len(many) == 1 else "var"}')
 
@@ -122,7 +125,26 @@ def text_metric(
 def _checked(metric: TextMetric, predictions: Sequence, judged: Any = None) -> np.ndarray:
     "The statistics of rows, after a look at them."
     metric.check(predictions, judged)
+    _warn_unsplit(metric, predictions if judged is None else judged)
     return metric.stats(predictions, judged)
+
+# %% ../nbs/11_metrics.ipynb #50c63699
+_REMEDY = {'bleu': "text_metric('bleu_zh') or text_metric('bleu', tokenize='char')", 'meteor': "'chrf' or 'rougeL'",
+           'ter': "text_metric('ter', normalized=True, asian_support=True)",
+           'self_bleu': "text_metric('self_bleu', tokenize='zh')"}
+_UNSPACED = regex.compile('[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]')
+
+def _warn_unsplit(metric: TextMetric, texts: Sequence) -> None:
+    "Say that a metric takes whole sentences of Chinese or Japanese for words."
+    if not (kind := next((k for k in ('self_bleu', 'bleu', 'ter', 'meteor') if metric.signature.startswith(k + '|')
+                          or metric.name == k), '')): return
+    parts = metric.signature.split('|')
+    if kind in ('bleu', 'self_bleu') and not {'tok:13a', 'tok:intl', 'tok:none'} & set(parts): return
+    if kind == 'ter' and {'norm:yes', 'asian:yes'} <= set(parts): return
+    some = ''.join(t if isinstance(t, str) else t[0] for t in texts[:200])
+    if 2 * len(_UNSPACED.findall(some)) > len(regex.sub(r'\s', '', some)):
+        warnings.warn(f'{metric.name} takes each sentence of these Chinese or Japanese texts for one word, and its '
+                      f'score means nothing. Use {_REMEDY[kind]}.', stacklevel=3)
 
 # %% ../nbs/11_metrics.ipynb #26718e4b
 def _sacrebleu(name: str, what: str, scorer: Any, better: int = 1) -> TextMetric:
@@ -136,7 +158,8 @@ def _sacrebleu(name: str, what: str, scorer: Any, better: int = 1) -> TextMetric
         numbers = list(map(int, sums)) if name.startswith('bleu') else list(sums)
         return float(scorer._compute_score_from_stats(numbers).score)
     stats([''], [''])   # so that the signature knows the number of references
-    return TextMetric(name, stats, combine, str(scorer.get_signature()), better, what)
+    most = math.inf if name == 'ter' else 100.
+    return TextMetric(name, stats, combine, str(scorer.get_signature()), better, what, limits=(0., most))
 
 # %% ../nbs/11_metrics.ipynb #79cef15e
 def _bleu(name: str = 'bleu', **options) -> TextMetric:
@@ -188,7 +211,7 @@ def _rouge(kind: str, stemmer: bool = False, split: bool = False) -> TextMetric:
     stats = lambda ps, rs: np.array([[100 * f1(p, r), 1] for p, r in zip(ps, rs, strict=True)])
     signature = f'{kind}|f1|mean of rows|tok:unicode{"|stem:porter" * stemmer}{"|split:.!?" * split}|rouge_score'
     what = f'{kind}: F1 of what is shared with the reference (Lin 2004), mean over rows; 0 to 100.'
-    return TextMetric(kind, stats, ratio, signature, what=what)
+    return TextMetric(kind, stats, ratio, signature, what=what, limits=(0., 100.))
 
 METRICS |= {k: functools.partial(_rouge, k) for k in ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')}
 
@@ -219,7 +242,7 @@ def _meteor(synonyms: bool = True) -> TextMetric:
     modules = 'exact,stem' + ',wordnet' * synonyms
     signature = f'meteor|mean of rows|modules:{modules}|tok:treebank|nltk:{importlib.metadata.version("nltk")}'
     what = 'Aligned words, stems and synonyms, mostly recall (Lavie and Agarwal 2007), mean over rows; 0 to 100.'
-    return TextMetric('meteor', stats, ratio, signature, what=what)
+    return TextMetric('meteor', stats, ratio, signature, what=what, limits=(0., 100.))
 
 METRICS |= {'meteor': _meteor}
 
@@ -250,7 +273,7 @@ def _bertscore(model: str | Path | None = None, layer: int | None = None, part: 
     called = folder.parent.name if folder.name == 'model' else folder.name
     signature = f'bertscore|{part}|mean of rows|model:{called}|layer:{layer}|idf:no|rescaled:no|bert_score'
     what = f'Similarity of token vectors, {part} (Zhang et al. 2020), mean over rows; 0 to 100.'
-    return TextMetric('bertscore', stats, ratio, signature, what=what)
+    return TextMetric('bertscore', stats, ratio, signature, what=what, limits=(0., 100.))
 
 # %% ../nbs/11_metrics.ipynb #6d90f2f7
 def _bert_best(folder: str, layer: int, batch_size: int, of: int, predictions: Sequence[str],
@@ -276,7 +299,8 @@ def _length_ratio() -> TextMetric:
         sizes = [len(_words(p)) for p in predictions]
         return np.array([[p, near(p, r)] for p, r in zip(sizes, references, strict=True)], float)
     return TextMetric('length_ratio', stats, ratio, 'length_ratio|sum of words / sum of words|tok:unicode|ftnb', 0,
-                      'Length of the outputs over length of the references, in words or CJK characters; 1 is equal.')
+                      'Length of the outputs over length of the references, in words or CJK characters; 1 is equal.',
+                      limits=(0., math.inf))
 
 METRICS |= {'length_ratio': _length_ratio}
 
@@ -285,7 +309,7 @@ def _mean_of(name: str, what: str, right: Callable[[str, str], float]) -> TextMe
     "The mean, in percent, of a judgement of each row."
     best = lambda p, r: max(right(p, x) for x in ([r] if isinstance(r, str) else r))   # of several references
     stats = lambda ps, rs: np.array([[100 * best(p, r), 1] for p, r in zip(ps, rs, strict=True)])
-    return TextMetric(name, stats, ratio, f'{name}|percent|ftnb', what=f'{what}, in percent.')
+    return TextMetric(name, stats, ratio, f'{name}|percent|ftnb', what=f'{what}, in percent.', limits=(0., 100.))
 
 # %% ../nbs/11_metrics.ipynb #4434ff60
 def _labels(name: str, references: Sequence) -> list[str]:
@@ -340,30 +364,40 @@ METRICS |= {
         lambda p, r: p.strip().casefold() == r.strip().casefold()),
     'f1': lambda: TextMetric(
         'f1', _f1_stats, _f1_combine, 'f1|macro over reference labels|percent|ftnb',
-        what='Macro-F1 over the labels of the references, as scikit-learn defines it, in percent.'),
+        what='Macro-F1 over the labels of the references, as scikit-learn defines it, in percent.',
+        limits=(0., 100.), alone=False),
     'mcc': lambda: TextMetric(
         'mcc', _mcc_stats, _mcc_combine, 'mcc|answers that are no label are one class|ftnb',
-        what='Correlation of said and right labels (Matthews 1975, Gorodkin 2004); -1 to 1, 0 is chance.'),
+        what='Correlation of said and right labels (Matthews 1975, Gorodkin 2004); -1 to 1, 0 is chance.',
+        limits=(-1., 1.), alone=False),
     'label_accuracy': lambda: _mean_of(
         'label_accuracy', 'Rows whose most probable label is the reference', lambda p, r: p == r)}
 
 # %% ../nbs/11_metrics.ipynb #59e51d1a
+def _check_dict(where: str, p: Any) -> None:
+    "Refuse what is no {label: probability}."
+    bad = lambda rule, remedy: FTNBError(f'{where}: {p!r:.80}', rule, remedy)
+    if not isinstance(p, Mapping) or not p or not all(isinstance(k, str) for k in p):
+        raise bad('a prediction is a dict {label: probability}, and each label is a str', 'Look at how it was made.')
+    fit = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool) and float(x) >= 0   # nan is not
+    if not all(map(fit, p.values())) or abs(sum(p.values()) - 1) >= 1e-3:
+        raise bad('probabilities are numbers, at least 0, and their sum is 1', 'Divide them by their sum, and look '
+                  'for nan, None and texts.')
+
+# %% ../nbs/11_metrics.ipynb #a8b6dfae
 def _probabilities(name: str, predictions: Sequence[Mapping[str, float]], references: Sequence[str]) -> tuple:
     "The probabilities `[rows, labels]`, and which label is right in each row; checked."
-    labels = sorted(predictions[0]) if isinstance(predictions[0], Mapping) else []
+    _check_dict(f'{name}: row 0', predictions[0])
+    labels = sorted(predictions[0])
     place = {label: i for i, label in enumerate(labels)}
     for i, (p, r) in enumerate(zip(predictions, references, strict=True)):
         bad = lambda value, rule, i=i: FTNBError(f'{name}: row {i}: {value}', rule, 'Look at how it was made.')
-        if not isinstance(p, Mapping): raise bad(f'{p!r:.40}', 'a prediction is a dict {label: probability}')
+        _check_dict(f'{name}: row {i}', p)
         if len(place) < 2 or set(p) != set(place): raise bad(
             f'labels {", ".join(map(str, p)):.60}', 'every row has the same labels, two at least')
-        if r not in place: raise bad(f'the right label {r!r:.40}', f'it must be one of {", ".join(labels):.60}')
+        if not isinstance(r, str) or r not in place: raise bad(
+            f'the right label {r!r:.40}', f'it must be one of {", ".join(labels):.60}')
     probs = np.array([[p[label] for label in labels] for p in predictions], float)
-    wrong = ~((probs >= 0).all(1) & (abs(probs.sum(1) - 1) < 1e-3))   # nan is wrong too
-    if wrong.any():
-        i = int(wrong.argmax())
-        raise FTNBError(f'{name}: row {i}: {predictions[i]!r:.80}', 'probabilities are at least 0 and their sum is 1',
-                        'Divide them by their sum, and look for nan.')
     return probs, np.array([place[r] for r in references])
 
 # %% ../nbs/11_metrics.ipynb #8a0de264
@@ -375,7 +409,16 @@ def _brier() -> TextMetric:
         return np.stack([far / (2 if probs.shape[1] == 2 else 1), np.ones(len(far))], 1)
     return TextMetric('brier', stats, ratio, 'brier|mean of rows|halved for two labels|ftnb', -1,
                       'Squared distance from the truth (Brier 1950); 0 to 2, for two labels 0 to 1; less is better.',
-                      'probabilities')
+                      'probabilities', limits=(0., 2.))
+
+def _log_loss() -> TextMetric:
+    "Nats of the right label."
+    def stats(predictions: Sequence, references: Sequence[str]) -> np.ndarray:
+        probs, right = _probabilities('log_loss', predictions, references)
+        price = -np.log(probs[np.arange(len(right)), right].clip(1e-12))   # a right label of probability 0 is finite
+        return np.stack([price, np.ones(len(price))], 1)
+    return TextMetric('log_loss', stats, ratio, 'log_loss|nats / rows|ftnb', -1,
+                      'Nats of the right label, per row; less is better.', 'probabilities', limits=(0., math.inf))
 
 # %% ../nbs/11_metrics.ipynb #eb86a8c4
 def _bin(sure: np.ndarray, bins: int, equal: str) -> np.ndarray:
@@ -395,7 +438,7 @@ def _calibration_error(bins: int = 15, equal: str = 'width', debiased: bool = Fa
     signature = f'calibration_error|bins:{bins}|equal:{equal}|{"debiased l2" if debiased else "l1"}|percent|ftnb'
     return TextMetric('calibration_error', stats, _debiased if debiased else _ece, signature, -1,
                       'Gap between how sure and how often right (Guo et al. 2017), in percent; less is better.',
-                      'probabilities')
+                      'probabilities', limits=(0., 100.), alone=False)
 
 # %% ../nbs/11_metrics.ipynb #c5c9def6
 def _ece(sums: np.ndarray) -> float:
@@ -411,12 +454,15 @@ def _debiased(sums: np.ndarray) -> float:
     square = (sure / rows - share) ** 2 - share * (1 - share) / (rows - 1)
     return float(100 * math.sqrt(max(0., (rows * square).sum() / rows.sum())))
 
-METRICS |= {'brier': _brier, 'calibration_error': _calibration_error}
+METRICS |= {'brier': _brier, 'log_loss': _log_loss, 'calibration_error': _calibration_error}
 
 # %% ../nbs/11_metrics.ipynb #ee7a4ab2
 def _pairs(predictions: Sequence[float], references: Sequence[float]) -> np.ndarray:
     "Two columns of numbers."
-    both = np.stack([np.asarray(predictions, float), np.asarray(references, float)], 1)
+    try: both = np.stack([np.asarray(predictions, float), np.asarray(references, float)], 1)
+    except (TypeError, ValueError) as e:
+        raise FTNBError(f'{predictions[0]!r:.40} and {references[0]!r:.40}', 'both must be numbers: nats, and how many '
+                        'tokens (or bytes) they are for', 'score(lm, rows, task) makes them.') from e
     wrong = ~np.isfinite(both).all(1) | (both[:, 1] < 0)
     if not wrong.any(): return both
     i = int(wrong.argmax())
@@ -425,7 +471,8 @@ def _pairs(predictions: Sequence[float], references: Sequence[float]) -> np.ndar
 
 def _per(name: str, unit: str, what: str, combine: Callable[[np.ndarray], float]) -> TextMetric:
     "A quotient of two sums of numbers, of which less is better."
-    return TextMetric(name, _pairs, combine, f'{name}|{unit}|ftnb', -1, f'{what}; less is better.', 'numbers')
+    return TextMetric(name, _pairs, combine, f'{name}|{unit}|ftnb', -1, f'{what}; less is better.', 'numbers',
+                      limits=(float(name == 'perplexity'), math.inf))
 
 # %% ../nbs/11_metrics.ipynb #008cd1b5
 def _exp_ratio(sums: np.ndarray) -> float: return math.exp(min(700., ratio(sums)))
@@ -434,9 +481,8 @@ def _bits(sums: np.ndarray) -> float: return ratio(sums) / math.log(2)
 METRICS |= {
     'loss': lambda: _per('loss', 'nats / tokens', 'Nats per token', ratio),
     'perplexity': lambda: _per('perplexity', 'exp(nats / tokens)', 'exp of nats per token', _exp_ratio),
-    'bits_per_byte': lambda: _per('bits_per_byte', 'nats / bytes / ln 2', 'Bits per byte of text', _bits),
-    'log_loss': lambda: _per('log_loss', 'nats / rows', 'Nats of the right label, per row', ratio)}
-NUMERIC = ('loss', 'perplexity', 'bits_per_byte', 'log_loss')  # their predictions and references are numbers
+    'bits_per_byte': lambda: _per('bits_per_byte', 'nats / bytes / ln 2', 'Bits per byte of text', _bits)}
+NUMERIC = ('loss', 'perplexity', 'bits_per_byte')  # their predictions and references are numbers
 
 # %% ../nbs/11_metrics.ipynb #cc5a532d
 def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -456,7 +502,7 @@ def _distinct(n: int) -> TextMetric:
         return np.stack([100 * share, total, without], 1)
     return TextMetric(f'distinct{n}', stats, ratio, f'distinct{n}|all outputs|percent|tok:unicode|ftnb',
                       what=f'Share of {n}-grams that are distinct, in all outputs (Li et al. 2016), in percent.',
-                      judged='nothing', spread='jackknife')
+                      judged='nothing', spread='jackknife', limits=(0., 100.), alone=False)
 
 METRICS |= {f'distinct{n}': functools.partial(_distinct, n) for n in (1, 2, 3)}
 
@@ -554,7 +600,7 @@ def _self_bleu(**options) -> TextMetric:
     signature = str(scorer.get_signature()).replace('nrefs:1', 'nrefs:all others')
     return TextMetric('self_bleu', stats, ratio, f'self_bleu|mean of rows|{signature}', -1,
                       'BLEU of each output with all others as references (Zhu et al. 2018); 0 to 100, less is better.',
-                      'nothing', 'jackknife')
+                      'nothing', 'jackknife', (0., 100.), False)
 
 METRICS |= {'self_bleu': _self_bleu}
 
@@ -567,7 +613,7 @@ def _repetition(n: int = 4) -> TextMetric:
         return np.array([[100 * (1 - len(set(row)) / len(row)), 1] if row else [0, 0] for row in rows], float)
     return TextMetric('repetition', stats, ratio, f'repetition|{n}-grams|mean of rows|percent|tok:unicode|ftnb', -1,
                       f'Share of {n}-grams that the output has had before (Welleck et al. 2020), in percent; less is '
-                      'better.', 'nothing')
+                      'better.', 'nothing', limits=(0., 100.))
 
 METRICS |= {'repetition': _repetition}
 
@@ -580,7 +626,8 @@ def _copy_rate(n: int = 2) -> TextMetric:
         asked = [set(_grams(_words(q), n)) for q in prompts]
         return np.array([[100 * sum(g in q for g in row), len(row)] for row, q in zip(rows, asked, strict=True)], float)
     return TextMetric('copy_rate', stats, ratio, f'copy_rate|{n}-grams|of all outputs|percent|tok:unicode|ftnb', 0,
-                      f'Share of {n}-grams that are in the prompt (Grusky et al. 2018), in percent.', 'prompts')
+                      f'Share of {n}-grams that are in the prompt (Grusky et al. 2018), in percent.', 'prompts',
+                      limits=(0., 100.))
 
 # %% ../nbs/11_metrics.ipynb #74184f23
 @functools.lru_cache(maxsize=1 << 18)
@@ -619,7 +666,8 @@ def _novelty(train: Iterable[str] | None = None, n: int = 4) -> TextMetric:
         return np.array([[100 * new(codes).sum(), len(codes)] for codes in rows], float)
     signature = f'novelty|{n}-grams|of all outputs|training texts:{count}|percent|tok:unicode|ftnb'
     return TextMetric('novelty', stats, ratio, signature, 0,
-                      f'Share of {n}-grams that are not in the training texts, in percent.', 'nothing')
+                      f'Share of {n}-grams that are not in the training texts, in percent.', 'nothing',
+                      limits=(0., 100.))
 
 METRICS |= {'copy_rate': _copy_rate, 'novelty': _novelty}
 

@@ -4,9 +4,9 @@
 
 # %% ../nbs/12_scores.ipynb #d7d1c6c7
 from __future__ import annotations
-import contextlib, copy, csv, hashlib, html, io, itertools, json, logging, math, os, tempfile, time
+import contextlib, copy, csv, hashlib, html, inspect, io, itertools, json, logging, math, os, tempfile, time, warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 import datasets
@@ -15,10 +15,12 @@ import pandas as pd
 from .callbacks import Progress, Watch
 from .core import Card, FTNBError, StatusLine, html_table, must, names, nearest, need, number, one_of, seeded
 from .data import IGNORE, Checked, checked, no_columns, pieces_of, rows_of, token_pairs
+from .decoding import Decoding
 from .generation import answer_nats, evaluating, generate, shares
 from .kernels import row_nats
 from .learner import Learner
-from .metrics import METRICS, TextMetric, _check_pairs, jackknife, jackknife_error, ratio, text_metric
+from .metrics import (METRICS, NUMERIC, TextMetric, _check_dict, _check_pairs, jackknife, jackknife_error, ratio,
+                          text_metric)
 from .models import LM, context_length, is_seq2seq, quietly
 from .tasks import Task, check_kinds, last_answer
 
@@ -87,23 +89,29 @@ def _is_share(metric: TextMetric, stats: np.ndarray) -> bool:
 # %% ../nbs/12_scores.ipynb #a2cfdbb7
 def _kind(metric: TextMetric, *stats: np.ndarray) -> str:
     "Which interval a metric gets."
-    if not all(np.isfinite(s).all() for s in stats): return 'undefined'
-    if metric.spread == 'jackknife': return 'jackknife' if len(stats[0]) > 1 else 'one row'
+    if not all(math.isfinite(metric.combine(s.sum(0))) for s in stats): return 'undefined'
+    left_out = [metric.leave_one_out(s) for s in stats] if len(stats[0]) > 1 else [np.array([math.nan])]
+    if not all(np.isfinite(x).all() for x in left_out): return 'too few rows'
     if all(_is_share(metric, s) for s in stats): return 'Wilson' if len(stats) == 1 else 'Tango'
-    return 'BCa' if len(stats[0]) > 1 else 'one row'
+    if np.ptp(left_out[-1] - (left_out[0] if len(stats) > 1 else 0)) < 1e-9: return 'rows alike'
+    return 'jackknife' if metric.spread == 'jackknife' else 'BCa'
+
+def _alike(value: float, n: int, low: float, high: float, level: float = 0.95) -> tuple[float, float]:
+    "The interval of a score to which every row contributes alike: a missed share of rows may be anywhere on its scale."
+    missed = 1 - wilson(1., n, level)[0]
+    return value - (value - low) * missed, value + (high - value) * missed
 
 # %% ../nbs/12_scores.ipynb #1a217463
 def _interval(metric: TextMetric, stats: np.ndarray, sums: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     "The interval of a metric, given its sums over resampled sets."
-    kind, value = _kind(metric, stats), metric.combine(stats.sum(0))
+    kind, value, (least, most) = _kind(metric, stats), metric.combine(stats.sum(0)), metric.limits
     if kind == 'undefined': return math.nan, math.nan
-    if kind == 'one row': return -math.inf, math.inf
-    if kind == 'jackknife': return jackknife(metric, stats, level)
-    if kind == 'Wilson':
-        low, high = wilson(value / 100, len(stats), level)
-        return 100 * low, 100 * high
-    low, high = bca(_values(metric, sums), value, metric.leave_one_out(stats), level)
-    return float(low), float(high)
+    if kind == 'too few rows': return least, most
+    if kind == 'rows alike': return _alike(value, len(stats), least, most, level)
+    if kind == 'jackknife': low, high = jackknife(metric, stats, level)
+    elif kind == 'Wilson': low, high = (100 * x for x in wilson(value / 100, len(stats), level))
+    else: low, high = bca(_values(metric, sums), value, metric.leave_one_out(stats), level)
+    return max(least, float(low)), min(most, float(high))
 
 # %% ../nbs/12_scores.ipynb #31a789fb
 def interval(
@@ -135,7 +143,7 @@ class Scores(Card):
         "One row a metric: value, low, high, whether more is better, the kind of interval, and the signature."
         values = self.values
         rows = [(k, values[k], *self.intervals[k], ('neither', 'more', 'less')[m.better], _kind(m, self.stats[k]),
-                 m.signature) for k, m in self.metrics.items()]
+                 m.signed(self.rows['reference'])) for k, m in self.metrics.items()]
         head = ['metric', 'value', 'low', 'high', 'better', 'interval', 'signature']
         return pd.DataFrame(rows, columns=head).set_index('metric')
 
@@ -157,16 +165,36 @@ class Scores(Card):
         return _browser(self, _metric_of(self, by), where, number('page', page, 1))
 
     def _facts(self) -> tuple[str, dict]:
-        say = lambda v, low, high: f'{v:7.2f}  [{low:.2f}, {high:.2f}]'
-        lines = {k: say(v, *self.intervals[k]) for k, v in self.values.items()}
+        def say(k: str, v: float) -> str:
+            f = _format(self.metrics[k], v)
+            return f'{f(v):>8}  [{f(self.intervals[k][0])}, {f(self.intervals[k][1])}]'
+        lines = {k: say(k, v) for k, v in self.values.items()}
         return f'Scores of {self.name} on {len(self.rows)} rows (95 % intervals)', lines
 
     def _repr_html_(self) -> str:
         table, (title, _) = self.to_pandas(), self._facts()
         way = lambda r: '' if r['better'] == 'neither' else f'{r["better"]} is better'
-        lines = [(k, f'{r["value"]:.2f}', f'{r["low"]:.2f} to {r["high"]:.2f}', way(r)) for k, r in table.iterrows()]
-        return (html_table(lines, ['metric', 'value', '95 % interval', ''], title)
-                + _three_rows(self, next(iter(self.metrics))) + _folded_rows(self, next(iter(self.metrics))))
+        say = {k: _format(self.metrics[k], r['value']) for k, r in table.iterrows()}
+        lines = [(k, f(r['value']), f'{f(r["low"])} to {f(r["high"])}', way(r)) for (k, r), f in
+                 zip(table.iterrows(), say.values())]
+        by = next((k for k, m in self.metrics.items() if m.alone), None)
+        rows = _three_rows(self, by) + _folded_rows(self, by) if by else _all_folded(self)
+        return html_table(lines, ['metric', 'value', '95 % interval', ''], title) + rows
+
+# %% ../nbs/12_scores.ipynb #aaadff0a
+def _format(m: TextMetric, *values: float) -> Callable[..., str]:
+    "How the numbers of a metric are written: two digits where it goes to 100, else four for small numbers."
+    most = max([abs(v) for v in values if math.isfinite(v)], default=0.)
+    wide = m.limits == (0., 100.) or m.name == 'ter' or most >= 10
+    return lambda x, sign='': f'{x:{sign}.{2 if wide else 4}f}'
+
+def _p(p: float) -> str:
+    "A p-value for people."
+    return 'p < 0.001' if p < 0.001 else f'p = {p:.3f}'
+
+def _said_p(p: float) -> str:
+    "The same in a column of p-values; '' where there was no test."
+    return '' if math.isnan(p) else _p(p).removeprefix('p = ').removeprefix('p ')
 
 # %% ../nbs/12_scores.ipynb #9852257e
 def _cut(text: Any, most: int = 280) -> str:
@@ -188,8 +216,9 @@ def _shown(scores: Scores, by: str, places: Sequence[int]) -> list[tuple]:
     "Rows for a card: number, value, prompt, prediction, reference."
     rows = [scores.rows[int(i)] for i in places]
     prompts = _bare([r['prompt'] for r in rows], scores.rows['prompt'][:])
-    return [(i, '' if r[by] is None else f'{r[by]:.1f}', p, _cut(r['prediction']), _cut(r['reference']))
-            for i, r, p in zip(places, rows, prompts)]
+    f = _format(scores.metrics[by], scores.values[by])
+    value = lambda x: '' if x is None or math.isnan(x) else f(x)
+    return [(i, value(r[by]), p, _cut(r['prediction']), _cut(r['reference'])) for i, r, p in zip(places, rows, prompts)]
 
 # %% ../nbs/12_scores.ipynb #92f96314
 def _three_rows(scores: Scores, by: str) -> str:
@@ -207,10 +236,24 @@ def _folded_rows(scores: Scores, by: str, most: int = 20) -> str:
     table = html_table(_shown(scores, by, places), ['row', by, 'prompt', 'prediction', 'reference'])
     return f'<details><summary>{what}, worst {html.escape(by)} first</summary>{table}</details>'
 
+# %% ../nbs/12_scores.ipynb #767f7756
+def _all_folded(scores: Scores, most: int = 20) -> str:
+    "The first rows, where no metric tells them apart."
+    rows = scores.rows.select(range(min(most, len(scores.rows))))
+    prompts = _bare(rows['prompt'][:], scores.rows['prompt'][:])
+    lines = [(i, p, _cut(r['prediction']), _cut(r['reference'])) for i, (p, r) in enumerate(zip(prompts, rows))]
+    return (f'<details><summary>the first {len(rows)} rows</summary>'
+            f'{html_table(lines, ["row", "prompt", "prediction", "reference"])}</details>')
+
 # %% ../nbs/12_scores.ipynb #f6e4d105
 def _metric_of(scores: Any, by: str | None) -> str:
-    "The name of a metric of these scores; the first one for None."
-    return next(iter(scores.metrics)) if by is None else one_of(by, scores.metrics, 'metric')
+    "The name of a metric by which rows can be told apart; the first one for None."
+    rows = [k for k, m in scores.metrics.items() if m.alone]
+    if by is None and rows: return rows[0]
+    name = next(iter(scores.metrics)) if by is None else one_of(by, scores.metrics, 'metric')
+    if name in rows: return name
+    raise FTNBError(f'metric {name!r}', 'it has a value for a set of rows only, none for a row alone',
+                    f'Use {" or ".join(map(repr, rows))}.' if rows else "Score with a metric of rows, such as 'chrf'.")
 
 # %% ../nbs/12_scores.ipynb #3f4932d7
 def _order(scores: Scores, by: str, best: bool = False) -> list[int]:
@@ -234,14 +277,19 @@ def _sorted(scores: Scores, by: str | None, n: int | None, where: Any, best: boo
     wanted, by = _wanted(where), _metric_of(scores, by)
     number('n', n, 1, none=True)
     kept = (i for i in _order(scores, by, best) if where is None or wanted(scores.rows[i]))
-    places = list(itertools.islice(kept, n))
+    try: places = list(itertools.islice(kept, n))
+    except KeyError as e:
+        raise FTNBError(f'where: a row has no {e}', f'its columns are {", ".join(scores.rows.column_names)}',
+                        nearest(str(e.args[0]), scores.rows.column_names)) from e
+    except (TypeError, ValueError, AttributeError) as e:
+        raise FTNBError('where', f'it raises {type(e).__name__}: {e}', 'Correct the function of a row.') from e
     return scores.rows.select(places).to_pandas().set_axis(pd.Index(places, name='row'))
 
 # %% ../nbs/12_scores.ipynb #d72f2cd6
 def _browser(scores: Scores, by: str, where: str, size: int) -> Any:
     "A metric to choose, a direction, a text to look for, and pages."
     import ipywidgets as w
-    metric = w.Dropdown(options=list(scores.metrics), value=by, description='metric')
+    metric = w.Dropdown(options=[k for k, m in scores.metrics.items() if m.alone], value=by, description='metric')
     best = w.ToggleButtons(options=[('worst first', False), ('best first', True)], style={'button_width': 'auto'})
     text = w.Text(value=where, placeholder='text in a row', description='with', continuous_update=False)
     page, table = w.BoundedIntText(value=1, min=1, max=1, description='page'), w.HTML()
@@ -261,9 +309,18 @@ def _browser(scores: Scores, by: str, where: str, size: int) -> Any:
 def _chosen(metrics: Any) -> dict[str, TextMetric]:
     "Metrics by name, from names and metrics."
     if isinstance(metrics, TextMetric): metrics = [metrics]
-    found = [] if isinstance(metrics, str) else [m.name if isinstance(m, TextMetric) else m for m in metrics]
-    if not found: names('metrics', metrics, 1)   # refuses it
-    names('metrics', found, 1, different=True)
+    if isinstance(metrics, str) or not isinstance(metrics, Iterable): names('metrics', metrics, 1)   # refuses it
+    metrics = list(metrics)
+    for m in metrics:
+        if isinstance(m, str) or not hasattr(m, 'compute'): continue
+        known = getattr(m, 'name', '') or type(m).__name__
+        raise FTNBError(f'a metric of the evaluate library ({known})', 'it gives one number, without an interval',
+                        "Give its name, or text_metric(name, ...): metrics=['chrf', text_metric('bleu_zh')].")
+    found = [m.name if isinstance(m, TextMetric) else m for m in metrics]
+    twice = next((k for k in found if found.count(k) > 1), None)
+    if twice: raise FTNBError(f'metric {twice!r} in metrics', 'it is there twice', 'Rename one: '
+                              f"dataclasses.replace(text_metric({twice!r}, ...), name='{twice} 2').")
+    names('metrics', found, 1)
     return {name: m if isinstance(m, TextMetric) else text_metric(m) for name, m in zip(found, metrics)}
 
 # %% ../nbs/12_scores.ipynb #020e105b
@@ -287,23 +344,25 @@ def _scores(name: str, metrics: dict[str, TextMetric], stats: dict[str, np.ndarr
     "Assemble: intervals from the statistics (one drawing for all), each metric of each row beside its texts."
     sums = _sums(_drawn(len(columns['prediction']), resamples, seed), [stats[k] for k in metrics])
     intervals = {k: _interval(m, stats[k], s) for (k, m), s in zip(metrics.items(), sums)}
-    alone = {k: _values(m, stats[k]).tolist() for k, m in metrics.items()}
+    empty = [math.nan] * len(columns['prediction'])
+    alone = {k: _values(m, stats[k]).tolist() if m.alone else empty for k, m in metrics.items()}
     return Scores(name, metrics, stats, datasets.Dataset.from_dict(columns | alone), intervals, asked)
 
 def _texts_of(predictions: Sequence) -> tuple[list[str], list[dict] | None]:
     "Predictions as texts; of label probabilities the most probable label, and the probabilities."
     if not any(isinstance(p, Mapping) for p in predictions): return list(predictions), None
     for i, p in enumerate(predictions):
-        if isinstance(p, Mapping) and p: continue
-        raise FTNBError(f'predictions[{i}]={p!r:.60}', 'where one prediction is a dict, each must be one',
-                        'Give {label: probability} for every row.')
+        if not isinstance(p, Mapping):
+            raise FTNBError(f'predictions[{i}]={p!r:.60}', 'where one prediction is a dict, each must be one',
+                            'Give {label: probability} for every row.')
+        _check_dict(f'predictions[{i}]', p)
     return [max(p, key=p.__getitem__) for p in predictions], [dict(p) for p in predictions]
 
 # %% ../nbs/12_scores.ipynb #dda92a69
 def score_texts(
     predictions: Sequence[Any],  # what was written: texts, or dicts {label: probability}
-    references: Sequence[str] | Sequence[Sequence[str]],  # what should have been; several for each are allowed
-    metrics: Sequence[str | TextMetric] = ('bleu', 'chrf', 'rougeL'),  # names for `metric`, or metrics of your own
+    references: Sequence[str] | Sequence[Sequence[str]] | None,  # what should have been: one text or several a row
+    metrics: Sequence[str | TextMetric] = ('bleu', 'chrf', 'rougeL'),  # names, or your own; some need no references
     baseline: Sequence[Any] | Scores | None = None,  # other predictions for the same references; adds `.comparison`
     prompts: Sequence[str] | None = None,  # what was asked, to be kept with the rows, and for metrics that need it
     name: str = 'texts',  # what the outputs are called
@@ -313,11 +372,16 @@ def score_texts(
     "Score outputs that already exist."
     number('resamples', resamples, 100), number('seed', seed, 0)
     chosen = _chosen(metrics)
-    _check_texts(predictions, references, prompts, baseline)
+    predictions, references, prompts = (_list(k, x) for k, x in (
+        ('predictions', predictions), ('references', references), ('prompts', prompts)))
+    baseline = baseline if isinstance(baseline, Scores) else _list('baseline', baseline)
+    needed = [k for k, m in chosen.items() if m.judged in ('references', 'probabilities')]
+    _check_texts(predictions, references, prompts, baseline, needed)
     texts, probs = _texts_of(predictions)
     stats = {k: _judged(m, texts, references, prompts, probs) for k, m in chosen.items()}
-    columns: dict[str, list] = {'prompt': list(prompts or [''] * len(texts)), 'prediction': texts,
-                                'reference': list(references)}
+    empty = [''] * len(texts)
+    columns: dict[str, list] = {'prompt': list(prompts or empty), 'prediction': texts,
+                                'reference': list(references or empty)}
     if probs: columns |= {f'p({x})': [p.get(x) for p in probs] for x in {x: None for p in probs for x in p}}
     found = _scores(name, chosen, stats, columns, {'prompt': columns['prompt']} if prompts else {}, resamples, seed)
     if baseline is None: return found
@@ -327,18 +391,28 @@ def score_texts(
     return found
 
 # %% ../nbs/12_scores.ipynb #1d53a16a
-def _check_texts(predictions: Any, references: Any, prompts: Any, baseline: Any) -> None:
+def _list(what: str, given: Any) -> Any:
+    "A list of what was given, whatever it came in: a column, a generator, an array."
+    if given is None and what != 'predictions': return None
+    if isinstance(given, str) or not isinstance(given, Iterable) or isinstance(given, Mapping):
+        remedy = f'Put it into brackets: [{given!r:.40}].' if isinstance(given, str) else 'Give one for each row.'
+        raise FTNBError(f'{what}={given!r:.60}', 'it must be a list of str', remedy)
+    return [list(x) if isinstance(x, (tuple, np.ndarray)) else x for x in given]
+
+def _check_texts(predictions: Any, references: Any, prompts: Any, baseline: Any, needed: Sequence[str]) -> None:
     "Refuse lists that do not belong together, before anything is computed."
-    for what, given in (('predictions', predictions), ('references', references), ('prompts', prompts),
-                        ('baseline', baseline)):
-        if not isinstance(given, str): continue
-        raise FTNBError(f'{what}={given!r:.60}', 'it must be a list of str', f'Put it into brackets: [{given!r:.40}].')
+    if references is None and needed:
+        raise FTNBError('no references', f'{", ".join(needed)} compares with them', 'Give references=[...], or only '
+                        "metrics that need none, as 'distinct2'.")
     dicts = any(isinstance(p, Mapping) for p in predictions)
-    _check_pairs('scores', predictions, references, 'probabilities' if dicts else 'references')
-    for i, r in enumerate(references):
+    kind = 'nothing' if references is None else 'probabilities' if dicts else 'references'
+    _check_pairs('scores', predictions, references, kind)
+    for i, r in enumerate(references or []):
         if r is None or (not isinstance(r, str) and (not len(r) or None in r)):
             raise FTNBError(f'references[{i}]={r!r}', 'there must be a text to compare with',
                             'Leave the row out of both lists.')
+    odd = next((i for i, p in enumerate(prompts or []) if not isinstance(p, str)), None)
+    if odd is not None: raise FTNBError(f'prompts[{odd}]={prompts[odd]!r:.60}', 'it must be a text', "Use '' for none.")
     if prompts is not None and len(prompts) != len(predictions):
         raise FTNBError(f'{len(prompts)} prompts and {len(predictions)} predictions',
                         'there must be as many of one as of the other', 'Check how they were collected.')
@@ -419,9 +493,21 @@ def _asked(rows: Checked) -> dict[str, list[str]]:
     said = lambda turns: [(t['role'], t['content']) for t in last_answer(turns)[0]]
     return {'row': [digest(dict(r)) for r in rows.raw], 'turns': [digest(said(t)) for t in rows.turns]}
 
+# %% ../nbs/12_scores.ipynb #38f29e29
+def _try(m: TextMetric, references: Sequence[str], asked: Sequence[str], task: Task) -> None:
+    "Judge right answers, as if the model had written them, before it works for an hour."
+    n = len(references)
+    probs = [dict.fromkeys(task.labels, 1 / len(task.labels))] * n if task.labels else None
+    try: _judged(m, list(references), list(references), list(asked[:n]), probs)
+    except FTNBError: raise
+    except Exception as e:
+        where = 'the first reference' if n == 1 else 'the references'
+        raise FTNBError(f'metric {m.name!r}', f'on {where} it raises {type(e).__name__}: {e}',
+                        'Correct its function; if it needs several rows, give it alone=False.') from e
+
 # %% ../nbs/12_scores.ipynb #5ee42c45
 def _extra(task: Task, metrics: Any, asked: Sequence[str], references: Sequence[str]) -> dict[str, TextMetric]:
-    "The task's metrics and more, tried on the first row."
+    "The task's metrics and more, tried on the first row; those of a set on all rows."
     chosen = {} if metrics is None else _chosen(metrics)
     own = ('perplexity', 'loss', 'bits_per_byte', *(['log_loss'] if task.labels else []))
     for name, m in chosen.items():
@@ -429,13 +515,16 @@ def _extra(task: Task, metrics: Any, asked: Sequence[str], references: Sequence[
         if not task.answers:
             raise FTNBError(f'metric {name!r} of task {task.name!r}', 'free text has no answer that it could judge',
                             'Leave it out, or judge texts with score_texts.')
-        probs = [dict.fromkeys(task.labels, 1 / len(task.labels))] if task.labels else None
-        try: _judged(m, references[:1], references[:1], asked[:1], probs)
-        except FTNBError: raise
-        except Exception as e:
-            raise FTNBError(f'metric {name!r}', f'on the first reference it raises {type(e).__name__}: {e}',
-                            'Correct its function.') from e
+        _try(m, references[:1] if m.alone else references, asked, task)
     return {m: text_metric(m) for m in (task.metrics if task.answers else ())} | chosen
+
+# %% ../nbs/12_scores.ipynb #dc98375c
+def _check_decoding(given: Mapping[str, Any]) -> None:
+    "Refuse options that `generate` does not have, and values that it would refuse, before any work."
+    own = ('lm', 'prompt', 'max_new_tokens', 'n', 'details', 'progress', 'seed')   # which `score` decides itself
+    known = [k for k in inspect.signature(generate).parameters if k not in own]
+    for k in given: one_of(k, known, 'option')
+    Decoding(**{f.name: given[f.name] for f in fields(Decoding) if f.name in given})
 
 # %% ../nbs/12_scores.ipynb #54938ee8
 def score(
@@ -454,6 +543,7 @@ def score(
 ) -> Scores:
     "Let a model answer held-out rows, and judge the answers."
     check_kinds(lm, task, needed=True)
+    _check_decoding(decoding)
     number('resamples', resamples, 100), number('seed', seed, 0), number('max_new_tokens', max_new_tokens, 1, none=True)
     given = checked(task, _one_split(rows), pairs=is_seq2seq(lm))
     asked, references = _conversations(given)
@@ -510,17 +600,17 @@ def tango(
 def _gap_interval(m: TextMetric, a: np.ndarray, b: np.ndarray, gaps: np.ndarray) -> tuple[float, float]:
     "The 95 % interval of a difference, given the differences of resampled sets."
     kind, observed = _kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
+    far = m.limits[1] - m.limits[0]
     if kind == 'undefined': return math.nan, math.nan
-    if kind == 'one row': return -math.inf, math.inf
-    if kind == 'Tango':
-        low, high = tango(a[:, 0] == 100, b[:, 0] == 100)
-        return 100 * low, 100 * high
+    if kind == 'too few rows': return -far, far
+    if kind == 'rows alike': return _alike(observed, len(a), -far, far)
     left_out = m.leave_one_out(b) - m.leave_one_out(a)
-    if kind == 'jackknife':
-        far = _jackknife_width(left_out)
-        return observed - far, observed + far
-    low, high = bca(gaps, observed, left_out)
-    return float(low), float(high)
+    if kind == 'Tango': low, high = (100 * x for x in tango(a[:, 0] == 100, b[:, 0] == 100))
+    elif kind == 'jackknife':
+        wide = _jackknife_width(left_out)
+        low, high = observed - wide, observed + wide
+    else: low, high = bca(gaps, observed, left_out)
+    return max(-far, float(low)), min(far, float(high))
 
 # %% ../nbs/12_scores.ipynb #e66fe43e
 def _jackknife_width(left_out: np.ndarray, level: float = 0.95) -> float:
@@ -588,6 +678,7 @@ def holm(
 def _effects(gain: np.ndarray) -> dict[str, float]:
     "Effect sizes from the gains of rows; above 0 is better."
     gain = gain[np.isfinite(gain)]
+    if not len(gain): return dict.fromkeys(('d_z', 'superiority', 'rows_better', 'rows_worse', 'rows_equal'), math.nan)
     spread, n = (float(gain.std(ddof=1)) if len(gain) > 1 else math.nan), max(1, len(gain))
     better, worse = (gain > 1e-9).sum() / n, (gain < -1e-9).sum() / n
     return {'d_z': float(gain.mean()) / spread if spread > 0 else 0. if not (better or worse) else math.nan,
@@ -600,7 +691,7 @@ class Comparison(Card):
     "Two sets of outputs for the same rows, side by side."
     a: Scores
     b: Scores
-    table: pd.DataFrame  # one row a metric: a, b, difference, low, high, p_value; p_holm, effect sizes, the methods
+    table: pd.DataFrame  # a row a metric: a, b, difference, low, high, p_value, p_holm; effect sizes where rows have it
     left_out: dict[str, str]  # metrics that cannot be compared, and why
 
     @property
@@ -608,27 +699,39 @@ class Comparison(Card):
 
     def verdict(self, metric: str) -> str:
         "Of b over a: 'better', 'worse' (or 'higher', 'lower'), or 'no clear change': corrected p at least 0.05."
-        row = self.table.loc[_metric_of(self, metric)]
-        if math.isnan(row['p_holm']): return 'undefined'
+        row = self.table.loc[one_of(metric, self.metrics, 'metric')]
+        if math.isnan(row['p_holm']): return 'undefined' if row['difference'] else 'equal'
         if row['p_holm'] >= 0.05: return 'no clear change'
         up, better = row['difference'] > 0, self.a.metrics[metric].better
         return ('higher' if up else 'lower') if not better else 'better' if up == (better > 0) else 'worse'
 
-    def worse(self, metric: str | None = None, n: int = 5) -> pd.DataFrame:
-        "The `n` rows that lost most by a metric (the first one), with both texts."
+    def worse(self,
+        metric: str | None = None,  # by which; None: the first that rows have
+        n: int = 5,  # most rows
+        cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
+    ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
+        "The `n` rows that lost most by a metric, with both texts."
         order, gain = _by_gain(self, metric)
-        return _side_by_side(self, metric, [i for i in order if gain[i] < -1e-9][:n])
+        return _side_by_side(self, metric, [i for i in order if gain[i] < -1e-9][:number('n', n, 1)], cut)
 
-    def better(self, metric: str | None = None, n: int = 5) -> pd.DataFrame:
-        "The `n` rows that gained most by a metric (the first one), with both texts."
+    def better(self,
+        metric: str | None = None,  # by which; None: the first that rows have
+        n: int = 5,  # most rows
+        cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
+    ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
+        "The `n` rows that gained most by a metric, with both texts."
         order, gain = _by_gain(self, metric)
-        return _side_by_side(self, metric, [i for i in order[::-1] if gain[i] > 1e-9][:n])
+        return _side_by_side(self, metric, [i for i in order[::-1] if gain[i] > 1e-9][:number('n', n, 1)], cut)
 
-    def changed(self, metric: str | None = None, n: int = 3) -> pd.DataFrame:
-        "The `n` rows that gained least by a metric (the first one), then the `n` that gained most."
+    def changed(self,
+        metric: str | None = None,  # by which; None: the first that rows have
+        n: int = 3,  # rows of each kind
+        cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
+    ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
+        "The `n` rows that gained least by a metric, then the `n` that gained most."
         order, _ = _by_gain(self, metric)
-        some = order[:n] + order[len(order) - n:] if len(order) >= 2 * n else order
-        return _side_by_side(self, metric, some)
+        some = order[:n] + order[len(order) - n:] if len(order) >= 2 * number('n', n, 1) else order
+        return _side_by_side(self, metric, some, cut)
 
     def _facts(self) -> tuple[str, dict]: return _comparison_title(self), _comparison_lines(self)
     def _repr_html_(self) -> str: return _comparison_html(self)
@@ -653,23 +756,27 @@ def _by_gain(c: Comparison, metric: str | None) -> tuple[list[int], np.ndarray]:
     return [i for i in np.argsort(gain, kind='stable').tolist() if np.isfinite(gain[i])], gain
 
 # %% ../nbs/12_scores.ipynb #ba9974ef
-def _side_by_side(c: Comparison, metric: str | None, places: list[int]) -> pd.DataFrame:
-    "Rows with the texts of both sides."
-    (a, b), by = _labels(c.a, c.b), _metric_of(c, metric)
-    column = lambda scores, name: [scores.rows[i][name] for i in places]
-    return pd.DataFrame({'row': places, f'gain in {by}': _by_gain(c, by)[1][places].round(1),
-                         'prompt': column(c.a, 'prompt'), a: column(c.a, 'prediction'), b: column(c.b, 'prediction'),
-                         'reference': column(c.a, 'reference')})
+def _side_by_side(c: Comparison, metric: str | None, places: list[int], cut: int | None = None) -> pd.DataFrame:
+    "Rows with the texts of both sides; what changed comes first."
+    (a, b), by, most = _labels(c.a, c.b), _metric_of(c, metric), number('cut', cut, 10, none=True)
+    whole = lambda t: t if most is None else _cut(t, most)
+    column = lambda scores, name: [whole(scores.rows[i][name]) for i in places]
+    gain = [float(_format(c.a.metrics[by], c.a.values[by])(x)) for x in _by_gain(c, by)[1][places]]
+    found = {'row': places, f'gain in {by}': gain, a: column(c.a, 'prediction'), b: column(c.b, 'prediction'),
+             'reference': column(c.a, 'reference'), 'prompt': column(c.a, 'prompt')}
+    return pd.DataFrame(found if most is None else dict(itertools.islice(found.items(), 4)))
 
 # %% ../nbs/12_scores.ipynb #aa3fb468
-def _first(c: Comparison) -> str:
-    "The metric by which rows are said to be better or worse."
-    return next((k for k, m in c.metrics.items() if m.better), next(iter(c.metrics)))
+def _first(c: Comparison) -> str | None:
+    "The metric by which rows are said to be better or worse; None if all of them need a set of rows."
+    alone = [k for k, m in c.metrics.items() if m.alone]
+    return next((k for k in alone if c.metrics[k].better), alone[0] if alone else None)
 
 # %% ../nbs/12_scores.ipynb #2c1cf0ae
 def _comparison_title(c: Comparison) -> str:
     "Who, how many rows, and first of all how many of them got worse."
     by, n = _first(c), len(c.a.rows)
+    if by is None: return f'{" → ".join(_labels(c.a, c.b))}, {n:,} rows'
     gain = np.nan_to_num(_by_gain(c, by)[1])
     worse, better = int((gain < -1e-9).sum()), int((gain > 1e-9).sum())
     return (f'{" → ".join(_labels(c.a, c.b))}, {n:,} rows: {worse:,} got worse by {by}, {better:,} better, '
@@ -678,9 +785,13 @@ def _comparison_title(c: Comparison) -> str:
 # %% ../nbs/12_scores.ipynb #3598e18e
 def _comparison_lines(c: Comparison) -> dict[str, str]:
     "A line for each metric."
-    p = lambda r: f'p = {r["p_value"]:.3f}' + (f' (corrected {r["p_holm"]:.3f})' if len(c.table) > 1 else '')
-    change = lambda r: f'{r["a"]:7.2f} → {r["b"]:6.2f}   {r["difference"]:+6.2f} [{r["low"]:+.2f}, {r["high"]:+.2f}]'
-    lines = {k: f'{change(r)}   {p(r)}   {c.verdict(k)}' for k, r in c.table.iterrows()}
+    corrected = lambda r: f' (corrected {_said_p(r["p_holm"])})'
+    p = lambda r: '' if math.isnan(r['p_value']) else _p(r['p_value']) + corrected(r) * (len(c.table) > 1) + '   '
+    def change(k: str, r: Any) -> str:
+        f = _format(c.a.metrics[k], r['a'], r['b'])
+        return (f'{f(r["a"]):>7} → {f(r["b"]):>6}   {f(r["difference"], "+"):>6} [{f(r["low"], "+")}, '
+                f'{f(r["high"], "+")}]')
+    lines = {k: f'{change(k, r)}   {p(r)}{c.verdict(k)}' for k, r in c.table.iterrows()}
     return lines | {k: f'not compared: {why}' for k, why in c.left_out.items()}
 
 # %% ../nbs/12_scores.ipynb #fbe6ac89
@@ -688,16 +799,20 @@ def _comparison_html(c: Comparison) -> str:
     "The numbers, the rows that got worse, and then those that got better."
     head = ['metric', *_labels(c.a, c.b), 'difference', '95 % interval', 'p', 'corrected', 'd_z', 'rows ↑', 'rows ↓',
             '']
-    lines: list[tuple] = [
-        (k, f'{r["a"]:.2f}', f'{r["b"]:.2f}', f'{r["difference"]:+.2f}', f'{r["low"]:+.2f} to {r["high"]:+.2f}',
-         f'{r["p_value"]:.3f}', f'{r["p_holm"]:.3f}', f'{r["d_z"]:+.2f}', f'{r["rows_better"]:.0%}',
-         f'{r["rows_worse"]:.0%}', c.verdict(k)) for k, r in c.table.iterrows()]
+    lines: list[tuple] = []
+    say = lambda x, how: '' if math.isnan(x) else f'{x:{how}}'
+    for k, r in c.table.iterrows():
+        f = _format(c.a.metrics[k], r['a'], r['b'])
+        lines.append((k, f(r['a']), f(r['b']), f(r['difference'], '+'), f'{f(r["low"], "+")} to {f(r["high"], "+")}',
+                      _said_p(r['p_value']), _said_p(r['p_holm']), say(r['d_z'], '+.2f'), say(r['rows_better'], '.0%'),
+                      say(r['rows_worse'], '.0%'), c.verdict(k)))
     lines += [(k, *[''] * 9, f'not compared: {why}') for k, why in c.left_out.items()]
     by = _first(c)
     def rows(table: pd.DataFrame, title: str) -> str:
         if not len(table): return f'<p>{html.escape(title)}: none</p>'
         shown = table.map(_cut).assign(prompt=_bare(table['prompt'], c.a.rows['prompt'][:]))
         return html_table(shown.itertuples(index=False), shown.columns, title)
+    if by is None: return html_table(lines, head, _comparison_title(c))
     return (html_table(lines, head, _comparison_title(c)) + rows(c.worse(by, 3), f'The rows that got worse by {by}')
             + rows(c.better(by, 3), f'The rows that got better by {by}'))
 
@@ -727,6 +842,14 @@ def _check_same_rows(a: Scores, b: Scores) -> None:
                     + (f'; in row {where} the references are equal, and the prompts are not' if same else ''),
                     'Score both on the same rows.')
 
+# %% ../nbs/12_scores.ipynb #490db9e7
+def _one_model(a: Scores, b: Scores) -> list[str]:
+    "Metrics that are equal because one model gave both (with other decoding, say): there is nothing to test."
+    same = [k for k in a.metrics if k in b.metrics and np.array_equal(a.stats[k], b.stats[k])]
+    if not any(k in NUMERIC for k in same): return []
+    probs = lambda k: a.metrics[k].judged == 'probabilities' or k == 'label_accuracy'
+    return [k for k in same if k in NUMERIC or probs(k)]
+
 # %% ../nbs/12_scores.ipynb #4eed9f68
 def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Comparison:
     "Compare two, without a correction yet."
@@ -736,10 +859,14 @@ def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Compari
     stats = [[s.stats[k] for k in shared] for s in (a, b)]
     found = _differences([a.metrics[k] for k in shared], stats[0], stats[1], resamples, seed, test)
     gain = lambda k: (a.metrics[k].better or 1) * (np.asarray(b.rows[k], float) - np.asarray(a.rows[k], float))
-    lines = [{'metric': k, 'a': a.values[k], 'b': b.values[k], 'difference': d, 'low': low, 'high': high, 'p_value': p,
-              'p_holm': math.nan, **_effects(gain(k)), 'interval': _kind(a.metrics[k], a.stats[k], b.stats[k]),
-              'test': 'jackknife t' if a.metrics[k].spread == 'jackknife' else test}
-             for k, (d, low, high, p) in zip(shared, found)]
+    lines, one = [], _one_model(a, b)
+    for k, (d, low, high, p) in zip(shared, found):
+        m, same = a.metrics[k], k in one
+        how = 'none: one model' if same else 'jackknife t' if m.spread == 'jackknife' else test
+        lines.append({'metric': k, 'a': a.values[k], 'b': b.values[k], 'difference': d, 'low': 0. if same else low,
+                      'high': 0. if same else high, 'p_value': math.nan if same else p, 'p_holm': math.nan,
+                      **_effects(gain(k) if m.alone else np.zeros(0)), 'test': how,
+                      'interval': 'none: one model' if same else _kind(m, a.stats[k], b.stats[k])})
     return Comparison(a, b, pd.DataFrame(lines).set_index('metric'), left_out)
 
 # %% ../nbs/12_scores.ipynb #db1e9f0e
@@ -757,7 +884,7 @@ def compare(
     _check_comparable(all_of)
     one_of(pairs, ('first', 'all'), 'pairs'), one_of(test, ('randomization', 'bootstrap'), 'test')
     chosen = list(itertools.combinations(all_of, 2)) if pairs == 'all' else [(a, x) for x in all_of[1:]]
-    tests = sum(not _why_not(k, x, y) for x, y in chosen for k in x.metrics)
+    tests = sum(not _why_not(k, x, y) and k not in _one_model(x, y) for x, y in chosen for k in x.metrics)
     resamples = _enough(resamples, tests)
     found = [_pair(x, y, resamples, number('seed', seed, 0), test) for x, y in chosen]
     corrected = iter(holm([p for c in found for p in c.table['p_value']]))
@@ -803,14 +930,25 @@ class Comparisons(Card):
         rows = len(self.pairs[0].a.rows)
         return f'{len(self.pairs)} comparisons on {rows:,} rows, corrected for {self.tests} tests', lines
 
+    def verdict(self, metric: str) -> dict[tuple[str, str], str]:
+        "For each pair what it says: {(from, to): 'better'}."
+        return {_labels(c.a, c.b): c.verdict(metric) for c in self.pairs}
+
+    def worse(self, metric: str | None = None, n: int = 5, cut: int | None = None) -> dict[tuple, pd.DataFrame]:
+        "For each pair the `n` rows that lost most by a metric."
+        return {_labels(c.a, c.b): c.worse(metric, n, cut) for c in self.pairs}
+
     @property
     def tests(self) -> int: return int(np.isfinite(self.table['p_value']).sum())
 
     def _repr_html_(self) -> str:
         head = ['from', 'to', 'metric', 'difference', '95 % interval', 'p', 'corrected', 'rows ↑', 'rows ↓', '']
-        lines = [(*_labels(c.a, c.b), k, f'{r["difference"]:+.2f}', f'{r["low"]:+.2f} to {r["high"]:+.2f}',
-                  f'{r["p_value"]:.3f}', f'{r["p_holm"]:.3f}', f'{r["rows_better"]:.0%}', f'{r["rows_worse"]:.0%}',
-                  c.verdict(k)) for c in self.pairs for k, r in c.table.iterrows()]
+        lines, share = [], lambda x: '' if math.isnan(x) else f'{x:.0%}'
+        for c, k, r in ((c, k, r) for c in self.pairs for k, r in c.table.iterrows()):
+            f = _format(c.a.metrics[k], r['a'], r['b'])
+            lines.append((*_labels(c.a, c.b), k, f(r['difference'], '+'), f'{f(r["low"], "+")} to {f(r["high"], "+")}',
+                          _said_p(r['p_value']), _said_p(r['p_holm']), share(r['rows_better']), share(r['rows_worse']),
+                          c.verdict(k)))
         folds = ''.join(f'<details><summary>{html.escape(" → ".join(_labels(c.a, c.b)))}: the rows</summary>'
                         f'{_comparison_html(c)}</details>' for c in self.pairs)
         return html_table(lines, head, self._facts()[0]) + folds
@@ -882,6 +1020,11 @@ def _scores_file(path: Any) -> tuple[Path, Path]:
     "The table and the file beside it."
     if not isinstance(path, (str, Path)): raise FTNBError(f'path={path!r:.60}', 'it must be a path', 'Give a str.')
     file = Path(path).expanduser()
+    if file.is_dir(): raise FTNBError(
+        f'{str(path)!r}', 'it is a folder', f"Give a file in it: {str(file / 's.csv')!r}.")
+    if file.name.endswith('.scores.json'):
+        raise FTNBError(f'{file.name!r}', 'it lies beside the table, which is named',
+                        f"Give {file.name.removesuffix('.scores.json')!r}.")
     one_of(file.suffix, FORMATS, 'the ending')
     return file, file.with_name(f'{file.name}.scores.json')
 
@@ -910,8 +1053,8 @@ def _umask() -> int:
 def _described(scores: Scores, checksum: str) -> dict:
     "All but the rows, as JSON takes it."
     lines = scores.to_pandas()
-    metrics = {k: {c: _number_out(lines.loc[k, c]) for c in lines.columns}
-               | {'stats': [[_number_out(float(x)) for x in row] for row in scores.stats[k]]} for k in scores.metrics}
+    metrics = {k: {c: _number_out(lines.loc[k, c]) for c in lines.columns} | {'signature': scores.metrics[k].signature,
+               'stats': [[_number_out(float(x)) for x in row] for row in scores.stats[k]]} for k in scores.metrics}
     return {'ftnb_scores': 1, 'name': scores.name, 'rows': len(scores.rows), 'checksum': checksum,
             'features': scores.rows.features.to_dict(), 'metrics': metrics, 'asked': scores.asked}
 
@@ -928,9 +1071,13 @@ def save_scores(
     if not isinstance(scores, Scores):
         raise FTNBError(f'scores is {type(scores).__name__}', 'it must be Scores', 'Use what score(...) returns.')
     file, beside = _scores_file(path)
-    with _whole_file(beside) as facts, _whole_file(file) as table:
-        FORMATS[file.suffix][0](scores.rows, table)
-        facts.write_text(json.dumps(_described(scores, _digest(table)), ensure_ascii=False), encoding='utf-8')
+    try:
+        with _whole_file(beside) as facts, _whole_file(file) as table:
+            FORMATS[file.suffix][0](scores.rows, table)
+            facts.write_text(json.dumps(_described(scores, _digest(table)), ensure_ascii=False), encoding='utf-8')
+    except (PermissionError, NotADirectoryError, FileExistsError) as e:
+        raise FTNBError(f'path={str(path)!r}', f'nothing can be written there ({e.strerror})',
+                        'Give a file in a folder of yours.') from e
     return file
 
 # %% ../nbs/12_scores.ipynb #3a64c9d7
@@ -941,22 +1088,37 @@ def _found_again(k: str, signature: str, own: Mapping[str, TextMetric]) -> TextM
     why = f'what has this name now is {found.signature}' if found else 'it is none of ftnb'
     raise FTNBError(f'metric {k!r}, computed as {signature}', why, 'Give it: load_scores(path, metrics=[...]).')
 
-# %% ../nbs/12_scores.ipynb #6874ef08
-def load_scores(
-    path: str | Path,  # what `save_scores` was given
-    metrics: Sequence[TextMetric] = (),  # those of your own, or with options
-) -> Scores:
-    "Scores that were saved, as they were."
-    file, beside = _scores_file(path)
+# %% ../nbs/12_scores.ipynb #ad451953
+_PARTS = ('name', 'checksum', 'features', 'metrics', 'asked')
+
+def _facts_of(file: Path, beside: Path) -> dict:
+    "What lies beside the table; refused unless it is what `save_scores` writes."
+    if not beside.is_file() and not file.is_file():
+        raise FTNBError(f'{str(file)!r}', 'there is no such file', 'Give the path that save_scores was given.')
     try: facts = json.loads(beside.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
         raise FTNBError(f'{beside.name}', f'it cannot be read ({type(e).__name__})',
                         'Give the path that save_scores was given; both files are needed.') from e
+    form = facts.get('ftnb_scores') if isinstance(facts, dict) else None
+    if form != 1: raise FTNBError(f'{beside.name} of form {form!r:.20}', 'this ftnb reads form 1',
+                                  'Save the scores again, or use the ftnb that wrote them.')
+    if lacking := [k for k in _PARTS if k not in facts] or [
+            k for k, m in facts['metrics'].items() if not {'signature', 'stats', 'low', 'high'} <= set(m)]:
+        raise FTNBError(f'{beside.name}', f'it lacks {", ".join(lacking)}', 'Restore it, or score the texts again.')
+    return facts
+
+# %% ../nbs/12_scores.ipynb #6874ef08
+def load_scores(
+    path: str | Path,  # what `save_scores` was given
+    metrics: Sequence[str | TextMetric] = (),  # those of your own, or with options
+) -> Scores:
+    "Scores that were saved, as they were."
+    file, beside = _scores_file(path)
+    facts, own = _facts_of(file, beside), _chosen(metrics) if not isinstance(metrics, Sequence) or metrics else {}
     if not file.is_file(): raise FTNBError(f'{file.name}', 'it is missing', f'Put it beside {beside.name}.')
     if _digest(file) != facts['checksum']:
         raise FTNBError(f'{file.name}', 'it was changed after it was saved, and no longer fits its statistics',
                         'Restore it, or score its texts again with score_texts.')
-    own = {m.name: m for m in metrics}
     found = {k: _found_again(k, m['signature'], own) for k, m in facts['metrics'].items()}
     kinds = datasets.Features.from_dict(facts['features'])
     rows = datasets.Dataset.from_dict(FORMATS[file.suffix][1](file, kinds), features=kinds)
@@ -983,6 +1145,9 @@ class Scored(Watch):
         super().__init__(lambda: None, number('every', every, 1, none=True))
         check_kinds(lm, task, needed=True)
         given = _one_split(rows)
+        _check_decoding(decoding)
+        number('max_new_tokens', max_new_tokens, 1, none=True)
+        _extra(task, metrics, *_conversations(checked(task, given, pairs=is_seq2seq(lm))))
         self.order = np.random.default_rng(number('seed', seed, 0)).permutation(len(given)).tolist()
         self.lm, self.task, self.given, self.n, self.shown = lm, task, given, 0, False
         self.seconds = number('seconds', seconds, 0, whole=False)
@@ -990,6 +1155,10 @@ class Scored(Watch):
         self.looks: list[dict] = []
         self.spent, self.before, self.began = 0., 0., time.perf_counter()   # before: seconds in earlier processes
         self.options: dict[str, Any] = dict(metrics=metrics, max_new_tokens=max_new_tokens, **decoding)
+
+    def __repr__(self) -> str:
+        rows = f'{self.n} of {len(self.order):,} rows' if self.n else f'some of {len(self.order):,} rows'
+        return f'Scored({self.lm.name!r}, {rows}, task {self.task.name!r}, {len(self.looks)} looks)'
 
     @property
     def history(self) -> pd.DataFrame:
@@ -1034,7 +1203,11 @@ class Scored(Watch):
         self.n, most = min(2, len(self.order)), len(self.order)
         while True:
             start = time.perf_counter()
-            found = self.measure()
+            try: found = self.measure()
+            except FTNBError:   # too few rows for a metric (of one label only, say)
+                if self.n == most: raise
+                self.n = min(most, 2 * self.n)
+                continue
             if self.n == most or 2 * (time.perf_counter() - start) > self.seconds: return found
             self.n = min(most, 2 * self.n)
 
@@ -1079,9 +1252,22 @@ class Benchmark(Card):
     scores: dict[str, Scores]  # of each task with rows of its own, to be compared
 
     def _facts(self) -> tuple[str, dict]:
-        lines = {f'{task}  {metric}': f'{r["value"]:.4f} ± {r["stderr"]:.4f}  [{r["low"]:.4f}, {r["high"]:.4f}]  '
-                 f'n = {r["n"]:,}, {r["shots"]} shots' for (task, metric), r in self.table.iterrows()}
+        error = lambda r: '' if math.isnan(r['stderr']) else f' ± {r["stderr"]:.4f}'
+        ends = lambda r: '' if math.isnan(r['low']) else f'  [{r["low"]:.4f}, {r["high"]:.4f}]'
+        lines = {f'{task}  {metric}': f'{r["value"]:.4f}{error(r)}{ends(r)}  n = {r["n"]:,}, {r["shots"]} shots'
+                 for (task, metric), r in self.table.iterrows()}
         return f'Benchmarks of {self.name} (lm-eval; standard errors, and 95 % intervals)', lines
+
+# %% ../nbs/12_scores.ipynb #d49dea98
+@contextlib.contextmanager
+def _no_git() -> Iterator[None]:
+    "lm-eval asks git for a commit; outside a repository git complains to the process's own stderr, which is put aside."
+    kept, none = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(none, 2)
+    try: yield
+    finally:
+        os.dup2(kept, 2)
+        for handle in (kept, none): os.close(handle)
 
 # %% ../nbs/12_scores.ipynb #e7d42e69
 @contextlib.contextmanager
@@ -1092,7 +1278,8 @@ def _hushed() -> Iterator[None]:
     log.setLevel(logging.ERROR); datasets.utils.logging.disable_progress_bar()
     os.environ['DISABLE_MULTIPROC'] = '1'   # it would fork this process to bootstrap
     try:
-        with quietly(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()): yield
+        with quietly(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), \
+             _no_git(): yield
     finally:
         log.setLevel(level)
         if bars: datasets.utils.logging.enable_progress_bar()
@@ -1105,11 +1292,19 @@ def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
     manage = need('lm_eval.tasks', 'pip install ftnb[benchmarks]', 'for benchmarks').TaskManager
     if folder is not None and not Path(folder).is_dir():
         raise FTNBError(f'folder={str(folder)!r}', 'there is no such folder', 'Give the folder with the .yaml files.')
-    with _hushed(): known = manage(include_path=str(folder), include_defaults=False) if folder else manage()
+    try:
+        with _hushed(): known = manage(include_path=str(folder), include_defaults=False) if folder else manage()
+    except Exception as e:   # of yaml, or of what lm-eval makes of it
+        why = ' '.join(str(e).split())
+        raise FTNBError(f'folder={str(folder)!r}', f'a .yaml file cannot be read ({type(e).__name__}: {why:.200})',
+                        'Correct it, or take it out of the folder.') from e
     for t in tasks:
         if t in known.all_tasks: continue
         where = f'no .yaml file in {str(folder)!r} describes it' if folder else 'lm-eval does not know it'
-        raise FTNBError(f'task {t!r}', where, nearest(t, known.all_tasks))
+        close = nearest(t, known.all_tasks)
+        if not folder and not close.startswith('Did'): close = ''
+        raise FTNBError(f'task {t!r}', where, close if folder else f'{close} If it is a task of your own, give folder= '
+                        'with its .yaml file.'.strip())
     return known
 
 # %% ../nbs/12_scores.ipynb #3ae64061
@@ -1125,9 +1320,40 @@ def _run_tasks(lm: LM, tasks: Sequence[str], known: Any, limit: int | None, shot
             wrapped, tasks=list(tasks), task_manager=known, limit=limit, num_fewshot=shots, apply_chat_template=chat,
             bootstrap_iters=1000, random_seed=None, numpy_random_seed=None, torch_random_seed=None,
             fewshot_random_seed=seed)
+        except FTNBError: raise
         except (ConnectionError, OSError) as e:
             raise FTNBError(f'task {", ".join(tasks)}', f'its rows could not be had ({str(e)[:160]})',
                             'Connect to the network, or give folder= with a task file and its rows.') from e
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, NotImplementedError,
+                _template_error()) as e:
+            why = ' '.join(str(e).split()) or 'no message'
+            raise FTNBError(f'task {", ".join(tasks)}', f'lm-eval cannot run it ({type(e).__name__}: {why:.200})',
+                            _task_remedy(why, shots)) from e
+
+# %% ../nbs/12_scores.ipynb #e1a27fcd
+def _template_error() -> type[Exception]:
+    "What jinja raises for a template that asks for a column that is not there."
+    from jinja2 import TemplateError
+    return TemplateError
+
+def _task_remedy(why: str, shots: int | None) -> str:
+    "What to do about lm-eval's message."
+    if 'larger than population' in why: return f'Give fewer worked examples than there are rows: shots={shots}.'
+    if 'output_type' in why: return 'Use multiple_choice, generate_until, loglikelihood or loglikelihood_rolling.'
+    return 'Look at the columns, splits and output_type that its .yaml file names.'
+
+# %% ../nbs/12_scores.ipynb #3212664e
+def _check_task(task: str, config: Mapping, samples: Sequence[Mapping], results: Mapping) -> None:
+    "Say what lm-eval passes over in silence: metrics that it does not know, a target that is no column."
+    target, columns = config.get('doc_to_target'), list(samples[0]['doc']) if samples else []
+    if isinstance(target, str) and target.isidentifier() and columns and target not in columns:
+        raise FTNBError(f'task {task!r}: doc_to_target: {target}', 'its rows have no such column, and lm-eval '
+                        'takes the word itself for the right answer', nearest(target, columns))
+    done = {k.partition(',')[0] for k in results}
+    lost = [str(m.get('metric')) for m in config.get('metric_list') or [] if str(m.get('metric')) not in done]
+    if not lost: return
+    warnings.warn(f'task {task!r}: lm-eval has not computed {", ".join(lost)}: look at the names in metric_list.',
+                  stacklevel=3)
 
 # %% ../nbs/12_scores.ipynb #f819b58d
 def _said(sample: Mapping) -> str:
@@ -1147,7 +1373,9 @@ def _mean_metric(k: str, task: str, more: bool) -> TextMetric:
     "A metric that lm-eval has computed, as the mean of its rows, in percent."
     def stats(texts: Sequence, judged: Any = None) -> np.ndarray:
         raise FTNBError(f'metric {k!r}', 'lm-eval computes it', 'Use benchmark(lm, tasks).')
-    return TextMetric(k, stats, ratio, f'{k}|mean of rows, percent|{task}|lm-eval', 1 if more else -1, judged='numbers')
+    share = k.partition(',')[0] in ('acc', 'acc_norm', 'exact_match')
+    return TextMetric(k, stats, ratio, f'{k}|mean of rows, percent|{task}|lm-eval', 1 if more else -1, judged='numbers',
+                      limits=(0., 100.) if share else (-math.inf, math.inf))
 
 # %% ../nbs/12_scores.ipynb #d5ada33f
 def _task_scores(name: str, task: str, samples: list[dict], results: dict, more: Mapping[str, bool]) -> Scores | None:
@@ -1202,12 +1430,17 @@ def benchmark(
     check_kinds(lm, None)
     tasks = names('tasks', [tasks] if isinstance(tasks, str) else tasks, 1, different=True)
     number('limit', limit, 1, none=True), number('shots', shots, 0, none=True), number('batch_size', batch_size, 1)
+    if chat and not getattr(lm.tokenizer, 'chat_template', None):
+        raise FTNBError(f'chat=True for {", ".join(tasks)}', f'{lm.name} has no chat template', 'Leave chat out.')
     known, line = _task_manager(tasks, folder), StatusLine(quiet=not progress)
     line.update(f'running {", ".join(tasks)} ...')
     found = _run_tasks(lm, tasks, known, limit, shots, batch_size, chat, number('seed', seed, 0, 2**32 - 1))
     more = found.get('higher_is_better', {})
     scores = {t: _task_scores(lm.name, t, s, found['results'][t], more.get(t, {})) for t, s in found['samples'].items()}
     lines = [x for t in found['results'] for x in _task_lines(t, found, scores.get(t))]
-    line.close(f'ran {len(found["results"])} tasks, {sum(map(len, found["samples"].values())):,} answers')
+    for t, rows in found['samples'].items():
+        _check_task(t, found.get('configs', {}).get(t, {}) if folder else {}, rows, found['results'][t])
+    n = len(found['results'])
+    line.close(f'ran {n} task{"s" * (n != 1)}, {sum(map(len, found["samples"].values())):,} answers')
     table = pd.DataFrame(lines).set_index(['task', 'metric'])
     return Benchmark(lm.name, table, {t: s for t, s in scores.items() if s})

@@ -3,6 +3,7 @@
 import math
 import random
 import time
+import warnings
 from typing import Any
 
 import evaluate
@@ -238,8 +239,7 @@ def test_sklearn_random(classes: int, seed: int) -> None:
     brier = sklearn.metrics.brier_score_loss(right, probs if classes > 2 else probs[:, 1],
                                              **({"pos_label": names[1]} if classes == 2 else {}))  # fmt: skip
     assert text_metric("brier")(rows, right) == pytest.approx(brier, abs=1e-9)
-    nats = [-math.log(row[r]) for row, r in zip(rows, right, strict=True)]
-    assert text_metric("log_loss")(nats, [1] * len(nats)) == pytest.approx(sklearn.metrics.log_loss(right, probs))
+    assert text_metric("log_loss")(rows, right) == pytest.approx(sklearn.metrics.log_loss(right, probs))
 
 
 def test_answers_that_are_no_label() -> None:
@@ -501,6 +501,10 @@ WRONG: dict[str, tuple[str, dict, list, Any, str]] = {
     "negative probability": ("brier", {}, [{"a": -0.5, "b": 1.5}], ["a"], "row 0.*at least 0"),
     "no dict": ("brier", {}, ["a"], ["a"], "row 0.*a dict {label: probability}"),
     "other labels": ("brier", {}, [YES, {"a": 0.5, "c": 0.5}], ["a", "a"], "row 1: labels a, c"),
+    "None for a probability": ("log_loss", {}, [{"a": None, "b": 1.0}], ["a"], "row 0.*numbers"),
+    "a text for a probability": ("brier", {}, [{"a": "0.5", "b": 0.5}], ["a"], "row 0.*numbers"),
+    "no text for a label": ("calibration_error", {}, [{1: 0.5, 2: 0.5}], ["a"], "each label is a str"),
+    "dicts for numbers": ("loss", {}, [{"a": 0.5, "b": 0.5}], ["a"], "both must be numbers"),
     "one label": ("brier", {}, [{"a": 1.0}], ["a"], "two at least"),
     "no such label": ("calibration_error", {}, [NO], ["c"], "the right label 'c'"),
     "no bins": ("calibration_error", {"bins": 0}, [NO], ["a"], "bins=0"),
@@ -527,7 +531,7 @@ def test_errors(case: str) -> None:
         text_metric(name, **options)(said, judged)
     assert all((e.value.value, e.value.rule, e.value.remedy))
     second = "prompts" if name == "copy_rate" else "references"
-    if case not in ("nan as reference", "no references", "no prompts"):
+    if case not in ("nan as reference", "no references", "no prompts", "no text for a label", "dicts for numbers"):
         with pytest.raises(FTNBError, match=words):
             metric(name, **options).compute(predictions=said, **{second: judged})
 
@@ -611,3 +615,45 @@ def test_speed() -> None:
             spec.stats(said[:n], said[-n:])
             seconds.append(time.process_time() - start)
         assert seconds[1] < 9 * seconds[0] + 0.2, name
+
+
+ZH, OFF = ["我们今天去公园散步吧。"], ["我们今天去公园吃饭吧。"]
+UNSPLIT = {
+    "bleu": ("bleu", {}, ZH, "bleu_zh"),
+    "ter": ("ter", {}, ZH, "asian_support=True"),
+    "meteor": ("meteor", {"synonyms": False}, ZH, "chrf"),
+    "self_bleu": ("self_bleu", {}, ZH * 2, "tokenize='zh'"),
+}
+SPLIT = [
+    ("bleu", {"tokenize": "zh"}, ZH),
+    ("bleu_zh", {}, ZH),
+    ("chrf", {}, ZH),
+    ("rougeL", {}, ZH),
+    ("ter", {"normalized": True, "asian_support": True}, ZH),
+    ("bleu", {}, ["오늘 우리는 공원에 갑니다."]),
+    ("bleu", {}, ["We say 你好 to her."]),
+]
+
+
+@pytest.mark.parametrize("case", UNSPLIT)
+def test_a_warning_where_sentences_are_words(case: str) -> None:
+    name, options, texts, remedy = UNSPLIT[case]
+    with pytest.warns(UserWarning, match=remedy):
+        text_metric(name, **options)(OFF * len(texts), texts)
+
+
+@pytest.mark.parametrize(("name", "options", "texts"), SPLIT)
+def test_no_warning_where_they_are_split(name: str, options: dict, texts: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text_metric(name, **options)(texts, texts)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_within_its_limits(name: str) -> None:
+    """The best and the worst of texts, and anything between, lie within what a metric says that it can be."""
+    spec = text_metric(name, **ASK.get(name, {}))
+    low, high = spec.limits
+    for seed in range(3):
+        assert low <= spec(*given(name, random.Random(seed), 12)) <= high + 1e-9
+    assert low > -math.inf and (high < math.inf or name in (*NUMERIC, "log_loss", "length_ratio", "ter"))

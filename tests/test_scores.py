@@ -251,7 +251,7 @@ def test_rows_that_got_worse_come_first() -> None:
     worse, better = found.worse("chrf", 4), found.better("chrf", 4)
     assert len(worse) == 4 and not len(better) and (worse["gain in chrf"] < 0).all()
     assert worse["gain in chrf"].is_monotonic_increasing
-    assert list(worse.columns) == ["row", "gain in chrf", "prompt", "c", "a", "reference"]
+    assert list(worse.columns) == ["row", "gain in chrf", "c", "a", "reference", "prompt"]
     page = found._repr_html_()
     assert page.index("got worse by chrf") < page.index("The rows that got better by chrf: none")
     row = found.table.loc["chrf"]
@@ -271,9 +271,9 @@ def test_names_and_html() -> None:
         x.browse().children[-1].value,
     ):
         assert "<script" not in page
-    assert list(same.changed().columns)[3:5] == [evil, f"{evil} (2)"]
+    assert list(same.changed().columns)[2:4] == [evil, f"{evil} (2)"]
     odd = ftnb.compare(replace(x, name="row"), replace(y, name="prompt"))
-    assert list(odd.changed().columns) == ["row", "gain in chrf", "prompt", "row (2)", "prompt (2)", "reference"]
+    assert list(odd.changed().columns) == ["row", "gain in chrf", "row (2)", "prompt (2)", "reference", "prompt"]
 
 
 def test_nan_scores() -> None:
@@ -295,12 +295,77 @@ def test_nan_scores() -> None:
 
 
 def test_degenerate_intervals() -> None:
-    one = ftnb.score_texts(["a b"], ["a c"], ("chrf", "exact_match", "distinct1"))
-    assert one.intervals["chrf"] == (-math.inf, math.inf) and one.intervals["exact_match"][1] < 100
-    right = ftnb.score_texts(["a"] * 20, ["a"] * 20, ("exact_match", "f1", "rougeL"))
-    assert right.intervals["exact_match"][0] < 90 and right.intervals["exact_match"][1] == 100
-    assert right.intervals["f1"] == (100, 100)  # one class only: no row differs
-    assert right.to_pandas()["interval"].tolist() == ["Wilson", "BCa", "Wilson"]
+    """One row: the whole scale. Rows that are all alike: the same interval for every metric of one scale."""
+    one = ftnb.score_texts(["a b"], ["a c"], ("chrf", "exact_match", "distinct1", "ter"))
+    scale, open_scale = (0.0, 100.0), (0.0, math.inf)
+    assert list(one.intervals.values()) == [scale, scale, scale, open_scale]
+    assert set(one.to_pandas()["interval"]) == {"too few rows"}
+    same = ("exact_match", "accuracy", "f1", "chrf", "rougeL", "distinct1")
+    right = ftnb.score_texts([f"word{i}" for i in range(20)], [f"word{i}" for i in range(20)], (*same, "mcc", "ter"))
+    for k in same:
+        assert right.intervals[k] == pytest.approx((100 * S.wilson(1.0, 20)[0], 100)), k
+    assert right.intervals["ter"] == open_scale
+    assert right.intervals["mcc"] == pytest.approx((2 * S.wilson(1.0, 20)[0] - 1, 1))
+    wrong = ftnb.score_texts(["x"] * 20, ["b"] * 20, ("chrf", "rougeL", "accuracy"))
+    for k in wrong.metrics:
+        assert wrong.intervals[k] == pytest.approx((0, 100 * S.wilson(0.0, 20)[1])), k
+    gap = ftnb.compare(right, right).table
+    for k in same:  # without a difference in any row, Tango's interval is that of rows alike
+        assert (gap["low"][k], gap["high"][k]) == pytest.approx([100 * x for x in S.tango(*[np.ones(20, bool)] * 2)]), k
+    two = ftnb.score_texts(["a b c d e", "a b c d f"], None, ["self_bleu"])
+    assert two.intervals["self_bleu"] == scale
+
+
+def test_intervals_stay_on_the_scale() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        texts = [" ".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 4)) for _ in range(6)]
+        found = ftnb.score_texts(texts, texts[::-1], ("distinct1", "distinct2", "chrf", "f1", "mcc"))
+        for k, (low, high) in found.intervals.items():
+            assert found.metrics[k].limits[0] <= low <= found.values[k] <= high <= found.metrics[k].limits[1], k
+
+
+def test_metrics_of_a_set_say_nothing_of_rows() -> None:
+    refs = ["a", "b"] * 10
+    said = lambda n: [*refs[:n], *["a"] * (20 - n)]
+    x, y = (ftnb.score_texts(said(n), refs, ("mcc", "f1", "accuracy"), name=str(n)) for n in (8, 16))
+    found = ftnb.compare(x, y)
+    assert found.table.loc[["mcc", "f1"], ["d_z", "rows_better", "superiority"]].isna().all(axis=None)
+    assert found.table.loc["accuracy", ["d_z", "rows_better"]].notna().all()
+    assert "gain in accuracy" in found.better() and "worse by accuracy" in repr(found)
+    for call in (lambda: found.worse("mcc"), lambda: x.sorted("f1"), lambda: x.browse("mcc")):
+        with pytest.raises(ftnb.FTNBError, match="for a set of rows only.*'accuracy'"):
+            call()
+    sets = [ftnb.score_texts(p, refs, ("mcc", "f1")) for p in (refs, refs[::-1])]
+    assert "<table" in sets[0]._repr_html_() and "mcc" in ftnb.compare(*sets)._repr_html_()
+    assert "mcc" in repr(ftnb.compare(*sets))
+
+
+def test_signature_has_the_number_of_references() -> None:
+    found = ftnb.score_texts(["a b", "c d"], [["a b", "b a"], ["c d", "d c"]], ("bleu", "distinct1"))
+    assert "nrefs:2" in found.to_pandas()["signature"]["bleu"]
+
+
+def test_numbers_are_written_for_people() -> None:
+    rng = np.random.default_rng(0)
+    probs = lambda more: [{"a": p, "b": 1 - p} for p in (0.5 + more + 0.1 * rng.random(200)).tolist()]
+    x, y = (ftnb.score_texts(probs(m), ["a"] * 200, ("brier",), name=n) for m, n in ((0, "x"), (0.03, "y")))
+    told = repr(ftnb.compare(x, y))
+    assert "   -0.0" in told and "[-0.0" in told and "p < 0.001" in told and "p = 0.000" not in told
+    assert f"{x.values['brier']:.4f}" in repr(x) and f"{x.values['brier']:.4f}" in x._repr_html_()
+
+
+def test_lists_of_any_kind() -> None:
+    import pandas as pd
+
+    texts = ["a b c", "d e f"]
+    plain = ftnb.score_texts(texts, texts[::-1], ("chrf", "copy_rate"), prompts=texts)
+    for kind in (pd.Series, tuple, np.array, lambda x: pd.Series(x, index=[7, 3]), lambda x: (t for t in x)):
+        again = ftnb.score_texts(kind(texts), kind(texts[::-1]), ("chrf", "copy_rate"), prompts=kind(texts))
+        assert again.values == plain.values
+    alone = ftnb.score_texts(texts, None, ["distinct2"])
+    assert alone.values["distinct2"] == 100 and "distinct2" in alone._repr_html_() and repr(alone)
+    assert ftnb.compare(alone, ftnb.score_texts(texts[::-1], None, "distinct2".split())).table["difference"].item() == 0
 
 
 WRONG = {
@@ -312,6 +377,28 @@ WRONG = {
     "a str": (lambda: ftnb.score_texts("abc", ["a"]), "Put it into brackets"),
     "mixed": (lambda: ftnb.score_texts(["a", {"a": 1.0}], ["a", "a"]), "each must be one"),
     "where": (lambda: ftnb.score_texts(["a"], ["a"]).sorted(where=3), "a function of a row"),
+    "None": (lambda: ftnb.score_texts(None, ["a"]), "predictions=None"),
+    "a dict": (lambda: ftnb.score_texts({"a": 1.0}, ["a"]), "must be a list"),
+    "None among prompts": (lambda: ftnb.score_texts(["a"], ["a"], prompts=[None]), r"prompts\[0\]=None"),
+    "references needed": (lambda: ftnb.score_texts(["a"], None, ["distinct2", "chrf"]), "chrf compares with them"),
+    "labels are no texts": (lambda: ftnb.score_texts([{1: 0.5, 2: 0.5}], ["1"], ["accuracy"]), "each label is a str"),
+    "None for a probability": (lambda: ftnb.score_texts([{"a": None, "b": 1}], ["a"], ["accuracy"]), "are numbers"),
+    "a text for it": (lambda: ftnb.score_texts([{"a": "1", "b": "0"}], ["a"], ["brier"]), "are numbers"),
+    "twice": (lambda: ftnb.score_texts(["a"], ["a"], ["bleu", text_metric("bleu", tokenize="char")]), "Rename one"),
+    "of evaluate": (lambda: ftnb.score_texts(["a"], ["a"], [ftnb.metric("chrf")]), "Give its name, or text_metric"),
+    "no column": (
+        lambda: ftnb.score_texts(["a"], ["a"]).sorted(where=lambda r: r["predicton"]),
+        "columns are prompt, prediction.*Did you mean 'prediction'",
+    ),
+    "odd function": (lambda: ftnb.score_texts(["a"], ["a"]).sorted(where=lambda r: 1 + "x"), "raises TypeError"),
+    "n as a text": (lambda: ftnb.compare(*three()[:2]).worse(n="3"), "without quotes"),
+    "n below 0": (lambda: ftnb.compare(*three()[:2]).better(n=-1), "n=-1"),
+    "no such option": (lambda: ftnb.score(ftnb.tiny_lm(), *adding(4), temprature=1.0), "Did you mean 'temperature'"),
+    "value of an option": (lambda: ftnb.score(ftnb.tiny_lm(), *adding(4), temperature=-1.0), "temperature=-1"),
+    "Scored: option": (lambda: ftnb.Scored(ftnb.tiny_lm(), *adding(4), top_kk=3), "Did you mean 'top_k'"),
+    "Scored: metric": (lambda: ftnb.Scored(ftnb.tiny_lm(), *adding(4), metrics=["chrff"]), "Did you mean 'chrf"),
+    "Scored: rows": (lambda: ftnb.Scored(ftnb.tiny_lm(), [{"x": 1}], adding(4)[1]), "prompt"),
+    "Scored: task": (lambda: ftnb.Scored(ftnb.tiny_lm(), adding(4)[0], "sum"), "it must be a Task"),
     "no common metric": (
         lambda: ftnb.compare(ftnb.score_texts(["a"], ["a"], ("chrf",)), ftnb.score_texts(["a"], ["a"], ("bleu",))),
         "only texts has it",
@@ -411,6 +498,66 @@ def test_more_metrics() -> None:
     with pytest.raises(ftnb.FTNBError, match="compares predictions with prompts"):
         ftnb.score_texts(["a"], ["a"], [copied])
     assert ftnb.score_texts(["a"], ["a"], [copied], prompts=["bab"]).values["copied"] == 100
+
+
+@pytest.mark.parametrize("name", ["mcc", "self_bleu", "f1", "distinct2"])
+def test_metrics_of_a_set_on_a_model(name: str) -> None:
+    rows, task = adding(6)
+    lm = ftnb.tiny_lm()
+    found = ftnb.score(lm, rows, task, metrics=[name], progress=False)
+    assert math.isfinite(found.values[name]) and np.isnan(found.rows[name][:]).all()
+    assert "Scored(" in repr(ftnb.Scored(lm, rows, task, metrics=[name])) and "of 6 rows" in repr(
+        ftnb.Scored(lm, rows, task, metrics=[name])
+    )
+
+
+def test_one_model_is_not_tested_against_itself() -> None:
+    rows, task = adding(6)
+    lm = ftnb.tiny_lm()
+    x, y = (ftnb.score(lm, rows, task, name=n, progress=False, temperature=t) for n, t in (("x", 0.0), ("y", 2.0)))
+    found = ftnb.compare(x, y)
+    assert found.verdict("perplexity") == "equal" and math.isnan(found.table["p_holm"]["perplexity"])
+    assert found.table["p_holm"]["exact_match"] == found.table["p_value"]["exact_match"], "nothing else was tested"
+    assert "equal" in repr(found) and "nan" not in repr(found) and "nan" not in found._repr_html_()
+
+
+def test_many_pairs() -> None:
+    a, b, c = three()
+    found = ftnb.compare(a, b, c)
+    assert found.verdict("chrf")["a", "c"] == "better" and set(found.worse("chrf", 2)) == {("a", "b"), ("a", "c")}
+    short = ftnb.compare(c, a).worse("chrf", 3, cut=24)
+    assert list(short.columns) == ["row", "gain in chrf", "c", "a"] and max(map(len, short["a"])) <= 27
+    assert "..." not in repr(short) and max(map(len, repr(short).splitlines())) <= 80
+
+
+def test_files_that_do_not_fit(tmp_path: Path) -> None:
+    import json
+
+    found = ftnb.score_texts(["a", "b"], ["a", "c"], ("chrf",))
+    path = ftnb.save_scores(found, tmp_path / "s.csv")
+    beside = tmp_path / "s.csv.scores.json"
+    facts = json.loads(beside.read_text())
+    for metrics in (text_metric("chrf"), ["chrf"], [text_metric("chrf")]):
+        assert ftnb.load_scores(path, metrics).values == found.values
+    wrong = [
+        (facts | {"ftnb_scores": 2}, "reads form 1"),
+        ({k: v for k, v in facts.items() if k != "asked"}, "it lacks asked"),
+        (facts | {"metrics": {"chrf": {"stats": []}}}, "it lacks chrf"),
+        ([], "form None"),
+    ]
+    for text, message in wrong:
+        beside.write_text(json.dumps(text))
+        with pytest.raises(ftnb.FTNBError, match=message):
+            ftnb.load_scores(path)
+    (tmp_path / "a file").write_text("")
+    for call, message in [
+        (lambda: ftnb.load_scores(tmp_path / "t.csv"), "no such file"),
+        (lambda: ftnb.load_scores(beside), "Give 's.csv'"),
+        (lambda: ftnb.save_scores(found, tmp_path), "it is a folder"),
+        (lambda: ftnb.save_scores(found, tmp_path / "a file" / "s.csv"), "nothing can be written"),
+    ]:
+        with pytest.raises(ftnb.FTNBError, match=message):
+            call()
 
 
 def trained(watch=None, **options):
@@ -530,6 +677,44 @@ def test_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ]:
         with pytest.raises(ftnb.FTNBError, match=message):
             call()
+
+
+FAULTS = {
+    "no column in the prompt": ("{{text}}", "{{text.x.y}}", {}, "films.*UndefinedError"),
+    "no such split": ("test_split: test", "test_split: validation", {}, "films.*KeyError"),
+    "no such output": ("multiple_choice", "choice", {}, "output_type"),
+    "no such target": ("doc_to_target: label", "doc_to_target: lable", {}, "Did you mean 'label'"),
+    "too many examples": ("test_split: test", "test_split: test\nfewshot_split: test", {"shots": 50}, "shots=50"),
+    "no template": ("", "", {"chat": True}, "chat=True for films"),
+    "broken yaml": ("task: films", "task: [films", {}, "cannot be read|describes it"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_benchmark_faults(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    old, new, options, message = FAULTS[case]
+    films_task(tmp_path, ftnb.sample_data("sentiment")["test"].select(range(4)))
+    file = tmp_path / "films.yaml"
+    file.write_text(file.read_text().replace(old, new) if old else file.read_text())
+    with pytest.raises(ftnb.FTNBError, match=message):
+        ftnb.benchmark(ftnb.tiny_lm(), "films", tmp_path, progress=False, **options)
+
+
+def test_benchmark_says_what_it_left_out(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch) -> None:
+    pytest.importorskip("lm_eval")
+    films_task(tmp_path, ftnb.sample_data("sentiment")["test"].select(range(4)))
+    file = tmp_path / "films.yaml"
+    file.write_text(file.read_text() + "  - metric: akkuracy\n    aggregation: mean\n    higher_is_better: true\n")
+    monkeypatch.chdir(tmp_path)  # which is no repository
+    with pytest.warns(UserWarning, match="akkuracy"):
+        found = ftnb.benchmark(ftnb.tiny_lm(), "films", tmp_path, limit=1)
+    out = capfd.readouterr()
+    assert "fatal" not in out.err and "ran 1 task," in out.out + out.err
+    assert "nan" not in repr(found)
+    with pytest.raises(ftnb.FTNBError, match="give folder=") as e:
+        ftnb.benchmark(ftnb.tiny_lm(), "my_own_qqq", progress=False)
+    assert len(str(e.value)) < 300
 
 
 def test_benchmark_by_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
