@@ -437,7 +437,9 @@ def _surprise(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task, more
     "Statistics of perplexity (and if asked for loss and bits per byte, these for free text anyway), row by row."
     whole = (lambda p, t: {'input_ids': p, 'labels': t}) if is_seq2seq(lm) \
         else lambda p, t: {'input_ids': p + t, 'labels': [IGNORE] * len(p) + t}
-    pieces = [pieces_of(whole(p, t), context_length(lm), free=not task.answers) for p, t in pairs]
+    room = context_length(lm)   # of a prompt that is too long the end counts, as when it is answered
+    if task.answers and not is_seq2seq(lm): pairs = [(p[max(0, len(p) + len(t) - room):], t) for p, t in pairs]
+    pieces = [pieces_of(whole(p, t), room, free=not task.answers) for p, t in pairs]
     owner: np.ndarray = np.repeat(np.arange(len(pairs)), [len(row) for row in pieces])
     nats, tokens = (np.bincount(owner, x, len(pairs)) for x in row_nats(lm, [p for row in pieces for p in row]))
     found = {k: np.stack([nats, tokens], 1) for k in ('perplexity', 'loss') if k != 'loss' or k in more}
@@ -535,22 +537,24 @@ def score(
     *,
     metrics: Sequence[str | TextMetric] | None = None,  # beside the task's own: names, or metrics of your own
     resamples: int = 1000,  # bootstrap samples
-    seed: int = 0,  # of the bootstrap
+    seed: int = 0,  # of the bootstrap, and of the sampling where there is a temperature
     name: str | None = None,  # what the scores are called; None: the model's name
     progress: bool = True,  # show a line of progress
     allow_special: bool = False,  # names of special tokens in the texts become special tokens, as in `encode`
-    **decoding,  # options of `generate`: temperature, top_p ...
+    **decoding,  # options of `generate`: temperature, top_p, stop, file (to go on after an interruption) ...
 ) -> Scores:
     "Let a model answer held-out rows, and judge the answers."
     check_kinds(lm, task, needed=True)
     _check_decoding(decoding)
+    must('options', ', '.join(decoding), task.answers or not decoding, f'task {task.name!r} has no answers to write')
     number('resamples', resamples, 100), number('seed', seed, 0), number('max_new_tokens', max_new_tokens, 1, none=True)
     given = checked(task, _one_split(rows), pairs=is_seq2seq(lm))
     asked, references = _conversations(given)
     wanted = _extra(task, metrics, asked, references)
     pairs = token_pairs(lm, task, given, allow_special)
     prompts = [p for p, _ in pairs]
-    answers = _answers(lm, task, prompts, max_new_tokens, progress, decoding) if task.answers else [None] * len(prompts)
+    how = {**decoding, 'seed': seed}
+    answers = _answers(lm, task, prompts, max_new_tokens, progress, how) if task.answers else [None] * len(prompts)
     columns = {'prompt': lm.tokenizer.batch_decode(prompts), 'prediction': answers, 'reference': references}
     probs = _label_probs(lm, task, given, prompts, allow_special) if task.labels else np.zeros((len(prompts), 0))
     dicts = [dict(zip(task.labels, map(float, p))) for p in probs] if task.labels else None

@@ -738,3 +738,21 @@ def test_time_for_ten_thousand_rows() -> None:
     start = time.perf_counter()
     S._differences([m] * 4, stats, stats[::-1], 1000, 0, "randomization")
     assert time.perf_counter() - start < 30
+
+
+def test_the_seed_is_also_that_of_the_sampling() -> None:
+    lm, rows, task = ftnb.tiny_lm(), [{"text": "a text", "summary": "a"}] * 3, ftnb.summarization()
+    said = [ftnb.score(lm, rows, task, 5, temperature=1.0, seed=s).rows["prediction"][:] for s in (0, 0, 1)]
+    assert said[0] == said[1] != said[2]
+
+
+def test_targets_of_prompts_that_were_cut_are_measured() -> None:
+    lm, task = ftnb.tiny_lm(), ftnb.summarization()
+    with pytest.warns(UserWarning, match="were cut"):
+        found = ftnb.score(lm, [{"text": "x" * 600, "summary": "a word"}] * 3, task, 5, truncate=True)
+    assert found.values["perplexity"] > 50
+
+
+def test_free_text_takes_no_options_of_writing() -> None:
+    with pytest.raises(ftnb.FTNBError, match="no answers to write"):
+        ftnb.score(ftnb.tiny_lm(), ["a text"] * 3, ftnb.free_text(), temperature=1.0)
