@@ -455,9 +455,7 @@ def _halves(job: _Job, group: list[int]) -> list[list[int]]:
     if len({i // job.copies if job.how.beams else i for i in left}) < 2:
         raise FTNBError('one prompt', 'it does not fit into memory', 'Lower max_new_tokens or num_beams.')
     for i in left: job.ids[i] = []
-    middle = len(left) // 2
-    if job.how.beams: middle -= middle % job.copies or 0
-    return [left[middle or job.copies:], left[:middle or job.copies]]
+    return [left[len(left) // 2:], left[:len(left) // 2]]
 
 # %% ../nbs/02_generation.ipynb #e1352d3d
 def _run(job: _Job, todo: list[int], budget: int, ended: Callable[[int], None], progress: bool) -> None:
