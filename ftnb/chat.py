@@ -13,7 +13,7 @@ from .core import Card, FTNBError, in_notebook, must, number
 from .data import checked, token_pairs
 from .decoding import Decoder, Decoding, evaluating, steps, uniforms
 from .generation import NextTokens, _pieces, _prepare, _Stops, generate, next_tokens, stop_strings, weights_now
-from .models import LM, is_seq2seq
+from .models import LM, check_lm, is_seq2seq
 from .tasks import dialogue, uses_chat
 
 # %% auto #0
@@ -51,8 +51,7 @@ class Chat:
         seed: int = 0,  # of the sampling
     ):
         must('system', system, system is None or isinstance(system, str), 'it must be a str')
-        if not isinstance(lm, LM):
-            raise FTNBError(f'lm is {type(lm).__name__}', 'it must be an LM', "Use load_lm('...') first.")
+        check_lm(lm)
         self.lm, self.task, self.new, self.seed = lm, dialogue(system=system), max_new_tokens, number('seed', seed, 0)
         self.system = [{'role': 'system', 'content': system}] if system else []
         self.how = Decoding(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty)

@@ -16,7 +16,7 @@ from .core import Card, FTNBError, StatusLine, html_table, must, names, need, nu
 from .core import out_of_memory
 from .decoding import Decoder, Decoding, Guide, adjustments, beam_search, begin, evaluating, model_rules, steps
 from .decoding import uniforms
-from .models import LM, context_length, eos_ids, fingerprint, is_seq2seq, quietly, save_lm
+from .models import LM, check_lm, context_length, eos_ids, fingerprint, is_seq2seq, quietly, save_lm
 
 # %% auto #0
 __all__ = ['Prompt', 'prompt_ids', 'source_ids', 'open_ended', 'stop_strings', 'cut_at', 'held_back', 'stream', 'token_batches',
@@ -141,8 +141,7 @@ def _pieces(lm: LM, prompt: list[int], tokens: Any, stops: Sequence[str] = ()) -
 # %% ../nbs/02_generation.ipynb #7e4d139a
 def _prepare(lm: LM, prompts: Sequence[Prompt], new: int, truncate: bool = False) -> tuple[list[list[int]], list[int]]:
     "Token ids of the prompts, and how many of each were cut off."
-    if not isinstance(lm, LM):
-        raise FTNBError(f'lm is {type(lm).__name__} {str(lm)[:40]!r}', 'it must be an LM', "Use load_lm('...') first.")
+    check_lm(lm)
     number('max_new_tokens', new, 1)
     rows, room, pair = prompt_ids(lm, prompts), context_length(lm), is_seq2seq(lm)
     if lm.device.type == 'meta':
@@ -680,7 +679,7 @@ def label_probs(
     labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
     "How probable each of a few answers is, compared with the others (a longer answer has more to lose)."
-    _prepare(lm, [], 1)
+    check_lm(lm)
     prompts, labels = _listed(prompt), names('labels', labels, 2, different=True)
     ids = [lm.tokenizer(label, add_special_tokens=False)['input_ids'] for label in labels]
     must('labels', labels, all(ids) and len(set(map(tuple, ids))) == len(ids), 'they must differ in their tokens')

@@ -15,9 +15,10 @@ from .core import (OPTIONAL, Card, FTNBError, Placement, StatusLine, choose_devi
                        seeded)
 
 # %% auto #0
-__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'ADAPTER', 'SAVED', 'LM', 'count_parameters', 'is_seq2seq', 'lock_of', 'context_length',
-           'eos_ids', 'byte_tokenizer', 'new_lm', 'tiny_lm', 'train_tokenizer', 'find_model', 'whole_folder', 'quietly',
-           'cache_folder', 'convert_gguf', 'fingerprint', 'load_lm', 'save_lm', 'random_gpt2']
+__all__ = ['CHAT_TEMPLATE', 'EMBEDDED', 'ADAPTER', 'SAVED', 'LM', 'check_lm', 'count_parameters', 'is_seq2seq', 'lock_of',
+           'context_length', 'eos_ids', 'byte_tokenizer', 'new_lm', 'tiny_lm', 'train_tokenizer', 'find_model',
+           'whole_folder', 'quietly', 'cache_folder', 'convert_gguf', 'fingerprint', 'load_lm', 'save_lm',
+           'random_gpt2']
 
 # %% ../nbs/01_models.ipynb #5131febd
 @dataclass(repr=False)
@@ -41,6 +42,14 @@ class LM(Card):
             'end of text': ' '.join(repr(tok.convert_ids_to_tokens(i)) for i in eos_ids(self)) or 'none',
             'chat template': 'yes' if tok.chat_template else 'no',
             'weights': f'{fmt} on {self.device}', 'because': self.placement.reason}
+
+# %% ../nbs/01_models.ipynb #c4ec10a1
+def check_lm(
+    lm: Any,  # what should be an LM
+) -> None:
+    "Refuse what is no `LM`: a name, or the bare model of another library."
+    if isinstance(lm, LM): return
+    raise FTNBError(f'lm is {type(lm).__name__} {str(lm)[:40]!r}', 'it must be an LM', "Use load_lm('...') first.")
 
 # %% ../nbs/01_models.ipynb #ebe4dfe7
 def count_parameters(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from .core import Card, FTNBError, must, names, nearest, number
-from .models import LM, is_seq2seq
+from .models import LM, check_lm, is_seq2seq
 
 # %% auto #0
 __all__ = ['ROLES', 'HIDDEN', 'END', 'Task', 'as_text', 'checked_turns', 'called', 'EmptyTarget', 'conversation', 'last_answer',
@@ -415,7 +415,6 @@ def check_kinds(
     needed: bool = False,  # and not None
 ) -> None:
     "Refuse arguments in the wrong places."
-    if not isinstance(lm, LM):
-        raise FTNBError(f'lm is {type(lm).__name__} {str(lm)[:40]!r}', 'it must be an LM', "Use load_lm('...') first.")
+    check_lm(lm)
     if (needed or task is not None) and not isinstance(task, Task):
         raise FTNBError(f'task is {type(task).__name__}', 'it must be a Task', 'Call its constructor: summarization().')
