@@ -31,7 +31,7 @@ def go_on_from(
     same = min(same, len(ids) - 1)   # the last is read in any case: its logits are wanted
     if same < text.seen: text.cache.crop(same - text.seen)
     text.ids = torch.tensor([ids], device=text.ids.device)
-    text.mask, text.seen, text.start = torch.ones_like(text.ids), same, 0
+    text.mask, text.seen = torch.ones_like(text.ids), same
     return same
 
 # %% ../nbs/06_chat.ipynb #b8fc222c

@@ -17,8 +17,8 @@ from .models import LM, eos_ids, is_seq2seq, lock_of
 
 # %% auto #0
 __all__ = ['Decoding', 'adjustments', 'uniforms', 'pick', 'accepts', 'evaluating', 'common_start', 'plain_cache', 'Decoder',
-           'PairDecoder', 'decoder_start', 'model_rules', 'begin', 'Guide', 'Single', 'steps', 'Contrast', 'Found',
-           'Beams', 'beam_search']
+           'PairDecoder', 'decoder_start', 'model_rules', 'read_start', 'begin', 'Guide', 'Single', 'steps', 'Contrast',
+           'Found', 'Beams', 'beam_search']
 
 # %% ../nbs/02_decoding.ipynb #a1aa0647
 @dataclass(frozen=True)
@@ -154,12 +154,13 @@ def accepts(
 @contextlib.contextmanager
 def evaluating(
     lm: LM,  # a loaded model
+    modules: Sequence[torch.nn.Module] | None = None,  # all of the model's, if the caller has a list of them
 ) -> Iterator[None]:
     "Switch dropout off and use the model's autocast format inside the block; restore every module's mode after it."
     fmt = lm.placement.autocast
     formats = torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None, cache_enabled=False)
     with lock_of(lm.model), formats:
-        was = [m for m in lm.model.modules() if m.training]
+        was = [m for m in modules or lm.model.modules() if m.training]
         for m in was: m.training = False
         try: yield
         finally:
@@ -195,37 +196,41 @@ def _laid_out(lm: LM, rows: list[list[int]], start: int) -> tuple[torch.Tensor, 
 # %% ../nbs/02_decoding.ipynb #f23330a5
 class Decoder:
     "A batch of texts that are being written: the tokens so far, their mask, and the cache."
-    def __init__(self, lm: LM, rows: list[list[int]], hidden: bool = False):
-        self.model = lm.model
+    def __init__(self, lm: LM, rows: list[list[int]], hidden: bool = False, start: Decoder | None = None):
+        self.model, self.hides = lm.model, hidden
         self.cache: Any = None  # transformers' own, after the first pass
         self.hidden: Any = None  # of the last layer, after each pass, if asked for
-        self.seen = 0   # positions that are in the cache
+        self.seen = start.seen if start else 0   # positions that are in the cache
         self.plain = plain_cache(lm.model)
-        self.places = accepts(lm.model, 'position_ids')   # without, padding in the middle would count
-        self.start = common_start(rows) if self.plain and self.places else 0
-        self.ids, self.mask = _laid_out(lm, rows, self.start)
-        self.fixed: dict = {'logits_to_keep': 1} if accepts(lm.model, 'logits_to_keep') else {}
-        if hidden: self.fixed = {'output_hidden_states': True}
+        self.places, self.keeps = (accepts(lm.model, k) for k in ('position_ids', 'logits_to_keep'))
+        self.ids, self.mask = _laid_out(lm, rows, self.seen)
+        if start:
+            self.cache = copy.deepcopy(start.cache)
+            self.cache.batch_repeat_interleave(len(rows))
 
     def _pass(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, **more: Any) -> Any:
         "Run the model over new tokens."
         where = {'position_ids': (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]} if self.places else {}
         return self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **where, **more)
 
-    def _read_start(self) -> None:
-        "What all rows begin with: one row is enough."
-        out = self._pass(self.ids[:1, :self.start], self.mask[:1, :self.start], None, **self.fixed)
-        self.cache, self.seen = out.past_key_values, self.start
-        self.cache.batch_repeat_interleave(len(self.ids))
-
     def logits(self) -> torch.Tensor:
         "Run the model over what it has not seen yet; return the next token's logits, `[rows, vocabulary]`."
-        if self.start and not self.seen and 'output_hidden_states' not in self.fixed: self._read_start()
-        out = self._pass(self.ids[:, self.seen:], self.mask, self.cache, **self.fixed)
+        return self.last(1)[:, 0]
+
+    def last(self, n: int) -> torch.Tensor:
+        "The same, but the logits after each of the last `n` tokens, `[rows, n, vocabulary]`."
+        more: dict = {'output_hidden_states': True} if self.hides else {'logits_to_keep': n} if self.keeps else {}
+        out = self._pass(self.ids[:, self.seen:], self.mask, self.cache, **more)
         self.cache = getattr(out, 'past_key_values', None)   # None: the whole text is read again in the next step
         self.seen = self.ids.shape[1] if self.cache is not None else 0
-        if 'output_hidden_states' in self.fixed: self.hidden = out.hidden_states[-1].float()
-        return out.logits[:, -1].float()
+        if self.hides: self.hidden = out.hidden_states[-1].float()
+        return out.logits[:, -n:].float()
+
+    def back(self, n: int) -> None:
+        "Take the last `n` tokens back; for a plain cache."
+        if not n: return
+        self.ids, self.mask, self.seen = self.ids[:, :-n], self.mask[:, :-n], self.seen - n
+        self.cache.crop(-n)
 
     def branch(self, ids: torch.Tensor) -> torch.Tensor:
         "Logits after each of some more tokens, `[rows, tokens, vocabulary]`; nothing is changed. For after `logits()`."
@@ -300,16 +305,30 @@ def model_rules(
     if never: found.append(SuppressTokensLogitsProcessor(never, device=lm.device))
     return [lambda ids, mask, logits, f=f: f(ids, logits) for f in found]
 
+# %% ../nbs/02_decoding.ipynb #d5b9c9b9
+def read_start(
+    lm: LM,  # a loaded model
+    rows: list[list[int]],  # token ids of all prompts
+) -> Decoder | None:  # of one row; None: they have nothing in common, or the model's cache cannot be shared
+    "Read what all prompts begin with."
+    if is_seq2seq(lm) or not plain_cache(lm.model) or not accepts(lm.model, 'position_ids'): return None
+    if not (same := common_start(rows)): return None
+    text = Decoder(lm, [rows[0][:same]])
+    text.logits()
+    return text
+
 # %% ../nbs/02_decoding.ipynb #7ef026c0
 def begin(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of the prompts
     hidden: bool = False,  # keep the last layer's hidden states too
+    start: Decoder | None = None,  # from `read_start`, if that has been read already
 ) -> tuple[Decoder, torch.Tensor]:  # with a row for each prompt, and the logits of the first new token
     "Read the prompts, each different one once."
     different = list(dict.fromkeys(map(tuple, rows)))
     unique: list[list[int]] = list(map(list, different))
-    text = PairDecoder(lm, unique) if is_seq2seq(lm) else Decoder(lm, unique, hidden)
+    if not hidden: start = start or read_start(lm, unique)
+    text = PairDecoder(lm, unique) if is_seq2seq(lm) else Decoder(lm, unique, hidden, start)
     logits = text.logits()
     if len(unique) == len(rows): return text, logits
     place = {r: i for i, r in enumerate(different)}
@@ -402,11 +421,12 @@ def steps(
     begun: tuple[Decoder, torch.Tensor] | None = None,  # from `begin`, if the prompts have been read already
 ) -> Iterator[dict[int, int]]:  # at each step, {row: its next token}; a row ends with an end token
     "The decoding loop: yield the next token of every unfinished row, step by step."
-    with evaluating(lm):
+    modules = list(lm.model.modules())   # walked through once, not at every step
+    with evaluating(lm, modules):
         writer = Contrast(lm, rows, how) if how.penalty_alpha else Single(lm, rows, how, draws, guide, begun)
     live, ended, ends = list(range(len(rows))), set(), set(eos_ids(lm))
     for step in range(max_new_tokens):
-        with evaluating(lm): tokens = writer.tokens(step, live)   # and not around `yield`: the caller's code is its own
+        with evaluating(lm, modules): tokens = writer.tokens(step, live)   # not around `yield`: that is the caller's
         new = {r: t for r, t in zip(live, tokens.tolist()) if r not in ended}   # the one wait for the device
         if guide: guide.took(new)
         yield new
@@ -414,7 +434,7 @@ def steps(
         left = [at for at, r in enumerate(live) if r not in ended]
         if not left or step + 1 == max_new_tokens: return
         keep = torch.tensor(left, device=lm.device) if 2 * len(left) <= len(live) else None
-        with evaluating(lm): writer.go_on(tokens, keep)
+        writer.go_on(tokens, keep)
         if keep is not None: live = [live[at] for at in left]
 
 # %% ../nbs/02_decoding.ipynb #7abfc7a0

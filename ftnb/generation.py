@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from .core import Card, FTNBError, StatusLine, html_table, must, names, need, number, one_of
 from .core import out_of_memory
-from .decoding import Decoder, Decoding, Guide, adjustments, beam_search, begin, evaluating, model_rules, steps
-from .decoding import uniforms
+from .decoding import Decoder, Decoding, Guide, adjustments, beam_search, begin, evaluating, model_rules
+from .decoding import plain_cache, read_start, steps, uniforms
 from .models import LM, check_lm, context_length, eos_ids, fingerprint, is_seq2seq, quietly, save_lm
 
 # %% auto #0
@@ -262,34 +262,66 @@ def token_nats(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of the prompts
     answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of as many answers
-    batch_tokens: int = 8192,  # rows × longest prompt in one batch
+    batch_tokens: int | None = None,  # rows × longest prompt in one batch; None: 8192, on a CPU 2048
 ) -> list[list[np.ndarray]]:  # for each prompt and answer, the nats of its tokens
     "The nats of each token of given answers: minus the log of its probability."
     found: list[list[np.ndarray]] = [[np.zeros(0)] * len(a) for a in answers]
     room = [len(r) + 4 * max(map(len, a), default=0) for r, a in zip(rows, answers)]   # answers need logits
-    for group in token_batches(room, batch_tokens):
+    if not any(answers): return found
+    with evaluating(lm): start = read_start(lm, rows)
+    for group in token_batches(room, batch_tokens or (2048 if lm.device.type == 'cpu' else 8192)):
         with evaluating(lm):
-            text, first = begin(lm, [rows[i] for i in group])
-            for j in range(len(answers[0])):
-                for i, nats in zip(group, _nats_after(text, first, [answers[i][j] for i in group])): found[i][j] = nats
+            for j, nats in _batch_nats(lm, [rows[i] for i in group], [answers[i] for i in group], start):
+                for i, x in zip(group, nats): found[i][j] = x
     return found
 
 # %% ../nbs/02_generation.ipynb #00b3eebf
+def _batch_nats(lm: LM, rows: list[list[int]], answers: list[Sequence[list[int]]],
+                start: Decoder | None) -> Iterator[tuple[int, list[np.ndarray]]]:
+    "The nats of the answers of one batch: (number of the answer, nats for each row)."
+    order = sorted(range(len(answers[0])), key=lambda j: -max(len(a[j]) for a in answers))
+    longest = [a[order[0]] for a in answers]
+    if along := _along(lm, rows, longest, len(order)):
+        text, first, nats = _read_along(lm, rows, longest, start)
+        yield order[0], nats
+    else: text, first = begin(lm, rows, start=start)
+    for j in order[along:]: yield j, _nats_after(text, first, [a[j] for a in answers])
+
+def _along(lm: LM, rows: list[list[int]], answers: list[list[int]], of: int) -> bool:
+    "Whether prompts can be read along with one of their answers, so that the others (if any) are still found after them."
+    if is_seq2seq(lm) or len(set(map(tuple, rows))) < len(rows): return False   # prompts that come again are read once
+    return of == 1 or plain_cache(lm.model) and len(set(map(len, answers))) == 1
+
+# %% ../nbs/02_generation.ipynb #237e70c9
+def _read_along(lm: LM, rows: list[list[int]], answers: list[list[int]],
+                start: Decoder | None) -> tuple[Decoder, torch.Tensor, list[np.ndarray]]:
+    "Read prompts with an answer each: the decoder after the prompts, the logits there, and the answers' nats."
+    new = max(1, *map(len, answers))
+    text = Decoder(lm, [r + a[:-1] for r, a in zip(rows, answers)], start=start)
+    logits = text.last(new)   # the rows end together
+    nats = _nats(logits, [[0] * (new - len(a)) + a for a in answers])
+    if len(set(map(len, answers))) == 1 and text.plain: text.back(new - 1)
+    return text, logits[:, 0], [row[new - len(a):] for row, a in zip(nats, answers)]
+
 def _nats_after(text: Decoder, first: torch.Tensor, answers: list[list[int]]) -> list[np.ndarray]:
     "The nats of one answer a row, given the logits of its first token; `text` stays as it is."
     longest = max(1, *map(len, answers))
-    ids = torch.tensor([a + [0] * (longest - len(a)) for a in answers], device=first.device)
+    ids = [a + [0] * (longest - len(a)) for a in answers]
     logits = first[:, None]
-    if longest > 1: logits = torch.cat([logits, text.branch(ids[:, :-1])], 1)
-    nats = logits.logsumexp(-1) - logits.gather(2, ids[..., None])[..., 0]
-    return [row[:len(a)] for row, a in zip(nats.cpu().double().numpy(), answers)]
+    if longest > 1: logits = torch.cat([logits, text.branch(torch.tensor(ids, device=first.device)[:, :-1])], 1)
+    return [row[:len(a)] for row, a in zip(_nats(logits, ids), answers)]
+
+def _nats(logits: torch.Tensor, ids: list[list[int]]) -> np.ndarray:
+    "The nats of tokens, given the logits before each."
+    at = torch.tensor(ids, device=logits.device)[..., None]
+    return (logits.logsumexp(-1) - logits.gather(2, at)[..., 0]).cpu().double().numpy()
 
 # %% ../nbs/02_generation.ipynb #c797a692
 def answer_nats(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of the prompts
     answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of as many answers
-    batch_tokens: int = 8192,  # rows × longest prompt in one batch
+    batch_tokens: int | None = None,  # rows × longest prompt in one batch; None: 8192, on a CPU 2048
 ) -> np.ndarray:  # [prompts, answers]
     "The nats of each answer after its prompt: minus the log of its probability."
     sums = [[x.sum() for x in row] for row in token_nats(lm, rows, answers, batch_tokens)]

@@ -10,13 +10,14 @@ import types
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ftnb import add_lora, encode, finetune, generate, label_probs, merge_adapter, stream, tiny_lm, without_adapter
 from ftnb.adapters import adapter_layers
 from ftnb.core import FTNBError
-from ftnb.decoding import Decoding, beam_search, begin, evaluating, steps
+from ftnb.decoding import Decoding, beam_search, evaluating, read_start, steps
 from ftnb.generation import token_nats
 from ftnb.models import LM, eos_ids
 
@@ -72,9 +73,28 @@ def test_answers_after_a_shared_start(name: str) -> None:
         for got, want in zip(row, token_nats(lm, [p], [answers])[0]):
             assert abs(got - want).max() < 1e-4
     with torch.inference_mode(), evaluating(lm):
-        text, _ = begin(lm, PROMPTS)
-        once = name not in ("gemma2", "mistral", "lfm2", "bloom", "t5", "bart")  # windows; no positions to give
-        assert getattr(text, "start", 0) == (20 if once else 0)
+        start = read_start(lm, PROMPTS)
+    once = name not in ("gemma2", "mistral", "lfm2", "bloom", "t5", "bart")  # windows; no positions to give
+    assert (start.seen if start else 0) == (20 if once else 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_answer_a_prompt_of_any_length(name: str) -> None:
+    lm, answers = model(name), [[[5, 6]], [[7]], [[]], [[8, 9, 10]]]
+    for rows in (PROMPTS, [PROMPTS[0], PROMPTS[0], *PROMPTS[2:]]):
+        for p, a, got in zip(rows, answers, token_nats(lm, rows, answers)):
+            want = token_nats(lm, [p], [a + [[3, 3, 3]]])[0][0]
+            assert len(got[0]) == len(a[0]) and np.allclose(got[0], want, atol=1e-4)
+
+
+def test_labels_cost_no_more_than_reading_the_prompts() -> None:
+    lm, read = model("llama"), []
+    lm.model.register_forward_pre_hook(lambda m, a, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
+    token_nats(lm, PROMPTS, [[[5], [6, 7], [8]]] * 4)
+    assert read == [20, 4 * 8]  # the start; the longest rest and the first token of [6, 7]; [5] and [8] for nothing
+    read.clear()
+    token_nats(lm, PROMPTS, [[[5], [6, 7], [8, 9, 10]]] * 4)
+    assert read == [20, 4 * 9, 4]
 
 
 def test_what_all_begin_with_is_read_once() -> None:
