@@ -19,7 +19,7 @@ import torch
 from .checks import (fingerprints, language_model, languages_of, near_duplicates, other_script, repeats,
                          unlike_most)
 from .core import Card, FTNBError, names, nearest, number, one_of
-from .generation import open_ended, source_ids, token_batches
+from .generation import after_anchor, open_ended, puts_space, source_ids, token_batches
 from .models import LM, cache_folder, context_length, eos_ids, is_seq2seq, whole_folder
 from .tasks import (END, HIDDEN, EmptyTarget, Part, Task, called, check_kinds, conversation, documents,
                         source_and_target, task_of, uses_chat)
@@ -89,10 +89,8 @@ class Tokenizing:
     def __init__(self, lm: LM, task: Task, special: SpecialText):
         self.lm, self.special, self.ends = lm, special, eos_ids(lm)
         self.begins = not uses_chat(lm, task)   # a chat template writes the token that begins a text itself
-        alone, self.start = self.ids(['a'])[0], []
+        alone, self.start, self.spaces = self.ids(['a'])[0], [], puts_space(lm.tokenizer)
         if self.begins: self.start = (begun := self.ids(['a'], True)[0])[:len(begun) - len(alone)]
-        twice = lm.tokenizer.decode(alone * 2, clean_up_tokenization_spaces=False)
-        self.spaces = twice != 'aa'   # the tokenizer puts one before each text
 
     def ids(self, texts: list[str], begins: bool = False, literal: bool = False) -> list[list[int]]:
         "Token ids of texts; `begins`: with what the tokenizer puts before a text; `literal`: no special tokens."
@@ -149,14 +147,7 @@ class Tokenizing:
     def after(self, texts: list[str], goes_on: bool, literal: bool = False) -> list[list[int]]:
         "Token ids of texts; if text `goes_on`, without the space that some tokenizers put before any text."
         if not (goes_on and self.spaces): return self.ids(texts, literal=literal)
-        return [self.anchored(t, literal) for t in texts]
-
-    def anchored(self, text: str, literal: bool) -> list[int]:
-        "The ids that a text has after a character which does not merge with it."
-        for anchor in ('a', '>', '0', '。', '\n'):
-            alone, both = self.ids([anchor, anchor + text], literal=literal)
-            if both[:len(alone)] == alone: return both[len(alone):]
-        return self.ids([text], literal=literal)[0]
+        return [after_anchor(lambda some: self.ids(some, literal=literal), t) for t in texts]
 
     def literal(self, text: str, goes_on: bool) -> list[int]:
         "Token ids of a special token's name as text; of its characters, if the vocabulary itself has the name."

@@ -4,7 +4,7 @@
 
 # %% ../nbs/02_decoding.ipynb #f5322706
 from __future__ import annotations
-import contextlib, copy, inspect, zlib
+import contextlib, copy, inspect, weakref, zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from .models import LM, eos_ids, is_seq2seq, lock_of
 
 # %% auto #0
 __all__ = ['Decoding', 'adjustments', 'uniforms', 'pick', 'accepts', 'evaluating', 'common_start', 'plain_cache', 'Decoder',
-           'PairDecoder', 'decoder_start', 'model_rules', 'read_start', 'begin', 'Guide', 'Single', 'steps', 'Contrast',
-           'Found', 'Beams', 'beam_search']
+           'PairDecoder', 'decoder_start', 'model_rules', 'read_start', 'begin', 'can_pad', 'Guide', 'Single', 'steps',
+           'Contrast', 'Found', 'Beams', 'beam_search']
 
 # %% ../nbs/02_decoding.ipynb #a1aa0647
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Decoder:
         self.model, self.hides = lm.model, hidden
         self.cache: Any = None  # transformers' own, after the first pass
         self.hidden: Any = None  # of the last layer, after each pass, if asked for
-        self.seen = start.seen if start else 0   # positions that are in the cache
+        self.seen: int = start.seen if start else 0   # positions that are in the cache
         self.plain = plain_cache(lm.model)
         self.places, self.keeps = (accepts(lm.model, k) for k in ('position_ids', 'logits_to_keep'))
         self.ids, self.mask = _laid_out(lm, rows, self.seen)
@@ -336,6 +336,21 @@ def begin(
     text.choose(again)
     if text.hidden is not None: text.hidden = text.hidden[again]
     return text, logits[again]
+
+# %% ../nbs/02_decoding.ipynb #e3f52760
+_PADDED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()   # what has been found out
+
+def can_pad(
+    lm: LM,  # a loaded model
+) -> bool:
+    "Whether a row with padding is to the model what it is alone. Tried once for each model."
+    if lm.model not in _PADDED:
+        rows = [[*range(8, 24)], [5]]
+        with torch.inference_mode(), evaluating(lm):
+            padded, alone = begin(lm, rows)[1][1], begin(lm, rows[1:])[1][0]
+        exact = next(lm.model.parameters()).dtype == torch.float32 and not lm.placement.autocast
+        _PADDED[lm.model] = bool((padded - alone).norm() <= (0.01 if exact else 0.05) * alone.norm())
+    return _PADDED[lm.model]
 
 # %% ../nbs/02_decoding.ipynb #98f82a00
 class Guide:

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from .core import Card, FTNBError, StatusLine, html_table, must, names, need, number, one_of
 from .core import out_of_memory
-from .decoding import Decoder, Decoding, Guide, adjustments, beam_search, begin, evaluating, model_rules
-from .decoding import plain_cache, read_start, steps, uniforms
+from .decoding import Decoder, Decoding, Guide, adjustments, beam_search, begin, can_pad
+from .decoding import evaluating, model_rules, plain_cache, read_start, steps, uniforms
 from .models import LM, check_lm, context_length, eos_ids, fingerprint, is_seq2seq, quietly, save_lm
 
 # %% auto #0
-__all__ = ['Prompt', 'prompt_ids', 'source_ids', 'open_ended', 'stop_strings', 'cut_at', 'held_back', 'stream', 'token_batches',
-           'Completion', 'token_nats', 'answer_nats', 'weights_now', 'generate', 'shares', 'label_probs', 'NextTokens',
-           'next_tokens']
+__all__ = ['Prompt', 'prompt_ids', 'source_ids', 'open_ended', 'stop_strings', 'cut_at', 'held_back', 'stream', 'adapters_on',
+           'token_batches', 'Completion', 'token_nats', 'answer_nats', 'weights_now', 'generate', 'shares',
+           'puts_space', 'after_anchor', 'continuation_ids', 'label_probs', 'NextTokens', 'next_tokens']
 
 # %% ../nbs/02_generation.ipynb #53c52d22
 Prompt = str | Sequence[int]
@@ -152,7 +152,7 @@ def _prepare(lm: LM, prompts: Sequence[Prompt], new: int, truncate: bool = False
     if long and not truncate:
         raise FTNBError(f'prompt {long[0]} has {len(rows[long[0]])} tokens',
                         f'with {new} new ones it exceeds the context of {room}',
-                        'Shorten it, lower max_new_tokens, or cut it with truncate=True.')
+                        'Shorten it, ask for fewer new tokens, or cut it with truncate=True.')
     cut = [max(0, len(r) - most) for r in rows]
     if long: warnings.warn(f'{len(long)} of {len(rows)} prompts were cut to {most} tokens; {sum(cut):,} tokens were '
                            f'lost at their {"end" if pair else "beginning"}', stacklevel=3)
@@ -182,11 +182,26 @@ def stream(
     number('seed', seed, 0)
     how = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
                    penalty_alpha=penalty_alpha)
-    stops, guide, (rows, _) = stop_strings(stop), _guide(lm, how, pattern, schema), _prepare(
-        lm, [prompt], max_new_tokens, truncate)
+    stops, guide = stop_strings(stop), _guide(lm, how, pattern, _as_dict(schema))
+    rows, _ = _prepare(lm, [prompt], max_new_tokens, truncate)
     draws = uniforms(rows, max_new_tokens, seed) if temperature else None
     tokens = steps(lm, rows, max_new_tokens, how, draws, guide, _Stops(lm, rows, stops) if stops else None)
-    return _pieces(lm, rows[0][-8:], tokens, stops)
+    return _as_asked(lm, adapters_on(lm.model), _pieces(lm, rows[0][-8:], tokens, stops))
+
+# %% ../nbs/02_generation.ipynb #d1a79ab3
+def adapters_on(
+    model: torch.nn.Module,  # any
+) -> str:
+    "The names of the adapters that are switched on, of every kind of layer; empty: none."
+    layers = [m for m in model.modules() if getattr(m, 'disable_adapters', None) is False]   # peft's own
+    return ''.join(sorted({str(getattr(m, 'active_adapters', '')) for m in layers}))
+
+# %% ../nbs/02_generation.ipynb #e3505553
+def _as_asked(lm: LM, on: str, pieces: Iterator[str]) -> Iterator[str]:
+    "Pieces, as long as the adapters are those of the moment in which they were asked for."
+    if adapters_on(lm.model) != on: raise FTNBError(
+        'this stream', 'adapters have been switched on or off since it was asked for', 'Read it where you ask for it.')
+    yield from pieces
 
 # %% ../nbs/02_generation.ipynb #75dd5600
 def _guide(lm: LM, how: Decoding, pattern: str | None, schema: Any) -> Guide | None:
@@ -198,12 +213,16 @@ def _guide(lm: LM, how: Decoding, pattern: str | None, schema: Any) -> Guide | N
     config = getattr(lm.model, 'generation_config', None)
     forced = is_seq2seq(lm) and getattr(config, 'forced_bos_token_id', None) is not None
     must(name, value, not forced and how.no_repeat_ngram_size is None, 'nothing else may force or forbid tokens')
-    if hasattr(schema, 'model_json_schema'): schema = _closed(schema.model_json_schema())   # a pydantic model
-    must('schema', schema, schema is None or isinstance(schema, dict), 'it must be a dict or a pydantic model')
-    must('pattern', pattern, pattern is None or isinstance(pattern, str), 'it must be a str')
+    must('schema', schema, schema is None or isinstance(schema, dict),
+         'it must be a dict (of a JSON text: json.loads(text)) or a pydantic model')
+    must('pattern', pattern, isinstance(pattern, (str, type(None))), 'it must be a str (of a re.Pattern: its .pattern)')
     return Guide(lm, pattern, schema)
 
 # %% ../nbs/02_generation.ipynb #c105ed00
+def _as_dict(schema: Any) -> Any:
+    "A JSON schema; of a pydantic model, its own."
+    return _closed(schema.model_json_schema()) if hasattr(schema, 'model_json_schema') else schema
+
 def _closed(schema: Any) -> Any:
     "A pydantic model's schema without the liberty to invent keys."
     if isinstance(schema, list): return [_closed(x) for x in schema]
@@ -215,11 +234,14 @@ def _closed(schema: Any) -> Any:
 def token_batches(
     lengths: Sequence[int],  # of the rows, in tokens
     budget: int,  # most positions in a batch
+    even: bool = False,  # only rows of one length in a batch: no padding
 ) -> list[list[int]]:  # row numbers
     "Group row numbers, longest first, so that rows × longest stays within `budget` (a row that exceeds it is alone)."
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget: groups[-1].append(i)
+        longest = lengths[groups[-1][0]] if groups else 0
+        fits = groups and (len(groups[-1]) + 1) * longest <= budget
+        if fits and (lengths[i] == longest or not even): groups[-1].append(i)
         else: groups.append([i])
     return groups
 
@@ -269,7 +291,8 @@ def token_nats(
     room = [len(r) + 4 * max(map(len, a), default=0) for r, a in zip(rows, answers)]   # answers need logits
     if not any(answers): return found
     with evaluating(lm): start = read_start(lm, rows)
-    for group in token_batches(room, batch_tokens or (2048 if lm.device.type == 'cpu' else 8192)):
+    most = batch_tokens or (2048 if lm.device.type == 'cpu' else 8192)
+    for group in token_batches(room, most if len(rows) == 1 or can_pad(lm) else 1):   # 1: each row alone
         with evaluating(lm):
             for j, nats in _batch_nats(lm, [rows[i] for i in group], [answers[i] for i in group], start):
                 for i, x in zip(group, nats): found[i][j] = x
@@ -288,7 +311,7 @@ def _batch_nats(lm: LM, rows: list[list[int]], answers: list[Sequence[list[int]]
     for j in order[along:]: yield j, _nats_after(text, first, [a[j] for a in answers])
 
 def _along(lm: LM, rows: list[list[int]], answers: list[list[int]], of: int) -> bool:
-    "Whether prompts can be read along with one of their answers, so that the others (if any) are still found after them."
+    "Whether prompts can be read along with one of their answers, and the others (if any) still be found after them."
     if is_seq2seq(lm) or len(set(map(tuple, rows))) < len(rows): return False   # prompts that come again are read once
     return of == 1 or plain_cache(lm.model) and len(set(map(len, answers))) == 1
 
@@ -340,9 +363,8 @@ def weights_now(
     model: torch.nn.Module,  # any
 ) -> str:
     "A name for what a model computes with now: its weights, and the adapters that are switched on."
-    layers = [m for m in model.modules() if getattr(m, 'disable_adapters', None) is False]   # peft's own
-    on = sorted({str(getattr(m, 'active_adapters', '')) for m in layers})
-    return fingerprint(model, adapters=bool(on)) + ''.join(on)
+    on = adapters_on(model)
+    return fingerprint(model, adapters=bool(on)) + on
 
 # %% ../nbs/02_generation.ipynb #462c93c4
 class _Answers:
@@ -470,15 +492,16 @@ def _search(job: _Job, group: list[int], ended: Callable[[int], None], tick: Cal
 # %% ../nbs/02_generation.ipynb #ba7c4e51
 def _batches(job: _Job, todo: list[int], budget: int) -> list[list[int]]:
     "Rows in batches; the copies of a prompt that are searched for together stay together."
+    even = len({len(job.rows[i]) for i in todo}) > 1 and not can_pad(job.lm)
     if not job.how.beams:
         wide = min(job.how.top_k or 4, 64) if job.how.penalty_alpha else 1
         sizes = [wide * (len(job.rows[i]) + job.new) for i in todo]
-        return [[todo[k] for k in g] for g in token_batches(sizes, budget)]
+        return [[todo[k] for k in g] for g in token_batches(sizes, budget, even)]
     by: dict[int, list[int]] = {}
     for i in todo: by.setdefault(i // job.copies, []).append(i)
     prompts = list(by)
     sizes = [job.how.num_beams * (len(job.rows[by[p][0]]) + job.new) for p in prompts]
-    return [[i for k in g for i in by[prompts[k]]] for g in token_batches(sizes, budget)]
+    return [[i for k in g for i in by[prompts[k]]] for g in token_batches(sizes, budget, even)]
 
 def _halves(job: _Job, group: list[int]) -> list[list[int]]:
     "What is left of a batch that did not fit into memory, in two."
@@ -573,6 +596,7 @@ def generate(
     number('batch_tokens', batch_tokens, 1), number('seed', seed, 0), number('n', n, 1, none=True)
     how = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size, num_beams,
                    num_beam_groups, diversity_penalty, length_penalty, penalty_alpha)
+    schema = _as_dict(schema)
     one, prompts, copies, stops = isinstance(prompt, str), _listed(prompt), n or 1, stop_strings(stop)
     _check_copies(how, n, stops)
     rows, cut = _prepare(lm, prompts, max_new_tokens, truncate)
@@ -617,10 +641,9 @@ def _do(job: _Job, file: Any, engine: Callable, budget: int, progress: bool) -> 
 # %% ../nbs/02_generation.ipynb #9373886d
 def _made(job: _Job) -> dict:
     "What the texts of a file have in common."
-    schema = job.form[1].model_json_schema() if hasattr(job.form[1], 'model_json_schema') else job.form[1]
     beams = {'n': job.copies} if job.how.beams else {}   # a sample does not depend on how many there are
     return {'ftnb answers': 1, 'model': weights_now(job.lm.model), 'engine': job.engine, 'max_new_tokens': job.new,
-            'stop': list(job.stops), 'pattern': job.form[0], 'schema': schema, 'seed': job.seed,
+            'stop': list(job.stops), 'pattern': job.form[0], 'schema': job.form[1], 'seed': job.seed,
             **asdict(job.how), **beams}
 
 # %% ../nbs/02_generation.ipynb #e1f7d9d2
@@ -704,19 +727,46 @@ def shares(
     odds = np.exp(nats.min(1, keepdims=True) - nats)
     return odds / odds.sum(1, keepdims=True)
 
+# %% ../nbs/02_generation.ipynb #e1317ea6
+def puts_space(
+    tokenizer: Any,  # transformers' own
+) -> bool:
+    "Whether a tokenizer puts a space before each text."
+    alone = tokenizer('a', add_special_tokens=False)['input_ids']
+    return tokenizer.decode(alone * 2, clean_up_tokenization_spaces=False) != 'aa'
+
+def after_anchor(
+    ids: Callable[[list[str]], list[list[int]]],  # texts -> token ids
+    text: str,  # what goes on from another text
+) -> list[int]:
+    "The ids that a text has after a character which does not merge with it."
+    for anchor in ('a', '>', '0', '。', '\n'):
+        alone, both = ids([anchor, anchor + text])
+        if both[:len(alone)] == alone: return both[len(alone):]
+    return ids([text])[0]
+
+def continuation_ids(
+    lm: LM,  # a loaded model
+    text: str,  # what goes on from a prompt; of an encoder-decoder, a target of its own
+) -> list[int]:
+    "Token ids of a text that is an answer."
+    ids = lambda texts: lm.tokenizer(texts, add_special_tokens=False)['input_ids']
+    return after_anchor(ids, text) if not is_seq2seq(lm) and puts_space(lm.tokenizer) else ids([text])[0]
+
 # %% ../nbs/02_generation.ipynb #29c4a9ae
 def label_probs(
     lm: LM,  # a loaded model
     prompt: str | Sequence[Prompt],  # a prompt, or a list of them
     labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
+    truncate: bool = False,  # cut prompts that are too long, with a warning
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
     "How probable each of a few answers is, compared with the others (a longer answer has more to lose)."
     check_lm(lm)
     prompts, labels = _listed(prompt), names('labels', labels, 2, different=True)
-    ids = [lm.tokenizer(label, add_special_tokens=False)['input_ids'] for label in labels]
+    ids = [continuation_ids(lm, label) for label in labels]
     must('labels', labels, all(ids) and len(set(map(tuple, ids))) == len(ids), 'they must differ in their tokens')
     if not prompts: return []
-    nats = answer_nats(lm, _prepare(lm, prompts, max(map(len, ids)))[0], [ids] * len(prompts))
+    nats = answer_nats(lm, _prepare(lm, prompts, max(map(len, ids)), truncate)[0], [ids] * len(prompts))
     found = [dict(zip(labels, map(float, row))) for row in shares(nats)]
     return found[0] if isinstance(prompt, str) else found
 

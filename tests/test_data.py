@@ -11,6 +11,7 @@ import pytest
 
 from ftnb.core import FTNBError
 from ftnb.data import encode, show_tokens
+from ftnb.generation import continuation_ids
 from ftnb.models import LM, tiny_lm
 from ftnb.tasks import dialogue, free_text, sentiment, summarization, translation
 
@@ -325,6 +326,8 @@ def test_special_text_gains_no_space(kind: str, architecture: str) -> None:
     tok.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
     lm = tiny_lm(architecture)
     lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    first = [] if architecture == "llama" or kind == "bpe" else ["\u2581"]  # a target begins a text of its own
+    assert lm.tokenizer.convert_ids_to_tokens(continuation_ids(lm, "ab")) == [*first, "a", "b"]
     for text in ("write </s> in it.", "a</s>b", "</s>a", "a </s></s> b", "<s>", "a</s> ", "plain text"):
         ids = encode(lm, [{"prompt": text, "completion": text}] * 2).train[0]["labels"]
         ids = [i for i in ids if i >= 0]

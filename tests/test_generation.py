@@ -17,7 +17,7 @@ import torch
 from ftnb import add_lora, encode, finetune, generate, label_probs, merge_adapter, stream, tiny_lm, without_adapter
 from ftnb.adapters import adapter_layers
 from ftnb.core import FTNBError
-from ftnb.decoding import Decoding, beam_search, evaluating, read_start, steps
+from ftnb.decoding import Decoding, beam_search, can_pad, evaluating, read_start, steps
 from ftnb.generation import token_nats
 from ftnb.models import LM, eos_ids
 
@@ -89,6 +89,7 @@ def test_one_answer_a_prompt_of_any_length(name: str) -> None:
 
 def test_labels_cost_no_more_than_reading_the_prompts() -> None:
     lm, read = model("llama"), []
+    assert can_pad(lm)  # tried once
     lm.model.register_forward_pre_hook(lambda m, a, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
     token_nats(lm, PROMPTS, [[[5], [6, 7], [8]]] * 4)
     assert read == [20, 4 * 8]  # the start; the longest rest and the first token of [6, 7]; [5] and [8] for nothing
@@ -99,6 +100,7 @@ def test_labels_cost_no_more_than_reading_the_prompts() -> None:
 
 def test_what_all_begin_with_is_read_once() -> None:
     lm, read = model("llama"), []
+    assert can_pad(lm)  # tried once
     lm.model.register_forward_pre_hook(lambda m, a, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
     generate(lm, PROMPTS, 1)
     assert read == [20, 4 * 7]  # the start; then the longest rest, four times
@@ -328,3 +330,36 @@ def test_bad_input(case: str) -> None:
     with pytest.raises(FTNBError) as caught:
         do(tiny_lm())
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rwkv", "recurrent_gemma", "bart"])
+def test_models_that_read_padding_get_none(name: str) -> None:
+    more = {"layers": 3, "block_types": ["recurrent", "recurrent", "attention"]} if name == "recurrent_gemma" else {}
+    lm = tiny_lm(name, seed=1, **more)
+    if name == "bart":  # its decoder alone counts positions by itself
+        from transformers import BartForCausalLM
+
+        lm.model = BartForCausalLM(lm.model.config).eval()
+        lm.model.config.is_encoder_decoder = False
+    rows = [*PROMPTS, PROMPTS[0][1:], [3]]
+    assert not can_pad(lm)
+    sizes = []
+    hook = lm.model.register_forward_pre_hook(lambda m, a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
+    found = generate(lm, rows, 6, details=True)
+    hook.remove()
+    assert max(sizes) > 1, "rows of one length are still written together"
+    for p, got in zip(rows, found):
+        alone = generate(lm, [p], 6, details=True)[0]
+        assert got.ids == alone.ids and np.allclose(got.logprobs, alone.logprobs, atol=1e-4)
+    assert generate(lm, rows, 6, num_beams=2) == [generate(lm, [p], 6, num_beams=2)[0] for p in rows]
+    label_probs(lm, rows, ["a", "bc"])
+
+
+def test_a_stream_is_read_under_the_adapters_it_was_asked_for() -> None:
+    lm = add_lora(model("llama"))
+    with without_adapter(lm):
+        plain, late = "".join(stream(lm, "ab", 8)), stream(lm, "ab", 8)
+    with pytest.raises(FTNBError, match="adapters have been switched"):
+        next(late)
+    with without_adapter(lm):
+        assert "".join(stream(lm, "ab", 8)) == plain
