@@ -22,6 +22,7 @@ from ftnb.generation import token_nats
 from ftnb.models import LM, eos_ids
 
 DECODERS = ["gpt2", "llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3", "gpt_neox", "opt", "bloom", "lfm2"]
+DECODERS += ["mamba", "gemma3_text", "gpt_oss", "qwen3_5_text"]  # recurrent, windows, experts, both kinds of layers
 MODELS = [*DECODERS, "t5", "bart"]
 START = list(range(40, 60))  # what all prompts begin with: read once where that can be done
 PROMPTS = [[*START, 70, 71, 72], [*START, 9], [*START, 70], [*START, 5, 6, 7, 8, 9, 10, 11]]
@@ -32,7 +33,8 @@ def model(name: str) -> LM:
         from ftnb import new_lm
 
         return new_lm("bloom", layers=2, width=64, heads=4, seed=1)
-    return tiny_lm(name, seed=1, **({"layer_types": ["conv", "full_attention"]} if name == "lfm2" else {}))
+    other = {"lfm2": "conv", "qwen3_5_text": "linear_attention"}.get(name)
+    return tiny_lm(name, seed=1, **({"layer_types": [other, "full_attention"]} if other else {}))
 
 
 def written(lm: LM, rows: list[list[int]], n: int, **more) -> list[list[int]]:
@@ -74,7 +76,7 @@ def test_answers_after_a_shared_start(name: str) -> None:
             assert abs(got - want).max() < 1e-4
     with torch.inference_mode(), evaluating(lm):
         start = read_start(lm, PROMPTS)
-    once = name not in ("gemma2", "mistral", "lfm2", "bloom", "t5", "bart")  # windows; no positions to give
+    once = name in ("gpt2", "llama", "qwen2", "qwen3", "phi3", "gpt_neox", "opt")  # no windows, all take positions
     assert (start.seen if start else 0) == (20 if once else 0)
 
 
