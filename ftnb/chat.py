@@ -12,7 +12,8 @@ import torch
 from .core import Card, FTNBError, in_notebook, must, number
 from .data import checked, token_pairs
 from .decoding import Decoder, Decoding, evaluating, steps, uniforms
-from .generation import NextTokens, _pieces, _prepare, _Stops, generate, next_tokens, stop_strings, weights_now
+from .generation import NextTokens, _as_asked, _pieces, _prepare, _Stops, adapters_on, generate, next_tokens
+from .generation import stop_strings, weights_now
 from .models import LM, check_lm, is_seq2seq
 from .tasks import dialogue, uses_chat
 
@@ -77,9 +78,13 @@ class Chat:
         "End the answer that is being written (in another thread, say) at its next token."
         self._now = None
 
-    def again(self) -> Iterator[str]:
-        "Answer the last turn once more, as it is written; with a temperature, otherwise."
-        must('turns', len(self.turns), len(self.turns) > 1, 'there must be an answer to replace')
+    def again(self) -> str:
+        "Another answer to the last turn; with a temperature, a different one."
+        return ''.join(self.stream_again())
+
+    def stream_again(self) -> Iterator[str]:
+        "Another answer to the last turn, as it is written."
+        if len(self.turns) < 2: raise FTNBError('again', 'there is no answer to replace', 'Say something first.')
         return _answer(self, self.turns[:-1], self.tries + 1)
 
     def back(self) -> None:
@@ -116,7 +121,8 @@ def _begun(self: Chat, ids: list[int]) -> tuple[Decoder, torch.Tensor] | None:
 # %% ../nbs/06_chat.ipynb #6c2e5001
 def _answer(self: Chat, turns: list[dict], tries: int) -> Iterator[str]:
     "Write the answer to the last turn; what cannot be answered is refused at once."
-    return _written(self, turns, _prompt(self, turns), tries, self.turns)
+    pieces = _written(self, turns, _prompt(self, turns), tries, self.turns)
+    return _as_asked(self.lm, adapters_on(self.lm.model), pieces)
 
 def _written(self: Chat, turns: list[dict], ids: list[int], tries: int, before: list[dict]) -> Iterator[str]:
     "The answer piece by piece; the turns change with each piece."
@@ -202,7 +208,7 @@ class ChatWindow:
 
     def again(self) -> None:
         "Another answer to the last turn."
-        if not self.writing: self._write(self.chat.again, self.chat.turns[:-1])
+        if not self.writing: self._write(self.chat.stream_again, self.chat.turns[:-1])
 
     def back(self) -> None:
         "Take the last turn back."

@@ -59,7 +59,9 @@ def open_ended(
 def _check_prompt(lm: LM, i: int, p: Any) -> None:
     "A prompt must be something to go on from."
     number_ = lambda t: isinstance(t, (int, np.integer)) and not isinstance(t, bool)
-    remedy = {'bytes': 'Decode it.', 'int': 'Put token ids into brackets: [[1, 2, 3]].'}.get(type(p).__name__)
+    remedy = {'bytes': 'Decode it.', 'int': 'Put token ids into brackets: [[1, 2, 3]].',
+              'Tensor': 'Use .tolist().', 'ndarray': 'Use .tolist().'}.get(type(p).__name__)
+    if isinstance(p, list) and p and isinstance(p[0], (str, list)): remedy = 'For several prompts use generate.'
     if isinstance(p, Mapping) or isinstance(p, list) and p and isinstance(p[0], Mapping):
         remedy = 'For a conversation use Chat; of a row give the text.'
     if not isinstance(p, str) and (isinstance(p, bytes) or not isinstance(p, Sequence) or not all(map(number_, p))):
@@ -182,7 +184,8 @@ def stream(
     number('seed', seed, 0)
     how = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
                    penalty_alpha=penalty_alpha)
-    stops, guide = stop_strings(stop), _guide(lm, how, pattern, _as_dict(schema))
+    stops = stop_strings(stop)
+    guide = _guide(lm, how, pattern, _as_dict(schema), stops)
     rows, _ = _prepare(lm, [prompt], max_new_tokens, truncate)
     draws = uniforms(rows, max_new_tokens, seed) if temperature else None
     tokens = steps(lm, rows, max_new_tokens, how, draws, guide, _Stops(lm, rows, stops) if stops else None)
@@ -199,23 +202,35 @@ def adapters_on(
 # %% ../nbs/02_generation.ipynb #e3505553
 def _as_asked(lm: LM, on: str, pieces: Iterator[str]) -> Iterator[str]:
     "Pieces, as long as the adapters are those of the moment in which they were asked for."
-    if adapters_on(lm.model) != on: raise FTNBError(
-        'this stream', 'adapters have been switched on or off since it was asked for', 'Read it where you ask for it.')
-    yield from pieces
+    with contextlib.closing(pieces):  # type: ignore[type-var]
+        while True:
+            if adapters_on(lm.model) != on: raise FTNBError(
+                'this stream', 'adapters have been switched on or off since it was asked for',
+                'Read it where you ask for it.')
+            if (piece := next(pieces, None)) is None: return
+            yield piece
 
 # %% ../nbs/02_generation.ipynb #75dd5600
-def _guide(lm: LM, how: Decoding, pattern: str | None, schema: Any) -> Guide | None:
+_SAYS = {'type', 'properties', 'items', 'prefixItems', 'enum', 'const', 'anyOf', 'oneOf', 'allOf', '$ref', 'pattern',
+         'format', 'required', 'minimum', 'maximum', 'additionalProperties', 'patternProperties'}   # JSON schema's own
+
+def _guide(lm: LM, how: Decoding, pattern: str | None, schema: Any, stops: tuple[str, ...]) -> Guide | None:
     "What the text must keep to, if anything."
     if pattern is None and schema is None: return None
     both, search = pattern is not None and schema is not None, how.beams or how.penalty_alpha
     name, value = ('schema', schema) if pattern is None else ('pattern', pattern)
-    must(name, value, not (both or search), 'it goes with greedy decoding or sampling only, and not with the other')
+    must(name, value, not both, 'there can be one form: a pattern or a schema')
+    must('stop', stops, not stops, 'a text with a pattern or a schema ends by itself')
+    must(name, value, not search, 'it goes with greedy decoding and sampling, not with beams or contrastive search')
+    must('schema', schema, not isinstance(schema, dict) or not schema or any(k in _SAYS for k in schema),
+         'it says nothing: a JSON schema is like {"type": "object", "properties": {"age": {"type": "integer"}}}')
     config = getattr(lm.model, 'generation_config', None)
     forced = is_seq2seq(lm) and getattr(config, 'forced_bos_token_id', None) is not None
     must(name, value, not forced and how.no_repeat_ngram_size is None, 'nothing else may force or forbid tokens')
     must('schema', schema, schema is None or isinstance(schema, dict),
          'it must be a dict (of a JSON text: json.loads(text)) or a pydantic model')
-    must('pattern', pattern, isinstance(pattern, (str, type(None))), 'it must be a str (of a re.Pattern: its .pattern)')
+    must('pattern', pattern, isinstance(pattern, (str, type(None))),
+         'it must be a str (instead of re.compile(p, re.I): "(?i)" + p)')
     return Guide(lm, pattern, schema)
 
 # %% ../nbs/02_generation.ipynb #c105ed00
@@ -599,10 +614,12 @@ def generate(
     schema = _as_dict(schema)
     one, prompts, copies, stops = isinstance(prompt, str), _listed(prompt), n or 1, stop_strings(stop)
     _check_copies(how, n, stops)
+    must('file', file, file is None or isinstance(file, (str, os.PathLike)), 'it must be a path')
+
     rows, cut = _prepare(lm, prompts, max_new_tokens, truncate)
     every = [r for r in rows for _ in range(copies)]
     job = _Job(lm, every, max_new_tokens, how, stops, seed, (pattern, schema), copies, engine,
-               _guide(lm, how, pattern, schema))
+               _guide(lm, how, pattern, schema, stops))
     _do(job, file, _ENGINES[one_of(engine, _ENGINES, 'engine')], batch_tokens, progress)
     if short := sum(not done for done in job.complete.values()):
         warnings.warn(f'{short} of {len(every)} texts ended before their form was complete: raise max_new_tokens',
@@ -618,7 +635,9 @@ def _check_copies(how: Decoding, n: int | None, stops: tuple[str, ...]) -> None:
     if how.beams:
         must('n', n, (n or 1) <= how.num_beams, f'beam search keeps {how.num_beams} texts')
         must('stop', stops, not stops, 'beam search ranks whole texts, which end with the end token')
-    else: must('n', n, (n or 1) == 1 or how.temperature > 0, 'without a temperature all texts of a prompt are the same')
+    elif (n or 1) > 1 and not how.temperature: raise FTNBError(
+        f'n={n}', 'without a temperature all texts of a prompt are the same',
+        'Set a temperature such as 0.8 to sample, or num_beams to search.')
 
 # %% ../nbs/02_generation.ipynb #bc38921e
 def _do(job: _Job, file: Any, engine: Callable, budget: int, progress: bool) -> None:
@@ -762,6 +781,7 @@ def label_probs(
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
     "How probable each of a few answers is, compared with the others (a longer answer has more to lose)."
     check_lm(lm)
+    must('labels', labels, not isinstance(labels, Mapping), 'it must be a list of str')
     prompts, labels = _listed(prompt), names('labels', labels, 2, different=True)
     ids = [continuation_ids(lm, label) for label in labels]
     must('labels', labels, all(ids) and len(set(map(tuple, ids))) == len(ids), 'they must differ in their tokens')

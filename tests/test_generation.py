@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from ftnb import add_lora, encode, finetune, generate, label_probs, merge_adapter, stream, tiny_lm, without_adapter
+from ftnb import (
+    Chat,
+    add_lora,
+    encode,
+    finetune,
+    generate,
+    label_probs,
+    merge_adapter,
+    stream,
+    tiny_lm,
+    without_adapter,
+)
 from ftnb.adapters import adapter_layers
 from ftnb.core import FTNBError
 from ftnb.decoding import Decoding, beam_search, can_pad, evaluating, read_start, steps
@@ -363,5 +374,12 @@ def test_a_stream_is_read_under_the_adapters_it_was_asked_for() -> None:
         plain, late = "".join(stream(lm, "ab", 8)), stream(lm, "ab", 8)
     with pytest.raises(FTNBError, match="adapters have been switched"):
         next(late)
+    with without_adapter(lm):
+        begun, chat = stream(lm, "ab", 8), Chat(lm, max_new_tokens=8)
+        first, said = next(begun), chat.stream("ab")
+        assert plain.startswith(first)
+    for pieces in (begun, said):
+        with pytest.raises(FTNBError, match="adapters have been switched"):
+            next(pieces)
     with without_adapter(lm):
         assert "".join(stream(lm, "ab", 8)) == plain
