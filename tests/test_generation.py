@@ -323,7 +323,7 @@ BAD = {
     "greedy top-k": (lambda lm: generate(lm, "a", top_k=5), "greedy decoding draws nothing"),
     "greedy samples": (lambda lm: generate(lm, "a", n=2), "n=2"),
     "beams that stop": (lambda lm: generate(lm, "a", num_beams=2, stop="a"), "beam search ranks"),
-    "two forms": (lambda lm: generate(lm, "a", pattern="a", schema={}), "not with the other"),
+    "two forms": (lambda lm: generate(lm, "a", pattern="a", schema={}), "one form"),
     "a schema as text": (lambda lm: generate(lm, "a", schema="{}"), "schema="),
     "an engine that is none": (lambda lm: generate(lm, "a", engine="tgi"), "engine 'tgi'"),
     "meta": (lambda lm: generate(on_meta(), "a"), "meta device"),
