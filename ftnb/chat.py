@@ -12,7 +12,7 @@ import torch
 from .core import Card, FTNBError, in_notebook, must, number
 from .data import checked, token_pairs
 from .decoding import Decoder, Decoding, evaluating, steps, uniforms
-from .generation import NextTokens, _as_asked, _pieces, _prepare, _Stops, adapters_on, generate, next_tokens
+from .generation import NextTokens, _as_asked, _pieces, _prepare, _Stops, generate, next_tokens
 from .generation import stop_strings, weights_now
 from .models import LM, check_lm, is_seq2seq
 from .tasks import dialogue, uses_chat
@@ -122,7 +122,7 @@ def _begun(self: Chat, ids: list[int]) -> tuple[Decoder, torch.Tensor] | None:
 def _answer(self: Chat, turns: list[dict], tries: int) -> Iterator[str]:
     "Write the answer to the last turn; what cannot be answered is refused at once."
     pieces = _written(self, turns, _prompt(self, turns), tries, self.turns)
-    return _as_asked(self.lm, adapters_on(self.lm.model), pieces)
+    return _as_asked(list(self.lm.model.modules()), pieces)
 
 def _written(self: Chat, turns: list[dict], ids: list[int], tries: int, before: list[dict]) -> Iterator[str]:
     "The answer piece by piece; the turns change with each piece."

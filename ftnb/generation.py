@@ -189,30 +189,35 @@ def stream(
     rows, _ = _prepare(lm, [prompt], max_new_tokens, truncate)
     draws = uniforms(rows, max_new_tokens, seed) if temperature else None
     tokens = steps(lm, rows, max_new_tokens, how, draws, guide, _Stops(lm, rows, stops) if stops else None)
-    return _as_asked(lm, adapters_on(lm.model), _pieces(lm, rows[0][-8:], tokens, stops))
+    return _as_asked(list(lm.model.modules()), _pieces(lm, rows[0][-8:], tokens, stops))
 
 # %% ../nbs/02_generation.ipynb #d1a79ab3
 def adapters_on(
-    model: torch.nn.Module,  # any
+    modules: Iterable[torch.nn.Module],  # all of a model's
 ) -> str:
     "The names of the adapters that are switched on, of every kind of layer; empty: none."
-    layers = [m for m in model.modules() if getattr(m, 'disable_adapters', None) is False]   # peft's own
+    layers = [m for m in modules if getattr(m, 'disable_adapters', None) is False]   # peft's own
     return ''.join(sorted({str(getattr(m, 'active_adapters', '')) for m in layers}))
 
 # %% ../nbs/02_generation.ipynb #e3505553
-def _as_asked(lm: LM, on: str, pieces: Iterator[str]) -> Iterator[str]:
-    "Pieces, as long as the adapters are those of the moment in which they were asked for."
-    with contextlib.closing(pieces):  # type: ignore[type-var]
-        while True:
-            if adapters_on(lm.model) != on: raise FTNBError(
-                'this stream', 'adapters have been switched on or off since it was asked for',
-                'Read it where you ask for it.')
-            if (piece := next(pieces, None)) is None: return
-            yield piece
+def _as_asked(modules: list[torch.nn.Module], pieces: Iterator[str]) -> Iterator[str]:
+    "Pieces, as long as the adapters are those of this moment, in which they are asked for."
+    on = adapters_on(modules)
+    def checked() -> Iterator[str]:
+        with contextlib.closing(pieces):  # type: ignore[type-var]
+            while True:
+                if adapters_on(modules) != on: raise FTNBError(
+                    'this stream', 'adapters have been switched on or off since it was asked for',
+                    'Read it where you ask for it.')
+                if (piece := next(pieces, None)) is None: return
+                yield piece
+    return checked()
 
 # %% ../nbs/02_generation.ipynb #75dd5600
 _SAYS = {'type', 'properties', 'items', 'prefixItems', 'enum', 'const', 'anyOf', 'oneOf', 'allOf', '$ref', 'pattern',
-         'format', 'required', 'minimum', 'maximum', 'additionalProperties', 'patternProperties'}   # JSON schema's own
+         'format', 'required', 'minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum', 'multipleOf', 'minLength',
+         'maxLength', 'minItems', 'maxItems', 'uniqueItems', 'contains', 'minProperties', 'maxProperties', 'not', 'if',
+         'additionalProperties', 'patternProperties', 'propertyNames', 'dependentRequired'}   # JSON schema's own
 
 def _guide(lm: LM, how: Decoding, pattern: str | None, schema: Any, stops: tuple[str, ...]) -> Guide | None:
     "What the text must keep to, if anything."
@@ -378,7 +383,7 @@ def weights_now(
     model: torch.nn.Module,  # any
 ) -> str:
     "A name for what a model computes with now: its weights, and the adapters that are switched on."
-    on = adapters_on(model)
+    on = adapters_on(model.modules())
     return fingerprint(model, adapters=bool(on)) + on
 
 # %% ../nbs/02_generation.ipynb #462c93c4
