@@ -9,11 +9,13 @@ import datasets
 import pandas as pd
 import pytest
 
-from ftnb.core import FTNBError
-from ftnb.data import encode, show_tokens
-from ftnb.generation import continuation_ids
-from ftnb.models import LM, tiny_lm
-from ftnb.tasks import dialogue, free_text, sentiment, summarization, translation
+from ftnb.core.errors import FTNBError
+from ftnb.data.encoding import encode
+from ftnb.data.encoded import show_tokens
+from ftnb.models.tokens import continuation_ids
+from ftnb.models.lm import LM
+from ftnb.models.from_scratch import tiny_lm
+from ftnb.data.applications import dialogue, free_text, sentiment, summarization, translation
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ ERRORS: dict[str, tuple[Any, dict, list[str]]] = {
     "no convention": ([{"body": "a"}], {}, ["body", "Name the columns with a task"]),
     "preferences": ([{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, ["rename 'chosen'"]),
     "two columns of one name": (pd.DataFrame([["a", "b"]], columns=["text", "text"]), {}, ["'text'", "Rename"]),
-    "no assistant": ([{"messages": turns("user")}], {}, ["no turn in it is learned"]),
+    "no assistant": ([{"messages": turns("user")}], {}, ["no turn in it is supervised"]),
     "a silent assistant": ([{"messages": turns("user", "assistant", content=" ")}], {}, ["its target", "empty"]),
     "no turns": ([{"messages": []}], {}, ["no turns", "at least one assistant"]),
     "turns without role": ([{"messages": [{"content": "hi"}]}], {}, ["role ''"]),
@@ -270,11 +272,12 @@ def test_the_same_rows_from_everywhere(lm: LM, tmp_path: Path) -> None:
 
 def test_the_prompt_is_what_the_model_is_shown(chat: LM) -> None:
     """Training and generation see the same tokens before an answer, also where a merge would cross the border."""
-    from ftnb.data import checked, token_pairs
+    from ftnb.data.rows import check_rows
+    from ftnb.data.tokenizing import prompt_and_target_ids
 
     task = dialogue()
     row = {"messages": turns("system", "user", "assistant", "user", "assistant")}
-    (prompt, answer), data = token_pairs(chat, task, checked(task, [row]))[0], encode(chat, [row], task)
+    (prompt, answer), data = prompt_and_target_ids(chat, task, check_rows(task, [row]))[0], encode(chat, [row], task)
     assert data.train[0]["input_ids"] == prompt + answer
     shown = chat.tokenizer.apply_chat_template(row["messages"][:-1], add_generation_prompt=True, tokenize=False)
     assert prompt == chat.tokenizer(shown, add_special_tokens=False)["input_ids"]
@@ -359,7 +362,7 @@ def test_encoder_decoder(architecture: str) -> None:
     lm, task = tiny_lm(architecture), translation(to="French")
     rows = [{"source": "Open file", "target": "Ouvrir"}, {"source": "x" * 600, "target": "y" * 600}]
     data = encode(lm, rows, task)
-    assert data.pairs and data.report["truncated_rows"] == 1 and data.report["lost_target_tokens"] == 601 - 512
+    assert data.seq2seq and data.report["truncated_rows"] == 1 and data.report["lost_target_tokens"] == 601 - 512
     assert lm.tokenizer.decode(data.train[0]["labels"]) == "Ouvrir<|eos|>"
     assert lm.tokenizer.decode(data.train[0]["input_ids"]) == "Open file", "the bare text, without an instruction"
     with pytest.raises(FTNBError, match="reads one text and writes another"):
@@ -372,7 +375,7 @@ def test_a_tokenizer_without_end_or_padding() -> None:
     lm.model.config.eos_token_id = lm.model.generation_config.eos_token_id = None
     data = encode(lm, ["abc", "d e"])
     assert data.report["without_eos"] == 2
-    assert "rows whose end is not learned" in repr(data)
+    assert "rows whose end is not supervised" in repr(data)
 
 
 def test_a_tokenizer_that_is_not_the_models() -> None:

@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from ftnb.core import FTNBError
-from ftnb.data import encode
-from ftnb.finetuning import finetune
-from ftnb.generation import generate, label_probs
-from ftnb.models import LM, convert_gguf, load_lm, save_lm, tiny_lm
-from ftnb.samples import sample_data
-from ftnb.scores import compare, score, score_texts
-from ftnb.tasks import Task, free_text, sentiment, summarization
+from ftnb.core.errors import FTNBError
+from ftnb.data.encoding import encode
+from ftnb.training.finetuning import finetune
+from ftnb.generation.writing import generate
+from ftnb.generation.likelihood import label_probs
+from ftnb.models.lm import LM
+from ftnb.models.gguf import convert_gguf
+from ftnb.models.loading import load_lm, save_lm
+from ftnb.models.from_scratch import tiny_lm
+from ftnb.data.samples import sample_data
+from ftnb.evaluation.comparison import compare
+from ftnb.evaluation.scoring import score, score_texts
+from ftnb.data.tasks import Task
+from ftnb.data.applications import free_text, sentiment, summarization
 
 
 @pytest.fixture(scope="module")

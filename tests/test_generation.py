@@ -26,11 +26,14 @@ from ftnb import (
     tiny_lm,
     without_adapter,
 )
-from ftnb.adapters import adapter_layers
-from ftnb.core import FTNBError
-from ftnb.decoding import Decoding, beam_search, can_pad, evaluating, read_start, steps
-from ftnb.generation import token_nats
-from ftnb.models import LM, eos_ids
+from ftnb.models.adapters import adapter_layers
+from ftnb.core.errors import FTNBError
+from ftnb.generation.decoding import Decoding
+from ftnb.generation.search import beam_search, decode_steps
+from ftnb.generation.kv_cache import can_left_pad, prefill_shared
+from ftnb.models.lm import eval_mode
+from ftnb.generation.likelihood import token_nats
+from ftnb.models.lm import LM, eos_ids
 
 DECODERS = ["gpt2", "llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3", "gpt_neox", "opt", "bloom", "lfm2"]
 DECODERS += ["mamba", "gemma3_text", "gpt_oss", "qwen3_5_text"]  # recurrent, windows, experts, both kinds of layers
@@ -50,7 +53,7 @@ def model(name: str) -> LM:
 
 def written(lm: LM, rows: list[list[int]], n: int, **more) -> list[list[int]]:
     out: list[list[int]] = [[] for _ in rows]
-    for new in steps(lm, rows, n, **more):
+    for new in decode_steps(lm, rows, n, **more):
         for r, t in new.items():
             out[r].append(t)
     return out
@@ -85,8 +88,8 @@ def test_answers_after_a_shared_start(name: str) -> None:
     for p, row in zip(PROMPTS, together):
         for got, want in zip(row, token_nats(lm, [p], [answers])[0]):
             assert abs(got - want).max() < 1e-4
-    with torch.inference_mode(), evaluating(lm):
-        start = read_start(lm, PROMPTS)
+    with torch.inference_mode(), eval_mode(lm):
+        start = prefill_shared(lm, PROMPTS)
     once = name in ("gpt2", "llama", "qwen2", "qwen3", "phi3", "gpt_neox", "opt")  # no windows, all take positions
     assert (start.seen if start else 0) == (20 if once else 0)
 
@@ -102,7 +105,7 @@ def test_one_answer_a_prompt_of_any_length(name: str) -> None:
 
 def test_labels_cost_no_more_than_reading_the_prompts() -> None:
     lm, read = model("llama"), []
-    assert can_pad(lm)  # tried once
+    assert can_left_pad(lm)  # tried once
     lm.model.register_forward_pre_hook(lambda m, a, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
     token_nats(lm, PROMPTS, [[[5], [6, 7], [8]]] * 4)
     assert read == [20, 4 * 8]  # the start; the longest rest and the first token of [6, 7]; [5] and [8] for nothing
@@ -113,7 +116,7 @@ def test_labels_cost_no_more_than_reading_the_prompts() -> None:
 
 def test_what_all_begin_with_is_read_once() -> None:
     lm, read = model("llama"), []
-    assert can_pad(lm)  # tried once
+    assert can_left_pad(lm)  # tried once
     lm.model.register_forward_pre_hook(lambda m, a, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
     generate(lm, PROMPTS, 1)
     assert read == [20, 4 * 7]  # the start; then the longest rest, four times
@@ -355,7 +358,7 @@ def test_models_that_read_padding_get_none(name: str) -> None:
         lm.model = BartForCausalLM(lm.model.config).eval()
         lm.model.config.is_encoder_decoder = False
     rows = [*PROMPTS, PROMPTS[0][1:], [3]]
-    assert not can_pad(lm)
+    assert not can_left_pad(lm)
     sizes = []
     hook = lm.model.register_forward_pre_hook(lambda m, a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
     found = generate(lm, rows, 6, details=True)

@@ -19,11 +19,15 @@ import pandas as pd
 import pytest
 
 from ftnb import human
-from ftnb.core import FTNBError
-from ftnb.human import FORMS, KIND, Ratings, from_csv, judge, metric_agreement, open_ratings, rate, stored, to_csv
-from ftnb.models import tiny_lm
-from ftnb.scores import Scores, score_texts
-from ftnb.tasks import free_text
+from ftnb.core.errors import FTNBError
+from ftnb.people.ratings import APPLICATION_ID, SCHEMAS, Ratings, current_verdicts, open_ratings, rate
+from ftnb.people.sheets import from_csv, to_csv
+from ftnb.people.judge import judge
+from ftnb.people.findings import metric_agreement
+from ftnb.models.from_scratch import tiny_lm
+from ftnb.evaluation.scores import Scores
+from ftnb.evaluation.scoring import score_texts
+from ftnb.data.applications import free_text
 
 
 def system(name: str, n: int = 12, start: int = 0, references: list[str] | None = None) -> Scores:
@@ -59,7 +63,7 @@ def python(code: str, *args: str, **options) -> subprocess.Popen:
 
 WRITE = """
 import sys
-from ftnb.human import open_ratings
+from ftnb.people.ratings import open_ratings
 r = open_ratings('ratings.db', rater=sys.argv[1])
 for key, flipped in r.plan:
     r.record(r.item(key, flipped), 'A')
@@ -72,7 +76,7 @@ def test_two_processes_lose_nothing() -> None:
     for worker in [python(WRITE, name) for name in ("anna", "ben")]:
         said, _ = worker.communicate(timeout=120)
         assert worker.returncode == 0 and len(said.split()) == 200
-    assert stored(r).groupby("rater").size().to_dict() == {"anna": 200, "ben": 200}
+    assert current_verdicts(r).groupby("rater").size().to_dict() == {"anna": 200, "ben": 200}
     with sqlite3.connect("ratings.db") as db:
         assert db.execute("SELECT count(*) FROM ratings").fetchone() == (400,)
 
@@ -86,7 +90,7 @@ def test_killed_while_rating() -> None:
     worker.kill()
     said += worker.stdout.read().split()
     assert worker.wait() == -9
-    there = set(stored(r, "anna")["item"])
+    there = set(current_verdicts(r, "anna")["item"])
     assert set(said) <= there and len(there) <= len(said) + 1
     assert open_ratings(rater="anna").progress == (len(there), 200)
     r.record(r.next(), "tie")
@@ -94,8 +98,8 @@ def test_killed_while_rating() -> None:
 
 
 BEGIN = """
-from ftnb.human import rate
-from ftnb.scores import score_texts
+from ftnb.people.ratings import rate
+from ftnb.evaluation.scoring import score_texts
 make = lambda x: score_texts([x + str(i) for i in range(9)], ['r'] * 9, ('chrf',), None, None, x, 100)
 print(rate(make('a'), make('b')).id)
 """
@@ -115,9 +119,9 @@ def older(file: Path) -> Ratings:
     """The first form of a file, with a rating in it."""
     now = rate(ONE, TWO, file="now.db")
     with contextlib.closing(sqlite3.connect(file)) as db, contextlib.closing(sqlite3.connect("now.db")) as new, db:
-        for sql in FORMS[1].split(";"):
+        for sql in SCHEMAS[1].split(";"):
             db.execute(sql)
-        db.execute(f"PRAGMA application_id = {KIND}")
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute("PRAGMA user_version = 1")
         db.execute("INSERT INTO sets VALUES (?, ?)", new.execute("SELECT id, content FROM sets").fetchone())
         db.execute("INSERT INTO ratings VALUES (1, ?, 'me', '3:0-1', 1, 'A', '2024-01-01')", [now.id])
@@ -143,7 +147,7 @@ def test_older_form(folder: Path) -> None:
 def test_a_step_that_fails_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older(folder / "old.db")
     before = (folder / "old.db").read_bytes()
-    monkeypatch.setitem(human.FORMS, 2, FORMS[2] + "; ALTER TABLE absent ADD COLUMN x")
+    monkeypatch.setitem(human.FORMS, 2, SCHEMAS[2] + "; ALTER TABLE absent ADD COLUMN x")
     with pytest.raises(FTNBError, match="no such table"):
         open_ratings("old.db")
     assert (folder / "old.db").read_bytes() == before
@@ -497,7 +501,7 @@ def test_sheets_with_mistakes(folder: Path) -> None:
     filled(path, lambda line: next(choices))
     with pytest.raises(FTNBError, match="line 4: choice='both'.*line 7: choice='C'.*line 12: choice='1'") as e:
         from_csv(r, path, "anna")
-    assert "Nothing was taken over" in e.value.remedy and not len(stored(r))
+    assert "Nothing was taken over" in e.value.remedy and not len(current_verdicts(r))
     right = iter(["A", "B", "A", "tie", "", "B", "a", "b", "TIE", "skip", "A", "B"])
     filled(path, lambda line: next(right))
     assert from_csv(r, path, "anna").progress == (11, 12), "an empty cell is not rated yet"
@@ -531,7 +535,7 @@ def test_judges_are_asked_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(human, "_chances", sees)
     r = judge(lm, ONE, TWO, name="fair")
     assert len(asked) == 24 and r.rater == "lm:fair"
-    assert Counter(stored(r)["choice"]) == {"B": 11, "inconsistent": 1}
+    assert Counter(current_verdicts(r)["choice"]) == {"B": 11, "inconsistent": 1}
     people = all_rated(rate(ONE, TWO, rater="anna"), "mole")
     table = people.results().set_index("by")
     assert table.loc["people", "win_rate"] == 0 and table.loc["lm:fair", "win_rate"] == 100
@@ -643,7 +647,7 @@ def test_marks_in_a_sheet(cell: str, value: int | None, folder: Path) -> None:
         human.judge_agreement,
         human.check_failures,
         human.screen,
-        stored,
+        current_verdicts,
     ],
 )
 def test_no_ratings(do, wrong) -> None:
@@ -664,7 +668,7 @@ def finished() -> Ratings:
 
 
 def nothing_written(lm) -> Scores:
-    from ftnb.scores import score
+    from ftnb.evaluation.scoring import score
 
     return score(lm, ["a text", "another"], free_text(), progress=False)
 

@@ -16,8 +16,11 @@ import sklearn.metrics
 from rouge_score import rouge_scorer
 from sacrebleu.significance import PairedTest
 
-from ftnb.core import FTNBError
-from ftnb.metrics import JUDGED, METRICS, NUMERIC, hub_metric, jackknife, jackknife_error, metric, text_metric
+from ftnb.core.errors import FTNBError
+from ftnb.evaluation.metric import JUDGED
+from ftnb.evaluation.metrics import METRICS, hub_metric, metric, text_metric
+from ftnb.evaluation.labels import NUMERIC
+from ftnb.evaluation.statistics import jackknife, jackknife_error
 
 # Test vectors of sacrebleu (github.com/mjpost/sacrebleu: test/test_bleu.py, test_sentence_bleu.py, test_chrf.py,
 # test_ter.py; Apache-2.0): outputs, references (for each output a list), options, score.
@@ -296,12 +299,12 @@ def test_debiased_calibration_error() -> None:
 def test_bertscore_package() -> None:
     import bert_score
 
-    from ftnb.metrics import _embedding_folder
-    from ftnb.models import quietly
+    from ftnb.evaluation.overlap import _embedding_folder
+    from ftnb.models.lm import quiet_transformers
 
     said = ["the cat sat on the mat", "Return the sum.", "猫坐在垫子上", "a b c " * 30]
     right = ["a cat is on a mat", "Add two numbers.", "猫在垫子上", "shares fell on Monday"]
-    with quietly():
+    with quiet_transformers():
         found = bert_score.score(said, right, model_type=str(_embedding_folder()), num_layers=6, batch_size=2)
         fourth = bert_score.score(said, right, model_type=str(_embedding_folder()), num_layers=4)
     for part, want in zip(("precision", "recall", "f1"), found, strict=True):
@@ -317,7 +320,7 @@ def test_bertscore_package() -> None:
 
 
 def test_bertscore_is_quiet(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
-    from ftnb.metrics import _bert_scorer
+    from ftnb.evaluation.overlap import _bert_scorer
 
     _bert_scorer.cache_clear()
     metric("bertscore").compute(predictions=["a cat", ""], references=["the cat", "a dog"])

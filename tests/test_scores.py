@@ -14,7 +14,8 @@ import torch
 
 import ftnb
 from ftnb import scores as S
-from ftnb.metrics import TextMetric, ratio, text_metric
+from ftnb.evaluation.metric import TextMetric, ratio
+from ftnb.evaluation.metrics import text_metric
 
 SETS, RESAMPLES = 200, 800  # simulated test sets that share their draws, and draws
 
@@ -590,9 +591,9 @@ def test_scored_changes_nothing() -> None:
 
 def test_scored_keeps_to_its_time() -> None:
     _, few = trained({"every": 1, "seconds": 0, "share": 0.0})
-    assert few.n == 2 and [s for s, _ in few.seen] == [0, 24], "the first and the last look only"
+    assert few.n == 2 and [s for s, _ in few.records] == [0, 24], "the first and the last look only"
     _, every = trained({"every": 1, "seconds": 0, "share": None})
-    assert [s for s, _ in every.seen] == list(range(25))
+    assert [s for s, _ in every.records] == list(range(25))
     _, long = trained({"seconds": 100})
     assert long.n == 60, "all rows, where there is time for them"
     assert few.order == long.order, "the same rows first"

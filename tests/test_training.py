@@ -23,10 +23,10 @@ import pytest
 import torch
 
 from ftnb import finetune, resume, tiny_lm
-from ftnb.callbacks import checkpoints_in, newest_checkpoint
-from ftnb.core import FTNBError
-from ftnb.data import encode
-from ftnb.learner import Callback, Learner
+from ftnb.training.checkpoints import checkpoints_in, newest_checkpoint
+from ftnb.core.errors import FTNBError
+from ftnb.data.encoding import encode
+from ftnb.training.learner import Callback, Learner
 
 EVERY = 2  # steps between checkpoints
 TEXTS = ["To be, or not to be, that is the question: " + "whether 'tis nobler " * (n % 4) for n in range(24)]
@@ -275,7 +275,7 @@ def with_little_memory() -> tuple[list[str], float, float, int | None]:
         run = finetune(lm, data, callbacks=[Little()], **options)  # first: a step before it would leave memory to reuse
     resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
     whole = finetune(tiny_lm(context=4096), data, **options).losses[0]
-    return [str(w.message) for w in told], whole, run.losses[0], run.learner.most
+    return [str(w.message) for w in told], whole, run.losses[0], run.learner.token_limit
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits on a process's memory are Linux's")

@@ -32,12 +32,15 @@ import torch.nn.functional as F
 
 from ftnb import Callback, Encoded, finetune, free_text, held_out_loss, new_lm
 from ftnb import finetuning, kernels, learner
-from ftnb.adapters import lora_config
-from ftnb.core import version_of
-from ftnb.data import IGNORE, end_to_end
-from ftnb.finetuning import resume
-from ftnb.kernels import computing, end_to_end_loss, linear_cross_entropy, packs, padded_loss
-from ftnb.models import LM, byte_tokenizer, count_parameters
+from ftnb.models.adapters import lora_config
+from ftnb.core.machine import version_of
+from ftnb.data.batches import IGNORE, pack
+from ftnb.training.resuming import resume
+from ftnb.kernels.attention import compute_context
+from ftnb.kernels.nats import can_pack, packed_loss, padded_loss
+from ftnb.kernels.loss import linear_cross_entropy
+from ftnb.models.lm import LM, count_parameters
+from ftnb.models.from_scratch import byte_tokenizer
 
 # dense bf16 TFLOP/s, as the vendor states them
 PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125}
@@ -60,7 +63,7 @@ class Job:
     def cuda(self) -> bool:
         return self.device.type == "cuda"
 
-    def note(self, part: str, what: str, ok: bool | str, words: str, numbers: dict | None = None) -> None:
+    def record(self, part: str, what: str, ok: bool | str, words: str, numbers: dict | None = None) -> None:
         """Print a line, and keep it."""
         status = ok if isinstance(ok, str) else "ok" if ok else "FAILED"
         print(f"{status:<8}{part}: {what}: {words}", flush=True)
@@ -88,7 +91,7 @@ def small_lm(job: Job, architecture: str, autocast: torch.dtype | None = torch.b
 
 
 def uneven_rows(n: int, mean: int, longest: int, vocabulary: int, seed: int = 0, prompts: bool = False) -> list[dict]:
-    """Rows of lognormal lengths, the longest among them; each counts up in a step of its own, which can be learned."""
+    """Rows of lognormal lengths, the longest among them; each counts up in a step of its own, which can be supervised."""
     chance = np.random.default_rng(seed)
     sizes = chance.lognormal(0, 0.8, n)
     sizes = np.clip(sizes * mean / sizes.mean(), 8, longest).astype(int)
@@ -146,10 +149,10 @@ def forced(job: Job, varlen: bool) -> Iterator[Counter]:
 
 def loss_and_gradient(lm: LM, rows: list[dict], packed: bool, shape: tuple | None = None) -> tuple[float, torch.Tensor]:
     """The mean loss of a batch and its gradient, all parameters in one vector, in float64 on the CPU."""
-    batch = end_to_end(rows, shape=shape).to(lm.device)
+    batch = pack(rows, shape=shape).to(lm.device)
     lm.model.zero_grad()
-    with computing(lm, packed):
-        loss = (end_to_end_loss if packed else padded_loss)(lm.model, batch) / batch.learned
+    with compute_context(lm, packed):
+        loss = (packed_loss if packed else padded_loss)(lm.model, batch) / batch.supervised
         loss.backward()
     grads = [p.grad.flatten().cpu().double() for p in lm.model.parameters() if p.grad is not None]
     return loss.item(), torch.cat(grads)
@@ -176,7 +179,7 @@ def compared(job: Job, lm: LM, rows: list[dict]) -> dict:
     reference, gradient = loss_and_gradient(exact(lm), rows, packed=False)
     full, padded = loss_and_gradient(exact(lm), rows, packed=True)[1], loss_and_gradient(lm, rows, packed=False)[1]
     with contextlib.nullcontext() if job.cuda else forced(job, varlen=True):
-        fits = packs(lm)
+        fits = can_pack(lm)
     with forced(job, varlen=True) as calls:
         loss, mine = loss_and_gradient(lm, rows, packed=True)
     return dict(gradient=off(mine, gradient), padded=off(padded, gradient), fp32=off(full, gradient), packs=fits,
@@ -402,11 +405,11 @@ class Waits(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: Counter = Counter()
+        self.records: Counter = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func.__name__.split(".")[0] in self.NAMES and not (line := our_line()).startswith("data.py"):
-            self.seen[line] += 1  # batches are laid out on the CPU, whatever the device
+            self.records[line] += 1  # batches are laid out on the CPU, whatever the device
         return func(*args, **(kwargs or {}))
 
 
@@ -415,11 +418,11 @@ def watched(job: Job) -> Iterator[Counter]:
     """Collect the lines at which the host waits for the GPU."""
     if not job.cuda:
         with Waits() as mode:
-            yield mode.seen
+            yield mode.records
         return
     seen: Counter = Counter()
 
-    def note(message: Any, *args: Any, **kwargs: Any) -> None:
+    def record(message: Any, *args: Any, **kwargs: Any) -> None:
         if "called a synchronizing" in str(message):
             seen[our_line()] += 1
 
@@ -437,11 +440,11 @@ class Watching(Callback):
 
     def __init__(self, job: Job, first: int = 3, last: int = 7):
         self.job, self.first, self.last, self.stack = job, first, last, contextlib.ExitStack()
-        self.seen: Counter = Counter()
+        self.records: Counter = Counter()
 
     def after_step(self, learner: Any) -> None:
         if learner.step == self.first:
-            self.seen = self.stack.enter_context(watched(self.job))
+            self.records = self.stack.enter_context(watched(self.job))
         if learner.step == self.last:
             self.stack.close()
 
@@ -479,8 +482,8 @@ def check_sync(job: Job) -> Found:
         with waiting_allowed(job):
             train(lm, data, callbacks=[watching], **settings)
         what = f"{name} {settings or ''}".strip()
-        lines = "; ".join(f"{n}x {line}" for line, n in watching.seen.most_common(4))
-        yield what, not watching.seen, lines or "no wait in 4 steps", dict(watching.seen)
+        lines = "; ".join(f"{n}x {line}" for line, n in watching.records.most_common(4))
+        yield what, not watching.records, lines or "no wait in 4 steps", dict(watching.records)
     if job.cuda:
         yield from sync_error(job)
 
@@ -511,10 +514,10 @@ class Recompiles(Callback):
     """Count how many graphs have been compiled, step by step."""
 
     def __init__(self) -> None:
-        self.seen: list[int] = []
+        self.records: list[int] = []
 
     def after_step(self, learner: Any) -> None:
-        self.seen.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        self.records.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 @contextlib.contextmanager
@@ -540,7 +543,7 @@ def eager_and_compiled(job: Job, body: Callable) -> tuple[list[float], list[floa
         data = encoded(lm, check_rows(job, 48))
         with as_on_cuda(job), mock.patch.object(finetuning, "compiled", lambda model: body(real(model))):
             losses.append(train(lm, data, lr=1e-4, compile=yes, callbacks=[seen] * yes).losses)
-    return *losses, seen.seen, time.perf_counter() - start  # type: ignore[return-value]
+    return *losses, seen.records, time.perf_counter() - start  # type: ignore[return-value]
 
 
 def check_compile(job: Job) -> Found:
@@ -612,9 +615,9 @@ def check_memory(job: Job) -> Found:
     gap = max(abs(a / b - 1) for a, b in zip(run.losses, few))
     warned = [w for w in told if "out of memory" in w]
     words = (f"{low / 2**30:.2f} GiB with {small} tokens at a time, {high / 2**30:.2f} with {large}; limited half-way: "
-             f"{run.status}, {run.learner.most} tokens, losses {gap:.1e} apart, warnings: {len(warned)}")
+             f"{run.status}, {run.learner.token_limit} tokens, losses {gap:.1e} apart, warnings: {len(warned)}")
     yield "llama", run.status == "finished" and bool(warned) and gap < 5e-3, words, dict(
-        low=low, high=high, peak=peak, most=run.learner.most, gap=gap, warned=warned)
+        low=low, high=high, peak=peak, most=run.learner.token_limit, gap=gap, warned=warned)
 
 
 class Interrupt(Callback):
@@ -689,7 +692,7 @@ def check_overheads(job: Job) -> Found:
         with kernels.end_to_end_attention(lm.model):
             pass
 
-    works = {"switching attention, a batch": switching, "laying 8 rows end to end": lambda: end_to_end(rows[:8])}
+    works = {"switching attention, a batch": switching, "laying 8 rows end to end": lambda: pack(rows[:8])}
     for what, work in works.items():
         ms, _ = timed(job, work, 20)
         yield what, "note", f"{ms:.3f} ms", dict(ms=ms)
@@ -926,7 +929,7 @@ def one_measurement(job: Job, shape: str, way: str, lora: bool, alone: bool) -> 
     """A result, or None, with a line that says why."""
     what = f"{shape}{', LoRA' * lora}, {way}"
     if not installed(way):
-        job.note("speed", what, "skipped", "not installed")
+        job.record("speed", what, "skipped", "not installed")
         return None
     rows = 24 if job.tiny else 384 if shape == "llama-1b" else 1024
     arguments = dict(shape=shape, way=way, lora=lora, rows=rows, tiny=job.tiny, device=str(job.device))
@@ -937,7 +940,7 @@ def one_measurement(job: Job, shape: str, way: str, lora: bool, alone: bool) -> 
             return worker(**arguments)
     except Exception as e:  # one that fails (out of memory, say) must not end the others
         status = "FAILED" if way.startswith("ftnb") else "note"
-        job.note("speed", what, status, f"{type(e).__name__}: {str(e).splitlines()[0][:160] if str(e) else ''}")
+        job.record("speed", what, status, f"{type(e).__name__}: {str(e).splitlines()[0][:160] if str(e) else ''}")
         return None
 
 
@@ -949,14 +952,14 @@ def measure(job: Job) -> list[dict]:
     for shape, lora, way in plan:
         what, start = f"{shape}{', LoRA' * lora}, {way}", time.monotonic()
         if start + longest > job.until:
-            job.note("speed", what, "skipped", "no time left")
+            job.record("speed", what, "skipped", "no time left")
             continue
         result = one_measurement(job, shape, way, lora, alone=not job.tiny or not found)
         longest = max(longest, time.monotonic() - start)
         if result:
             found.append(dict(shape=shape, lora=lora, way=way) | result)
             words = f"{result['rate']:,.0f} tokens/s, {result['gib']:.2f} GiB, {result['steps']} steps"
-            job.note("speed", what, "ok", f"{words}; {result['words']}", result)
+            job.record("speed", what, "ok", f"{words}; {result['words']}", result)
     return found
 
 
@@ -984,14 +987,14 @@ def run_check(job: Job, name: str) -> None:
     """One check; what it raises is a failure, and does not end the others."""
     start = time.monotonic()
     if start > job.until:
-        return job.note(name, "", "skipped", "no time left")
+        return job.record(name, "", "skipped", "no time left")
     try:
         for what, ok, words, numbers in CHECKS[name](job):
-            job.note(name, what, ok, words, numbers)
+            job.record(name, what, ok, words, numbers)
     except Exception as e:
         at = traceback.extract_tb(e.__traceback__)[-1]
         where = f"{Path(at.filename).name}:{at.lineno} {at.line}"
-        job.note(name, "", False, f"{type(e).__name__}: {str(e)[:200]} ({where})")
+        job.record(name, "", False, f"{type(e).__name__}: {str(e)[:200]} ({where})")
     fresh_memory(job)
     return print(f"        {name}: {time.monotonic() - start:.1f} s", flush=True)
 
@@ -999,7 +1002,7 @@ def run_check(job: Job, name: str) -> None:
 def run_speed(job: Job) -> None:
     """The measurements, with their table."""
     measured, stated = matmul_peak(job), stated_peak(job)
-    job.note("speed", "peak", "note", f"stated {stated}, measured {measured:.3g} TFLOP/s in bf16", dict(
+    job.record("speed", "peak", "note", f"stated {stated}, measured {measured:.3g} TFLOP/s in bf16", dict(
         stated=stated, measured=measured))
     fresh_memory(job)
     lines = list(table(measure(job), measured, stated))
@@ -1035,7 +1038,7 @@ def about(job: Job) -> None:
     except ImportError:
         takes = "missing"
     words = f"{', '.join(f'{k} {v}' for k, v in versions.items())}; varlen_attn takes {takes}"
-    job.note("about", torch.cuda.get_device_name() if job.cuda else "cpu", "note", words, versions)
+    job.record("about", torch.cuda.get_device_name() if job.cuda else "cpu", "note", words, versions)
 
 
 def main() -> int:

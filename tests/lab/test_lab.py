@@ -139,8 +139,8 @@ def test_looks(lab: Lab, notebook: Notebook, shots: Path) -> None:
     cell.button("say it").click()
     until(lambda: "ooo" in cell.outputs.locator(".widget-html").inner_text(), "the model says something")
     long = notebook.run(
-        "from ftnb.callbacks import live_view, loss_picture\nfrom IPython.display import HTML\n"
-        "HTML(live_view('step 2 of 3', 0.7, loss_picture([3., 2.], [(0, 3.)]), [(0, ['e' * 300]), (2, ['2\\nlines'])]))"
+        "from ftnb.core.display import loss_curve\nfrom ftnb.training.progress import live_view\nfrom IPython.display import HTML\n"
+        "HTML(live_view('step 2 of 3', 0.7, loss_curve([3., 2.], [(0, 3.)]), [(0, ['e' * 300]), (2, ['2\\nlines'])]))"
     )
     tops = [b.bounding_box()["y"] for b in cell.show().outputs.locator("button").all()]
     assert len(tops) == 4 and max(tops) - min(tops) < 1, "the buttons are in a row"

@@ -9,8 +9,8 @@ from labdriver import Cell, Lab, Notebook, until
 from test_lab import CONTRAST, STICKS_OUT
 
 SETUP = """
-from ftnb.human import open_ratings, rate
-from ftnb.scores import score_texts
+from ftnb.people.ratings import open_ratings, rate
+from ftnb.evaluation.scoring import score_texts
 
 asked = [f'What is {i} and {i}?' for i in range(12)]
 written = lambda how: [how(2 * i) for i in range(12)]
@@ -95,7 +95,7 @@ def test_rated_with_keys(rating: Notebook, shots: Path) -> None:
     until(lambda: "10 of 12 items rated by anna" in cell.text, "what was stored is shown")
     rating.page.evaluate(RESTART)
     until(lambda: rating.ask("'r' in globals()") == "False", "a new kernel")
-    cell = rating.run("from ftnb.human import open_ratings\nr = open_ratings('keys.db', rater='anna')\nr")
+    cell = rating.run("from ftnb.people.ratings import open_ratings\nr = open_ratings('keys.db', rater='anna')\nr")
     until(lambda: cell.outputs.locator(".ftnb-count").inner_text() == "11 of 12", "it goes on at item 11")
     until(lambda: has_focus(cell), "the screen has the focus")
     check_blind(cell)
@@ -179,7 +179,7 @@ def test_looks(rating: Notebook, shots: Path) -> None:
         "pairs": rating.run("rate(*long, file='long.db', rater='me')"),
         "criteria": rating.run("rate(*long, file='long.db', criteria=('fluency', 'adequacy', 'factuality'))"),
     }
-    assert screen(cells["pairs"]).bounding_box()["height"] < 800, "long texts scroll"
+    assert screen(cells["seq2seq"]).bounding_box()["height"] < 800, "long texts scroll"
     try:
         for theme in ("JupyterLab Light", "JupyterLab Dark"):
             lab.theme(theme)
@@ -192,7 +192,7 @@ def test_looks(rating: Notebook, shots: Path) -> None:
     finally:
         lab.page.set_viewport_size({"width": 1280, "height": 900})
         lab.theme("JupyterLab Light")
-    focus = screen(cells["pairs"].show())
+    focus = screen(cells["seq2seq"].show())
     focus.focus()
     assert focus.evaluate("node => getComputedStyle(node).boxShadow") != "none", "the focus can be seen"
     sides = focus.locator(".ftnb-text")

@@ -1,0 +1,1 @@
+"What every other floor stands on: errors, display, files, the machine."

@@ -1,0 +1,1 @@
+"From rows of text to token rows, and an account of every row."

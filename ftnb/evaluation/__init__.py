@@ -1,0 +1,1 @@
+"Metrics, intervals, paired tests: did it get better?."

@@ -1,0 +1,1 @@
+"Text from a model: decoded, searched, constrained, streamed, talked with."

@@ -1,0 +1,1 @@
+"Attention over packed documents, and the loss without a logits matrix."
