@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ftnb import human
 from ftnb.core.errors import FTNBError
-from ftnb.people.ratings import APPLICATION_ID, SCHEMAS, Ratings, current_verdicts, open_ratings, rate
-from ftnb.people.sheets import from_csv, to_csv
+from ftnb.people import store as human
 from ftnb.people.judge import judge
-from ftnb.people.findings import metric_agreement
+from ftnb.people.ratings import Ratings, open_ratings, rate
+from ftnb.people.session import current_verdicts
+from ftnb.people.store import APPLICATION_ID, SCHEMAS
 from ftnb.models.from_scratch import tiny_lm
 from ftnb.evaluation.scores import Scores
 from ftnb.evaluation.scoring import score_texts

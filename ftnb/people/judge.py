@@ -14,9 +14,10 @@ from ..data.rows import check_rows
 from ..data.tokenizing import prompt_and_target_ids
 from ..evaluation.scores import Scores
 from ..evaluation.scoring import row_label_probs
-from .ratings import (
-    Ratings, begin_ratings, check_criteria, check_path, check_systems, comparison_content,
-    current_verdicts, describe_value, require_value, store_verdicts)
+from .store import check_path, describe_value, require_value
+from .session import current_verdicts, store_verdicts
+from .agreement import check_systems
+from .ratings import Ratings, begin_ratings, check_criteria, comparison_content
 
 # %% auto #0
 __all__ = ['QUESTION', 'SCALES', 'judge']

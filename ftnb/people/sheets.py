@@ -9,17 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from ..core.errors import FTNBError
-from .ratings import (
-    Item, Ratings, check_choice_of, check_path, check_rater, check_ratings, current_verdicts,
-    known_item, store_verdicts)
+from ..core.errors import FTNBError, require
+from .store import check_path, require_value
+from ftnb.people.session import (
+    Item, BlindComparison, check_choice_of, check_ratings, current_verdicts, known_item,
+    store_verdicts)
+
 
 # %% auto #0
-__all__ = ['to_csv', 'from_csv']
+__all__ = ['check_rater', 'write_sheet', 'read_sheet']
+
+# %% ../../nbs/people/sheets.ipynb #chkrater
+def check_rater(rater: Any) -> str:
+    "A rater's name; judges have names of another kind."
+    require_value('rater', rater, isinstance(rater, str) and bool(rater.strip()), 'it must be a name')
+    require('rater', rater, not rater.startswith('lm:'), "such names are for judge(lm, ...), and no person's")
+    return rater.strip()
 
 # %% ../../nbs/people/sheets.ipynb #76c17b6b
-def to_csv(
-    ratings: Ratings,  # a comparison
+def write_sheet(
+    ratings: BlindComparison,  # a comparison
     path: str | os.PathLike,  # a new file
 ) -> Path:
     "Write what this rater has not rated yet as a blind sheet, with room for the verdicts."
@@ -46,14 +55,14 @@ def _csv_path(path: Any) -> Path:
     raise FTNBError(f'sheet {str(path)!r}', 'it is written as CSV, and its name must end in .csv',
                     f'Write {str(found.with_suffix(".csv"))!r}; every spreadsheet program opens it.')
 
-def _open_items(r: Ratings) -> list[Item]:
+def _open_items(r: BlindComparison) -> list[Item]:
     "What this rater has not rated yet; something must be left."
     rated = set(current_verdicts(r, r.rater)['item'])
     if items := [r.item(k, f) for k, f in r.plan if k not in rated]: return items
     raise FTNBError(f'sheet for {r.rater}', f'nothing is left to rate: all {len(r.plan)} are rated',
                     "Name another rater: to_csv(open_ratings(file, rater='...'), path).")
 
-def _blanks(r: Ratings) -> list[str]: return list(r.criteria) or ['choice']
+def _blanks(r: BlindComparison) -> list[str]: return list(r.criteria) or ['choice']
 
 def _harmless(text: str) -> str:
     "A text that no spreadsheet takes for a formula; an apostrophe marks it."
@@ -77,7 +86,7 @@ def _sheet(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]
     return [(n, dict(zip(head, row))) for n, row in enumerate(rows[1:], 2) if any(map(str.strip, row))]
 
 # %% ../../nbs/people/sheets.ipynb #7579ec16
-def _line_verdict(r: Ratings, cells: Mapping[str, str]) -> tuple[str, bool, str | None]:
+def _line_verdict(r: BlindComparison, cells: Mapping[str, str]) -> tuple[str, bool, str | None]:
     "The entry, the sides and the verdict of a line; None where it is left empty."
     cell = lambda name: (cells.get(name.lower()) or '').strip()
     key, flipped = known_item(r, cell('item'))
@@ -95,11 +104,11 @@ def _line_verdict(r: Ratings, cells: Mapping[str, str]) -> tuple[str, bool, str 
     return key, flipped, check_choice_of(r, {c: digit(text) for c, text in said.items()})
 
 # %% ../../nbs/people/sheets.ipynb #b5df9879
-def from_csv(
-    ratings: Ratings,  # the comparison that the sheet was made from
+def read_sheet(
+    ratings: BlindComparison,  # the comparison that the sheet was made from
     path: str | os.PathLike,  # a sheet from `to_csv`, filled in
     rater: str,  # who filled it in
-) -> Ratings:  # as this rater's
+) -> BlindComparison:  # as this rater's
     "Take verdicts over from a sheet: all, or (where a cell cannot be read) none."
     check_ratings(ratings)
     where = check_path('path', path)
