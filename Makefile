@@ -10,7 +10,7 @@ STAMP := .venv/.ftnb-installed
 # a list of requirements from settings.ini
 setting = $$($(PY) -c 'import configparser as c; p = c.ConfigParser(interpolation=None); p.read("settings.ini"); print(p["DEFAULT"]["$(1)"])')
 
-.PHONY: help env quickstart test lab docs nbs export clean
+.PHONY: help env quickstart test lab docs nbs export rhythm clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -55,6 +55,9 @@ nbs: env  ## refresh everything made from notebooks: ftnb/, their stored outputs
 
 export: env  ## write ftnb/ from the notebooks, and tidy the notebooks
 	@$(PY) .ci/nb.py export
+
+rhythm: env  ## how much code comes at once in each notebook, and what comes between
+	@$(PY) .ci/rhythm.py
 
 clean:  ## remove what can be built again, but not .venv
 	@rm -rf _proc _docs _out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache nbs/nbdev.yml
