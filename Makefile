@@ -59,5 +59,8 @@ nbs: env  ## refresh everything made from notebooks: ftnb/, their stored outputs
 export: env  ## write ftnb/ from the notebooks, and tidy the notebooks
 	@$(PY) .ci/nb.py export
 
+rhythm: env  ## how much code comes at once in each notebook, and what comes between
+	@$(PY) .ci/rhythm.py
+
 clean:  ## remove what can be built again, but not .venv
 	@rm -rf _proc _docs _out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache nbs/nbdev.yml

@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--force", default="", help="notebook flags whose cells run as well, such as 'slow cuda'")
 
 
-QUICK = {"test_contract", "test_grown", "test_import", "test_quality", "test_structure", "test_sync"}  # take seconds
+QUICK = {"test_contract", "test_grown", "test_import", "test_quality", "test_rhythm", "test_structure", "test_sync"}  # take seconds
 
 
 def changed() -> set[str]:
