@@ -35,7 +35,7 @@ def _softcapped(
     weights = scores.masked_fill(~mask, float('-inf')).softmax(-1, dtype=torch.float32)
     return F.dropout(weights.to(q.dtype), dropout) @ v
 
-# %% ../../nbs/kernels/attention.ipynb #2ffeebd7
+# %% ../../nbs/kernels/attention.ipynb #2d3576d4
 def _document_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     scale: float, cap: float | None, window: int | None, dropout: float,
@@ -43,10 +43,9 @@ def _document_attention(
     "Causal attention within one document: `[1, heads, length, width]` in and out."
     if cap: return _softcapped(q, k, v, scale, cap, window, dropout)
     length, grouped = q.shape[2], q.shape[1] != k.shape[1]
-    covers = window is None or window >= length
-    mask = None if covers else _sliding_mask(length, window or 0, q.device)
+    mask = _sliding_mask(length, window, q.device) if window and window < length else None
     return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=covers, scale=scale, enable_gqa=grouped)
+        q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped)
 
 # %% ../../nbs/kernels/attention.ipynb #418598f5
 def _by_document(
