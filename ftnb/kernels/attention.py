@@ -14,55 +14,82 @@ from ..models.lm import LM, model_lock
 from ..data.batches import PackedBatch
 
 # %% auto #0
-__all__ = ['ATTENTION_NAME', 'document_attention', 'packed_attention', 'compile_body', 'hidden_states', 'compute_context']
+__all__ = ['ATTENTION_NAME', 'document_attention', 'packed_attention', 'hidden_states', 'compile_body', 'compute_context']
+
+# %% ../../nbs/kernels/attention.ipynb #fc77fd80
+def _sliding_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    "The causal mask of a sliding window: a position sees itself and the `window - 1` before it."
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None]
+    return (distance >= 0) & (distance < window)
+
+# %% ../../nbs/kernels/attention.ipynb #db9299d5
+def _softcapped(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    scale: float, cap: float, window: int | None, dropout: float,
+) -> torch.Tensor:
+    "Causal attention with soft-capped scores, `cap * tanh(scores / cap)` (Gemma 2)."
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    scores = cap * torch.tanh(q @ k.transpose(2, 3) * scale / cap)
+    mask = _sliding_mask(q.shape[2], window or q.shape[2], q.device)
+    weights = scores.masked_fill(~mask, float('-inf')).softmax(-1, dtype=torch.float32)
+    return F.dropout(weights.to(q.dtype), dropout) @ v
+
+# %% ../../nbs/kernels/attention.ipynb #2d3576d4
+def _document_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    scale: float, cap: float | None, window: int | None, dropout: float,
+) -> torch.Tensor:
+    "Causal attention within one document: `[1, heads, length, width]` in and out."
+    if cap: return _softcapped(q, k, v, scale, cap, window, dropout)
+    length, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    mask = _sliding_mask(length, window, q.device) if window and window < length else None
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped)
+
+# %% ../../nbs/kernels/attention.ipynb #418598f5
+def _by_document(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    lengths: Sequence[int], *options: Any,
+) -> torch.Tensor:
+    "Causal attention within each document, one after the other: `[1, tokens, heads, width]`."
+    documents = zip(*(t.split(list(lengths), 2) for t in (q, k, v)))
+    return torch.cat([_document_attention(*d, *options).transpose(1, 2) for d in documents], 1)
+
+# %% ../../nbs/kernels/attention.ipynb #6f39edea
+def _varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    starts: torch.Tensor, longest: int, scale: float, window: int | None,
+) -> torch.Tensor:
+    "All documents in one CUDA kernel; `starts`: cumulative lengths, `[documents + 1]`, int32."
+    from torch.nn.attention.varlen import varlen_attn
+    flat = (t[0].transpose(0, 1) for t in (q, k, v))   # [tokens, heads, width]
+    look_back = -1 if window is None else window - 1
+    return varlen_attn(
+        *flat, starts, starts, longest, longest,
+        scale=scale, window_size=(look_back, 0), enable_gqa=q.shape[1] != k.shape[1])[None]
+
+# %% ../../nbs/kernels/attention.ipynb #39c44d60
+def _use_varlen(device: torch.device) -> bool:
+    "Whether the kernel runs here: CUDA, Ampere or newer, and a torch that has what models need."
+    if device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 0): return False
+    if not importlib.util.find_spec('torch.nn.attention.varlen'): return False   # before torch 2.10
+    from torch.nn.attention.varlen import varlen_attn
+    return {'scale', 'window_size', 'enable_gqa'} <= set(inspect.signature(varlen_attn).parameters)
+
+# %% ../../nbs/kernels/attention.ipynb #fe651d6f
+def _varlen_fits(model: Any) -> bool:
+    "Whether the kernel computes what the model does: 16 bits, no soft cap, no dropout."
+    config, kind = model.config.get_text_config(), model.device.type
+    half = torch.is_autocast_enabled(kind) or model.dtype in (torch.float16, torch.bfloat16)
+    capped = getattr(config, 'attn_logit_softcapping', None)
+    drops = any(getattr(config, n, 0) for n in ('attention_dropout', 'attn_pdrop', 'attn_dropout'))
+    return half and not capped and not (drops and model.training)
 
 # %% ../../nbs/kernels/attention.ipynb #c332f49f
 ATTENTION_NAME = 'ftnb_documents'  # what our attention is called in transformers' registry
 
-# %% ../../nbs/kernels/attention.ipynb #f78565ea
-def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
-    "The causal mask of sliding-window attention: each position sees itself and the `window - 1` before it."
-    i = torch.arange(length, device=device)
-    gap = i[:, None] - i[None]
-    return (gap >= 0) & (gap < window)
-
-# %% ../../nbs/kernels/attention.ipynb #ed00ffa7
-def _softcapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, cap: float,
-                window: int | None, dropout: float) -> torch.Tensor:
-    "Causal attention whose scores are soft-capped (Gemma 2), which PyTorch's fused kernels cannot do."
-    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-    scores = cap * torch.tanh(q @ k.transpose(2, 3) * scale / cap)
-    mask = _band(q.shape[2], window or q.shape[2], q.device)
-    return F.dropout(scores.masked_fill(~mask, float('-inf')).softmax(-1, dtype=torch.float32).to(q.dtype), dropout) @ v
-
-# %% ../../nbs/kernels/attention.ipynb #01ebad51
-def _document_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, cap: float | None,
-                  window: int | None, dropout: float) -> torch.Tensor:
-    "Causal attention within one document: `[1, heads, length, width]` in and out."
-    if cap: return _softcapped(q, k, v, scale, cap, window, dropout)
-    length = q.shape[2]
-    mask = _band(length, window, q.device) if window is not None and window < length else None
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scale,
-                                          enable_gqa=q.shape[1] != k.shape[1])
-
-# %% ../../nbs/kernels/attention.ipynb #2543caa5
-def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, longest: int,
-            scale: float, window: int | None) -> torch.Tensor:
-    "All documents in one CUDA kernel; `starts` are the cumulative lengths, `[documents + 1]`, int32."
-    from torch.nn.attention.varlen import varlen_attn
-    flat = (t[0].transpose(0, 1) for t in (q, k, v))   # [tokens, heads, width]
-    look_back = -1 if window is None else window - 1
-    return varlen_attn(*flat, starts, starts, longest, longest, scale=scale, window_size=(look_back, 0),
-                       enable_gqa=q.shape[1] != k.shape[1])[None]
-
-# %% ../../nbs/kernels/attention.ipynb #3b7e22e3
-def _by_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int],
-                 *how: Any) -> torch.Tensor:
-    "Causal attention within each document, one after the other: `[1, tokens, heads, width]`."
-    docs = zip(*(t.split(list(lengths), 2) for t in (q, k, v)))
-    return torch.cat([_document_attention(*d, *how).transpose(1, 2) for d in docs], 1)
-
-# %% ../../nbs/kernels/attention.ipynb #296c8853
+# %% ../../nbs/kernels/attention.ipynb #52e8f224
 def document_attention(
     module: torch.nn.Module,  # the attention layer that calls
     q: torch.Tensor,  # [1, heads, tokens, width]
@@ -74,83 +101,72 @@ def document_attention(
     sliding_window: int | None = None,  # tokens that a position can see, itself included
     softcap: float | None = None,  # of the scores
     doc_lengths: Sequence[int] = (),  # lengths of the documents
-    cu_seq_lens_q: torch.Tensor | None = None,  # their cumulative lengths, int32, on the device: use the CUDA kernel
+    cu_seq_lens_q: torch.Tensor | None = None,  # cumulative lengths, int32: use the CUDA kernel
     max_length_q: int = 0,  # the longest document, for that kernel
     **_,  # what other attention functions take
 ) -> tuple[torch.Tensor, None]:  # [1, tokens, heads, width]
-    "Attention in which each document, end to end with others, sees only itself (transformers' attention interface)."
+    "Attention in which each packed document sees only itself (transformers' attention interface)."
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    q, k = q.to(v.dtype), k.to(v.dtype)   # under autocast, rotary positions have made them float32 again
-    if cu_seq_lens_q is not None and v.dtype in (torch.float16, torch.bfloat16) and not softcap and not dropout:
+    q, k = q.to(v.dtype), k.to(v.dtype)   # under autocast, rotary positions made them float32
+    half = v.dtype in (torch.float16, torch.bfloat16)
+    if cu_seq_lens_q is not None and half and not softcap and not dropout:
         return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scale, sliding_window), None
     return _by_document(q, k, v, doc_lengths, scale, softcap, sliding_window, dropout), None
 
-# %% ../../nbs/kernels/attention.ipynb #abe91b68
+# %% ../../nbs/kernels/attention.ipynb #f8dd6eda
 @contextlib.contextmanager
 def packed_attention(
     model: Any,  # a transformers model
 ) -> Iterator[None]:
     "Let `model` attend within documents inside the block; restore its own attention after it."
     from transformers import AttentionInterface
-    AttentionInterface.register(ATTENTION_NAME, document_attention)   # and no mask: such a name gets none, and no GPU waits
-    was, pad = model.config._attn_implementation, getattr(model.config, 'pad_token_id', None)
+    AttentionInterface.register(ATTENTION_NAME, document_attention)   # it gets no mask
+    own, pad = model.config._attn_implementation, getattr(model.config, 'pad_token_id', None)
     try:
         with defer_interrupts(): model.set_attn_implementation(ATTENTION_NAME)
-        model.config.pad_token_id = None   # with one, transformers looks for padding in the ids, and a GPU waits
+        model.config.pad_token_id = None   # with one, transformers searches ids: a GPU waits
         yield
     finally:
         model.config.pad_token_id = pad
-        with defer_interrupts(): model.set_attn_implementation(was)
+        with defer_interrupts(): model.set_attn_implementation(own)
 
-# %% ../../nbs/kernels/attention.ipynb #91d17e10
-def _use_varlen(device: torch.device) -> bool:
-    "Whether the one-kernel form can run here: CUDA, Ampere or newer, and a torch whose kernel takes what models need."
-    if device.type != 'cuda' or torch.cuda.get_device_capability(device) < (8, 0): return False
-    if not importlib.util.find_spec('torch.nn.attention.varlen'): return False   # before torch 2.10
-    from torch.nn.attention.varlen import varlen_attn
-    return {'scale', 'window_size', 'enable_gqa'} <= set(inspect.signature(varlen_attn).parameters)
+# %% ../../nbs/kernels/attention.ipynb #002ca0c9
+def hidden_states(
+    model: Any,  # a transformers causal language model, inside `packed_attention`
+    batch: PackedBatch,  # on the model's device
+    body: Callable | None = None,  # a compiled form of `model.base_model`; None: that itself
+) -> torch.Tensor:  # [supervised, hidden]
+    "The model's last hidden states at the positions that have a target, and only there."
+    filling = batch.input_ids.shape[1] - sum(batch.lengths)
+    lengths = (*batch.lengths, filling) if filling else batch.lengths
+    options: dict[str, Any] = {}
+    varlen = _use_varlen(batch.input_ids.device) and _varlen_fits(model)
+    if varlen:
+        options |= dict(cu_seq_lens_q=batch.starts, max_length_q=batch.longest or max(lengths))
+    if not (varlen and batch.longest): options['doc_lengths'] = lengths
+    out = (model.base_model if body is None else body)(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **options)
+    return out.last_hidden_state[0].index_select(0, batch.chosen)
 
-def _one_kernel(model: Any) -> bool:
-    "Whether a model's attention is what the one kernel computes: 16-bit, without soft cap, without dropout."
-    config, kind = model.config.get_text_config(), model.device.type
-    half = torch.is_autocast_enabled(kind) or model.dtype in (torch.float16, torch.bfloat16)
-    drops = any(getattr(config, n, 0) for n in ('attention_dropout', 'attn_pdrop', 'attn_dropout'))
-    return half and not getattr(config, 'attn_logit_softcapping', None) and not (drops and model.training)
-
-# %% ../../nbs/kernels/attention.ipynb #bb52405c
+# %% ../../nbs/kernels/attention.ipynb #950084f8
 def compile_body(
     model: Any,  # a transformers causal language model
 ) -> Callable:  # a compiled form of `model.base_model`
     "Compile a model's body; where documents are attended to one by one, that part stays as it is."
     global _by_document
-    if not getattr(_by_document, '_torchdynamo_disable', False): _by_document = torch.compiler.disable(_by_document)
+    if not getattr(_by_document, '_torchdynamo_disable', False):
+        _by_document = torch.compiler.disable(_by_document)
     return torch.compile(model.base_model, dynamic=True if model.device.type == 'cpu' else None)
 
-# %% ../../nbs/kernels/attention.ipynb #680fc112
-def hidden_states(
-    model: Any,  # a transformers causal language model, inside `end_to_end_attention`
-    batch: PackedBatch,  # on the model's device
-    body: Callable | None = None,  # a compiled form of `model.base_model`; None: that itself
-) -> torch.Tensor:  # [supervised, hidden]
-    "The model's last hidden states at the positions that have a target, and only there."
-    spare = batch.input_ids.shape[1] - sum(batch.lengths)   # where a batch was filled up
-    lengths = (*batch.lengths, spare) if spare else batch.lengths
-    kernel = _use_varlen(batch.input_ids.device) and _one_kernel(model)
-    where = dict(cu_seq_lens_q=batch.starts, max_length_q=batch.longest or max(lengths)) if kernel else {}
-    if not (kernel and batch.longest): where['doc_lengths'] = lengths   # for compiled code every batch looks the same
-    out = (model.base_model if body is None else body)(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **where)
-    return out.last_hidden_state[0].index_select(0, batch.chosen)
-
-# %% ../../nbs/kernels/attention.ipynb #7ba230ef
+# %% ../../nbs/kernels/attention.ipynb #74964881
 @contextlib.contextmanager
 def compute_context(
     lm: LM,  # a loaded model
-    packed: bool,  # documents end to end; False: padded
+    packed: bool,  # packed documents; False: padded
 ) -> Iterator[None]:
     "The model's attention and number format, for losses and gradients."
     kind, fmt = lm.device.type, lm.placement.autocast
     attention = packed_attention(lm.model) if packed else contextlib.nullcontext()
-    # without autocast's cache: it would keep the 16-bit copies of weights that the optimizer has changed since
-    formats = torch.autocast(kind, fmt or torch.bfloat16, enabled=fmt is not None, cache_enabled=False)
-    with model_lock(lm.model), attention, formats: yield
+    autocast = torch.autocast(
+        kind, fmt or torch.bfloat16, enabled=fmt is not None, cache_enabled=False)
+    with model_lock(lm.model), attention, autocast: yield

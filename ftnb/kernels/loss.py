@@ -10,61 +10,70 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 # %% auto #0
-__all__ = ['output_layer', 'finish_logits', 'linear_cross_entropy', 'output_module_loss']
+__all__ = ['finish_logits', 'output_layer', 'linear_cross_entropy', 'output_module_loss']
 
-# %% ../../nbs/kernels/loss.ipynb #dd104b70
+# %% ../../nbs/kernels/loss.ipynb #b18906af
+def finish_logits(
+    z: torch.Tensor,  # outputs of the last layer, in any format
+    scale: float,  # they are multiplied by it
+    cap: float | None,  # then soft-capped: cap * tanh(z / cap)
+) -> torch.Tensor:  # in float32 (float64 stays float64)
+    "What a model does to the output of its last layer."
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    if scale != 1: z = z * scale
+    return cap * torch.tanh(z / cap) if cap else z
+
+# %% ../../nbs/kernels/loss.ipynb #0edb6430
 def output_layer(
     model: Any,  # a transformers causal language model
 ) -> dict:  # weight, bias, scale and cap, for `linear_cross_entropy`
     "The output layer of a model and what its configuration does to the logits."
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    scale = (getattr(config, 'logit_scale', None) or 1.) / (getattr(config, 'logits_scaling', None) or 1.)
-    return dict(weight=head.weight, bias=getattr(head, 'bias', None), scale=scale,
-                cap=getattr(config, 'final_logit_softcapping', None))
+    multiplied = getattr(config, 'logit_scale', None) or 1.   # Cohere
+    divided = getattr(config, 'logits_scaling', None) or 1.   # Granite
+    cap = getattr(config, 'final_logit_softcapping', None)   # Gemma 2
+    bias = getattr(head, 'bias', None)
+    return dict(weight=head.weight, bias=bias, scale=multiplied / divided, cap=cap)
 
-# %% ../../nbs/kernels/loss.ipynb #e9fb90dd
-def _logits(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float,
-            cap: float | None) -> torch.Tensor:
-    "Logits of a chunk of positions, in float32 (float64 stays float64)."
-    return finish_logits(F.linear(h, weight, bias), scale, cap)
-
-def finish_logits(z: torch.Tensor, scale: float, cap: float | None) -> torch.Tensor:
-    "What a model does to the output of its last layer, in float32."
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    if scale != 1: z = z * scale
-    return cap * torch.tanh(z / cap) if cap else z
-
-# %% ../../nbs/kernels/loss.ipynb #fc8e04be
-def _logits_gradient(z: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, scale: float,
-                     cap: float | None, smoothing: float) -> torch.Tensor:
-    "The gradient of the summed loss with respect to `h @ weight.T + bias`. Overwrites the logits `z`."
+# %% ../../nbs/kernels/loss.ipynb #f71a1eaf
+def _logits_gradient(
+    z: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor,
+    scale: float, cap: float | None, smoothing: float,
+) -> torch.Tensor:
+    "Gradient of the summed loss with respect to `h @ weight.T + bias`. Overwrites the logits `z`."
     slope = 1 - (z / cap) ** 2 if cap else None   # of the soft cap, from its output
-    grad = z.sub_(lse[:, None]).exp_()
+    grad = z.sub_(lse[:, None]).exp_()   # the softmax
     if smoothing: grad -= smoothing / z.shape[1]
     grad[torch.arange(len(targets), device=z.device), targets] -= 1 - smoothing
     if slope is not None: grad *= slope
     return grad.mul_(scale) if scale != 1 else grad
 
-# %% ../../nbs/kernels/loss.ipynb #ab276697
+# %% ../../nbs/kernels/loss.ipynb #d5736b3e
+def _accumulate(
+    gz: torch.Tensor, h: torch.Tensor, weight: torch.Tensor,
+    gh: torch.Tensor | None, gw: torch.Tensor | None, gb: torch.Tensor | None, start: int,
+) -> None:
+    "Add a chunk's gradients to those of `h`, weight and bias; it begins at position `start`."
+    if gh is not None: gh[start:start + len(h)] = gz @ weight
+    if gw is not None and gw.dtype == h.dtype: gw.addmm_(gz.T, h)
+    elif gw is not None: gw += gz.T @ h   # 16-bit products, added up in float32
+    if gb is not None: gb += gz.sum(0)
+
+# %% ../../nbs/kernels/loss.ipynb #0e712baa
 class _LinearCrossEntropy(torch.autograd.Function):
     "Sum of cross-entropies of a linear layer; its gradients are computed in the forward pass."
     @staticmethod
     def forward(ctx, h, weight, bias, targets, scale, cap, smoothing, chunk):
-        wants = ctx.needs_input_grad[:3]
-        gh, gw, gb = (torch.zeros_like(t) if want else None for t, want in zip((h, weight, bias), wants))
+        grads = [torch.zeros_like(t) if wanted else None
+                 for t, wanted in zip((h, weight, bias), ctx.needs_input_grad)]
         if torch.is_autocast_enabled(h.device.type):   # once, and not for each chunk
             fmt = torch.get_autocast_dtype(h.device.type)
             h, weight, bias = (t if t is None else t.to(fmt) for t in (h, weight, bias))
         total = torch.zeros((), device=h.device, dtype=torch.promote_types(h.dtype, torch.float32))
-        for hc, tc, at in zip(h.split(chunk), targets.split(chunk), range(0, len(h), chunk)):
-            z = _logits(hc, weight, bias, scale, cap)
-            lse = z.logsumexp(1)
-            total += (lse - (1 - smoothing) * z.gather(1, tc[:, None])[:, 0]).sum()
-            if smoothing: total -= smoothing * z.mean(1).sum()
-            if any(wants):
-                gz = _logits_gradient(z, tc, lse, scale, cap, smoothing).to(hc.dtype)
-                _accumulate(gz, hc, weight, gh, gw, gb, at)
-        ctx.save_for_backward(gh, gw, gb)
+        starts = range(0, len(h), chunk)
+        for part, wanted, start in zip(h.split(chunk), targets.split(chunk), starts):
+            _add_chunk(total, grads, part, weight, bias, wanted, scale, cap, smoothing, start)
+        ctx.save_for_backward(*grads)
         return total
 
     @staticmethod
@@ -72,16 +81,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, upstream):
         return *(None if g is None else g.mul_(upstream) for g in ctx.saved_tensors), *[None] * 5
 
-# %% ../../nbs/kernels/loss.ipynb #b7a1b143
-def _accumulate(gz: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, gh: torch.Tensor | None,
-                gw: torch.Tensor | None, gb: torch.Tensor | None, at: int) -> None:
-    "Add one chunk's gradients; the chunk begins at position `at`."
-    if gh is not None: gh[at:at + len(h)] = gz @ weight
-    if gw is not None and gw.dtype == h.dtype: gw.addmm_(gz.T, h)
-    elif gw is not None: gw += gz.T @ h   # 16-bit products, added up in float32
-    if gb is not None: gb += gz.sum(0)
+# %% ../../nbs/kernels/loss.ipynb #a1c4c537
+def _add_chunk(
+    total: torch.Tensor, grads: list, h: torch.Tensor, weight: torch.Tensor,
+    bias: torch.Tensor | None, targets: torch.Tensor,
+    scale: float, cap: float | None, smoothing: float, start: int,
+) -> None:
+    "Add a chunk's loss to `total`, and its gradients to `grads`."
+    z = finish_logits(F.linear(h, weight, bias), scale, cap)
+    lse = z.logsumexp(1)
+    total += (lse - (1 - smoothing) * z.gather(1, targets[:, None])[:, 0]).sum()
+    if smoothing: total -= smoothing * z.mean(1).sum()
+    gh, gw, gb = grads
+    if gh is None and gw is None and gb is None: return
+    gz = _logits_gradient(z, targets, lse, scale, cap, smoothing).to(h.dtype)
+    _accumulate(gz, h, weight, gh, gw, gb, start)
 
-# %% ../../nbs/kernels/loss.ipynb #032eb60c
+# %% ../../nbs/kernels/loss.ipynb #59945d6a
 def linear_cross_entropy(
     h: torch.Tensor,  # [positions, hidden]
     weight: torch.Tensor,  # [vocabulary, hidden]
@@ -89,18 +105,25 @@ def linear_cross_entropy(
     bias: torch.Tensor | None = None,  # [vocabulary]
     scale: float = 1.,  # the logits are multiplied by it
     cap: float | None = None,  # then soft-capped: cap * tanh(logits / cap)
-    smoothing: float = 0.,  # share of each target that is spread over all tokens (label smoothing)
-    chunk: int | None = None,  # positions at a time; None: as many as make 16 million logits (on a GPU, 128)
+    smoothing: float = 0.,  # share of each target that is spread over all tokens
+    chunk: int | None = None,  # positions at a time; None: 16 million logits (GPU: 128)
 ) -> torch.Tensor:  # the sum of nats, a scalar in float32
-    "Cross-entropy of a linear layer's outputs, summed, without ever holding all logits. Differentiable once."
+    "Summed cross-entropy of a linear layer's outputs, a chunk at a time. Differentiable once."
     chunk = chunk or max(16, 2**(27 if h.device.type == 'cuda' else 24) // weight.shape[0])
     return _LinearCrossEntropy.apply(h, weight, bias, targets, scale, cap, smoothing, chunk)
 
-# %% ../../nbs/kernels/loss.ipynb #5c6e81d9
-def output_module_loss(model: Any, h: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
-    "The sum of nats of some positions, through whatever the model's output layer is."
-    head, how = model.get_output_embeddings(), output_layer(model)
-    nats = lambda hc, tc: F.cross_entropy(finish_logits(head(hc), how['scale'], how['cap']), tc, reduction='sum',
-                                          label_smoothing=smoothing)
+# %% ../../nbs/kernels/loss.ipynb #ad1e63e2
+def output_module_loss(
+    model: Any,  # a transformers causal language model
+    h: torch.Tensor,  # [positions, hidden]
+    targets: torch.Tensor,  # [positions], token ids
+    smoothing: float,  # label smoothing
+) -> torch.Tensor:  # the sum of nats
+    "The loss of some positions, through whatever the model's output layer is."
+    head, layer = model.get_output_embeddings(), output_layer(model)
+    def chunk_loss(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        logits = finish_logits(head(part), layer['scale'], layer['cap'])
+        return F.cross_entropy(logits, wanted, reduction='sum', label_smoothing=smoothing)
     chunks = zip(h.split(256), targets.split(256))
-    return sum((checkpoint(nats, hc, tc, use_reentrant=False) for hc, tc in chunks), torch.zeros((), device=h.device))
+    losses = (checkpoint(chunk_loss, part, wanted, use_reentrant=False) for part, wanted in chunks)
+    return sum(losses, torch.zeros((), device=h.device))

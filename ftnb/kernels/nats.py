@@ -17,22 +17,24 @@ from .attention import compute_context, hidden_states, packed_attention
 from .loss import finish_logits, linear_cross_entropy, output_layer, output_module_loss
 
 # %% auto #0
-__all__ = ['padded_nats', 'packed_loss', 'packed_nats', 'packing_is_exact', 'can_pack', 'padded_loss', 'seq2seq_nats',
+__all__ = ['padded_nats', 'padded_loss', 'packed_loss', 'packed_nats', 'packing_is_exact', 'can_pack', 'seq2seq_nats',
            'seq2seq_loss', 'row_nats', 'held_out_loss']
 
-# %% ../../nbs/kernels/nats.ipynb #eafa733d
+# %% ../../nbs/kernels/nats.ipynb #12170d3c
 def _pad_documents(batch: PackedBatch, flat: torch.Tensor, fill: int) -> torch.Tensor:
-    "Documents that lie end to end, `[tokens]`, as a right-padded rectangle `[documents, longest]`."
-    return torch.nn.utils.rnn.pad_sequence(list(flat.split(batch.lengths)), batch_first=True, padding_value=fill)
+    "Values of packed tokens, `[tokens]`, padded on the right to `[documents, longest]`."
+    documents = list(flat.split(batch.lengths))
+    return torch.nn.utils.rnn.pad_sequence(documents, batch_first=True, padding_value=fill)
 
-# %% ../../nbs/kernels/nats.ipynb #bc0c818f
+# %% ../../nbs/kernels/nats.ipynb #ed8805a8
 def padded_nats(
     model: Any,  # a transformers causal language model
-    batch: PackedBatch,  # documents end to end; they are padded here
+    batch: PackedBatch,  # packed documents; they are padded here
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # [supervised] nats of each target token, in the order of the batch
-    "The ordinary computation: a padded rectangle, whole logits, cross-entropy. The reference, and the fallback."
-    ids, mask = _pad_documents(batch, batch.input_ids[0], 0), _pad_documents(batch, torch.ones_like(batch.targets), 0)
+    "The ordinary computation: padding, all logits, cross-entropy. The reference, and the fallback."
+    ids = _pad_documents(batch, batch.input_ids[0], 0)
+    mask = _pad_documents(batch, torch.ones_like(batch.targets), 0)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     targets = _pad_documents(batch, batch.targets, IGNORE)
     chosen = targets != IGNORE
@@ -40,89 +42,96 @@ def padded_nats(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets[chosen], reduction='none', label_smoothing=smoothing)
 
-# %% ../../nbs/kernels/nats.ipynb #396a983f
+# %% ../../nbs/kernels/nats.ipynb #b1528f31
+def padded_loss(
+    model: Any,  # a transformers causal language model
+    batch: PackedBatch,  # packed documents; they are padded here
+    smoothing: float = 0.,  # label smoothing
+) -> torch.Tensor:  # the sum of nats over its targets
+    "The loss of a batch the ordinary way, for models that cannot be packed."
+    return padded_nats(model, batch, smoothing).sum()
+
+# %% ../../nbs/kernels/nats.ipynb #f4c8150c
 def packed_loss(
-    model: Any,  # a transformers causal language model, inside `end_to_end_attention`
+    model: Any,  # a transformers causal language model, inside `packed_attention`
     batch: PackedBatch,  # on the model's device
     smoothing: float = 0.,  # label smoothing
     body: Callable | None = None,  # a compiled form of `model.base_model`; None: that itself
 ) -> torch.Tensor:  # the sum of nats over its targets
-    "The loss of documents laid end to end: no padding, no logits matrix."
+    "The loss of packed documents: no padding, no logits matrix."
     h, targets = hidden_states(model, batch, body), batch.targets.index_select(0, batch.chosen)
-    if type(model.get_output_embeddings()) is not torch.nn.Linear: return output_module_loss(model, h, targets, smoothing)
+    if type(model.get_output_embeddings()) is not torch.nn.Linear:
+        return output_module_loss(model, h, targets, smoothing)
     return linear_cross_entropy(h, targets=targets, smoothing=smoothing, **output_layer(model))
 
-# %% ../../nbs/kernels/nats.ipynb #baf73e13
+# %% ../../nbs/kernels/nats.ipynb #b8c24bd8
 def packed_nats(
-    model: Any,  # a transformers causal language model, inside `end_to_end_attention`
+    model: Any,  # a transformers causal language model, inside `packed_attention`
     batch: PackedBatch,  # on the model's device
 ) -> torch.Tensor:  # [supervised] nats of each target token
-    "The nats of each target token, for scoring; some positions at a time, without gradients."
-    targets, how, head = batch.targets.index_select(0, batch.chosen), output_layer(model), model.get_output_embeddings()
+    "The nats of each target token, some positions at a time, without gradients."
+    head, layer = model.get_output_embeddings(), output_layer(model)
+    finish = lambda h: finish_logits(head(h), layer['scale'], layer['cap'])
     with torch.no_grad():
-        chunks = zip(hidden_states(model, batch).split(256), targets.split(256))
-        return torch.cat([F.cross_entropy(finish_logits(head(h), how['scale'], how['cap']), t, reduction='none')
-                          for h, t in chunks])
+        h, targets = hidden_states(model, batch), batch.targets.index_select(0, batch.chosen)
+        chunks = zip(h.split(256), targets.split(256))
+        return torch.cat([F.cross_entropy(finish(part), t, reduction='none') for part, t in chunks])
 
-# %% ../../nbs/kernels/nats.ipynb #d8050203
-def _probe(model: Any, first: int) -> PackedBatch:
-    "Three short documents of random tokens; `first` decides the tokens of the first one only."
-    rows = model.get_input_embeddings().weight.shape[0]
+# %% ../../nbs/kernels/nats.ipynb #d288c9e0
+def _probe(model: Any, seed: int) -> PackedBatch:
+    "Three short documents of random tokens; `seed` decides the tokens of the first one only."
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     def document(seed: int, n: int) -> list[int]:
-        with seeded(seed): return torch.randint(min(5, rows - 1), rows, (n,)).tolist()
-    docs = [document(first, 7), document(100, 12), document(101, 4)]
-    return pack([{'input_ids': d, 'labels': d} for d in docs]).to(next(model.parameters()).device)
+        with seeded(seed): return torch.randint(min(5, vocabulary - 1), vocabulary, (n,)).tolist()
+    documents = [document(seed, 7), document(100, 12), document(101, 4)]
+    device = next(model.parameters()).device
+    return pack([{'input_ids': d, 'labels': d} for d in documents]).to(device)
 
-# %% ../../nbs/kernels/nats.ipynb #c73ab617
+# %% ../../nbs/kernels/nats.ipynb #fb2994cd
 def packing_is_exact(
     model: Any,  # a transformers causal language model
-    tolerance: float = 1e-3,  # largest difference in nats in float32; 16-bit formats get 50 times as much
+    tolerance: float = 1e-3,  # largest difference in nats in float32; 50 times as much in 16 bits
 ) -> bool:
-    "Whether documents laid end to end get the same loss as alone, and know nothing of their neighbours."
-    batch, other, was = _probe(model, 0), _probe(model, 1), model.training
-    full = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(batch.targets.device.type)
+    "Whether packed documents have the same loss as alone, and know nothing of their neighbours."
+    batch, changed, training = _probe(model, 0), _probe(model, 1), model.training
+    autocast = torch.is_autocast_enabled(batch.targets.device.type)
+    if next(model.parameters()).dtype != torch.float32 or autocast: tolerance *= 50
     model.eval()
     try:
         with torch.no_grad(): alone = padded_nats(model, batch)
         with quiet_transformers(), packed_attention(model):
-            together, beside = packed_nats(model, batch), packed_nats(model, other)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ImportError): return False   # it refuses
-    finally: model.train(was)
-    same, leak = (alone - together).abs().max(), (together - beside)[batch.lengths[0] - 1:].abs().max()
-    return bool(same < tolerance * (1 if full else 50) and leak < 1e-5)
+            together, beside = packed_nats(model, batch), packed_nats(model, changed)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ImportError):
+        return False   # the model refuses
+    finally: model.train(training)
+    leak = (together - beside)[batch.lengths[0] - 1:].abs().max()
+    return bool((alone - together).abs().max() < tolerance and leak < 1e-5)
 
-# %% ../../nbs/kernels/nats.ipynb #fe148e34
+# %% ../../nbs/kernels/nats.ipynb #6b0772db
 def can_pack(
     lm: LM,  # a loaded model
 ) -> bool:
-    "Whether this model computes documents end to end, in the number format it uses (else it needs padded batches)."
+    "Whether this model computes packed documents, in its number format; else it needs padding."
     if is_seq2seq(lm): return False
     with torch.autocast(lm.device.type, enabled=False): exact = packing_is_exact(lm.model)
     if not exact or lm.placement.autocast is None: return exact
-    with compute_context(lm, packed=False): return packing_is_exact(lm.model, tolerance=0.02)   # 16 bits are coarse
+    with compute_context(lm, packed=False): return packing_is_exact(lm.model, tolerance=0.02)
 
-# %% ../../nbs/kernels/nats.ipynb #c3b4c208
-def padded_loss(
-    model: Any,  # a transformers causal language model
-    batch: PackedBatch,  # documents end to end; they are padded here
-    smoothing: float = 0.,  # label smoothing
-) -> torch.Tensor:  # the sum of nats over its targets
-    "The loss of a batch the ordinary way, for models that cannot lie end to end."
-    return padded_nats(model, batch, smoothing).sum()
-
-# %% ../../nbs/kernels/nats.ipynb #5efdde3d
+# %% ../../nbs/kernels/nats.ipynb #fe747853
 def seq2seq_nats(
     model: Any,  # a transformers encoder-decoder
     batch: Seq2SeqBatch,  # on the model's device
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # [supervised] nats of each target token, row by row
     "The nats of the targets of an encoder-decoder."
-    before = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_input_ids=before,
-                   use_cache=False).logits
+    decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                   decoder_input_ids=decoder_ids, use_cache=False).logits
     chosen = batch.labels != IGNORE
-    return F.cross_entropy(logits[chosen].float(), batch.labels[chosen], reduction='none', label_smoothing=smoothing)
+    return F.cross_entropy(logits[chosen].float(), batch.labels[chosen],
+                           reduction='none', label_smoothing=smoothing)
 
+# %% ../../nbs/kernels/nats.ipynb #66a1111d
 def seq2seq_loss(
     model: Any,  # a transformers encoder-decoder
     batch: Seq2SeqBatch,  # on the model's device
@@ -131,37 +140,41 @@ def seq2seq_loss(
     "The loss of an encoder-decoder."
     return seq2seq_nats(model, batch, smoothing).sum()
 
-# %% ../../nbs/kernels/nats.ipynb #e07472ed
+# %% ../../nbs/kernels/nats.ipynb #a83e7917
+def _target_counts(batch: PackedBatch | Seq2SeqBatch) -> list[int]:
+    "How many targets each row of a batch has."
+    if isinstance(batch, Seq2SeqBatch): targets: Any = batch.labels
+    else: targets = batch.targets.split(batch.lengths)
+    return [int((t != IGNORE).sum()) for t in targets]
+
+# %% ../../nbs/kernels/nats.ipynb #7d9cd270
 def row_nats(
     lm: LM,  # a loaded model
     rows: Sequence[Mapping],  # token rows with `input_ids` and `labels`
     micro_tokens: int = 4096,  # most tokens in one forward pass
-    packed: bool | None = None,  # documents end to end; None: ask the model
-) -> tuple[np.ndarray, np.ndarray]:  # for each row: nats of its targets, summed; how many targets it has
+    packed: bool | None = None,  # packed documents; None: ask the model
+) -> tuple[np.ndarray, np.ndarray]:  # for each row: its targets' nats, summed; how many
     "How surprised the model is by each row's targets."
-    pairs = is_seq2seq(lm)
-    packed = can_pack(lm) if packed is None else packed
-    nats_of = seq2seq_nats if pairs else packed_nats if packed else padded_nats
+    seq2seq, packed = is_seq2seq(lm), can_pack(lm) if packed is None else packed
+    nats_of = seq2seq_nats if seq2seq else packed_nats if packed else padded_nats
     nats: np.ndarray = np.zeros(len(rows))
     targets: np.ndarray = np.zeros(len(rows), int)
-    sizes = [len(r['input_ids']) + (len(r['labels']) if pairs else 0) for r in rows]
+    sizes = [len(r['input_ids']) + (len(r['labels']) if seq2seq else 0) for r in rows]
     (micros,) = plan_epoch(sizes, len(rows), micro_tokens=micro_tokens, padded=not packed)
     with eval_mode(lm), compute_context(lm, packed), torch.no_grad():
         for micro in micros:
-            some = [rows[i] for i in micro]
-            batch: Any = pad_seq2seq(some) if pairs else pack(some)
-            counts = [int((t != IGNORE).sum()) for t in (batch.labels if pairs else batch.targets.split(batch.lengths))]
-            targets[micro] = counts
-            found = nats_of(lm.model, batch.to(lm.device)).cpu().double()
-            nats[micro] = [float(n.sum()) for n in found.split(counts)]
+            batch: Any = (pad_seq2seq if seq2seq else pack)([rows[i] for i in micro])
+            targets[micro] = counts = _target_counts(batch)
+            by_token = nats_of(lm.model, batch.to(lm.device)).cpu().double()
+            nats[micro] = [float(n.sum()) for n in by_token.split(counts)]
     return nats, targets
 
-# %% ../../nbs/kernels/nats.ipynb #b56c7453
+# %% ../../nbs/kernels/nats.ipynb #3e1e4f5c
 def held_out_loss(
     lm: LM,  # a loaded model
     rows: datasets.Dataset,  # token rows: `data.valid` of an `Encoded`
     micro_tokens: int = 4096,  # most tokens in one forward pass
-    packed: bool | None = None,  # documents end to end; None: ask the model
+    packed: bool | None = None,  # packed documents; None: ask the model
 ) -> float:  # nats per target token
     "The mean loss on token rows."
     while True:

@@ -15,191 +15,208 @@ from ..models.lm import trainable_parameters
 from .learner import Callback, Learner, StopTraining
 
 # %% auto #0
-__all__ = ['Monitor', 'HeldOut', 'Samples', 'EarlyStopping', 'Tracker', 'Controls', 'MaxSteps', 'check_callbacks']
+__all__ = ['MaxSteps', 'Monitor', 'HeldOut', 'Samples', 'EarlyStopping', 'Tracker', 'Controls', 'check_callbacks']
 
-# %% ../../nbs/training/callbacks.ipynb #4e35d231
-class Monitor(Callback):
-    "Looks before training, after each epoch, every `every` steps and at the end; `.records` lists (step, what was seen)."
+# %% ../../nbs/training/callbacks.ipynb #16b246e6
+class MaxSteps(Callback):
+    "End training after a number of steps."
     def __init__(self,
-        measure: Callable[[], Any],  # returns what there is to see of the model as it is now
-        every: int | None = None,  # steps between looks, besides those after epochs
+        steps: int,  # optimizer steps, since the run began
+    ): self.steps = steps
+
+    def after_step(self, learner: Learner) -> None:
+        if learner.step >= self.steps: raise StopTraining
+
+    def before_fit(self, learner: Learner) -> None: self.after_step(learner)   # a continued run
+
+# %% ../../nbs/training/callbacks.ipynb #4d5a3e78
+class Monitor(Callback):
+    "Measure before training, after each epoch, every `every` steps, at the end: `.records`."
+    def __init__(self,
+        measure: Callable[[], Any],  # what is to be known of the model as it is now
+        every: int | None = None,  # steps between measurements, besides those after epochs
     ):
         self.measure, self.every = measure, every
-        self.records: list[tuple[int, Any]] = []
+        self.records: list[tuple[int, Any]] = []   # (step, what was measured then)
 
     def record(self, learner: Learner) -> None:
-        "Look, unless that has been done after this very step."
-        if not self.records or self.records[-1][0] != learner.step: self.records.append((learner.step, self.measure()))
+        "Measure, unless that has been done after this very step."
+        if self.records and self.records[-1][0] == learner.step: return
+        self.records.append((learner.step, self.measure()))
 
     def before_fit(self, learner: Learner) -> None:
-        if not learner.step: self.record(learner)   # and not when a run is continued
-
-    def after_epoch(self, learner: Learner) -> None: self.record(learner)
-
-    def after_fit(self, learner: Learner) -> None:
-        if learner.status == 'finished': self.record(learner)   # it may have ended within an epoch
+        if not learner.step: self.record(learner)
 
     def after_step(self, learner: Learner) -> None:
         if self.every and learner.step and learner.step % self.every == 0: self.record(learner)
 
-    def before_step(self, learner: Learner) -> None: self.after_step(learner)   # if that was interrupted
+    def after_epoch(self, learner: Learner) -> None: self.record(learner)
 
+    def after_fit(self, learner: Learner) -> None:
+        if learner.status == 'finished': self.record(learner)
+
+    def before_step(self, learner: Learner) -> None: self.after_step(learner)
     def state_dict(self) -> dict: return {'records': self.records}
     def load_state_dict(self, state: dict) -> None: self.records[:] = state['records']
 
-# %% ../../nbs/training/callbacks.ipynb #68730099
+# %% ../../nbs/training/callbacks.ipynb #aaea68e8
 class HeldOut(Monitor):
-    "Measure a held-out loss (`look`) as it trains; `.records` lists (step, loss)."
+    "A held-out loss; `.records` lists (step, loss)."
 
 class Samples(Monitor):
-    "Write a few texts (`look`) as it trains; `.records` lists (step, texts)."
+    "A few texts that the model writes; `.records` lists (step, texts)."
 
-# %% ../../nbs/training/callbacks.ipynb #43bbacc5
+# %% ../../nbs/training/callbacks.ipynb #718099be
 class EarlyStopping(Callback):
-    "End training when a held-out loss has not fallen for `patience` looks; put the best weights back at the end."
+    "End training when a held-out loss has stopped falling; put the best weights back at the end."
     def __init__(self,
         held_out: Monitor,  # a callback that comes before this one
-        patience: int,  # looks without a better loss
+        patience: int,  # measurements without a better loss
     ):
         self.held_out, self.patience = held_out, patience
         self.best: tuple[int, float] | None = None   # (step, loss)
-        self.weights: dict[str, torch.Tensor] = {}
+        self.weights: dict[str, torch.Tensor] = {}   # of that step, by name
 
-    def look(self, learner: Learner) -> None:
-        "Keep the weights if the last loss is the best one."
+    def keep_best(self, learner: Learner) -> None:
+        "Copy the weights if the loss that was measured just now is the best one."
         if not self.held_out.records or self.held_out.records[-1][0] != learner.step: return
         step, loss = self.held_out.records[-1]
         if self.best and not loss < self.best[1]: return
-        self.best = step, loss
-        self.weights = {k: p.detach().to('cpu', copy=True) for k, p in trainable_parameters(learner.model).items()}
-
-    def before_fit(self, learner: Learner) -> None: self.look(learner)
+        self.best, trained = (step, loss), trainable_parameters(learner.model)
+        self.weights = {name: p.detach().to('cpu', copy=True) for name, p in trained.items()}
 
     def after_step(self, learner: Learner) -> None:
-        self.look(learner)
-        if self.best and sum(step > self.best[0] for step, _ in self.held_out.records) >= self.patience: raise StopTraining
+        self.keep_best(learner)
+        if self.best is None: return
+        measured_since = sum(step > self.best[0] for step, _ in self.held_out.records)
+        if measured_since >= self.patience: raise StopTraining
 
+    def before_fit(self, learner: Learner) -> None: self.keep_best(learner)
     def after_epoch(self, learner: Learner) -> None: self.after_step(learner)
-
-    def after_fit(self, learner: Learner) -> None:
-        self.look(learner)
-        if learner.status == 'finished' and self.best and self.best[0] != learner.step: self.restore(learner)
 
     @torch.no_grad()
     def restore(self, learner: Learner) -> None:
         "Put the best weights back."
-        for k, p in trainable_parameters(learner.model).items(): p.copy_(self.weights[k])
+        for name, p in trainable_parameters(learner.model).items(): p.copy_(self.weights[name])
+
+    def after_fit(self, learner: Learner) -> None:
+        self.keep_best(learner)
+        if learner.status != 'finished' or self.best is None: return
+        if self.best[0] != learner.step: self.restore(learner)
 
     def state_dict(self) -> dict: return {'best': self.best, 'weights': self.weights}
-    def load_state_dict(self, state: dict) -> None: self.best, self.weights = state['best'], state['weights']
 
-# %% ../../nbs/training/callbacks.ipynb #7c793554
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.weights = state['best'], state['weights']
+
+# %% ../../nbs/training/callbacks.ipynb #52387f15
 class Tracker(Callback):
-    "Log losses, held-out losses and speed to a tracker of the accelerate library."
+    "Log losses, held-out losses, learning rate and tokens to a tracker of the accelerate library."
     def __init__(self,
         kind: str,  # 'tensorboard', 'trackio', 'wandb', 'mlflow' ...
         name: str = 'ftnb',  # of the run (for most trackers: of the project)
         folder: str | Path = 'runs',  # for trackers that write files
         **options,  # more for the tracker
     ):
-        accelerate = import_optional('accelerate.tracking', 'pip install accelerate', 'for trackers')
-        known = accelerate.LOGGER_TYPE_TO_CLASS
-        if kind not in known: raise FTNBError(f'tracker {kind!r}', 'accelerate does not know it', did_you_mean(kind, known))
+        install = 'pip install accelerate', 'for trackers'
+        known = import_optional('accelerate.tracking', *install).LOGGER_TYPE_TO_CLASS
+        if kind not in known:
+            rule = 'accelerate does not know it'
+            raise FTNBError(f'tracker {kind!r}', rule, did_you_mean(kind, known))
         import_optional(kind, f'pip install {kind}', 'to track runs')
-        import_optional('accelerate', 'pip install accelerate', 'for trackers').PartialState()
-        place = {'logging_dir': str(folder)} if known[kind].requires_logging_directory else {}
-        self.tracker, self.logged, self.looked, self.rate = known[kind](name, **place, **options), 0, 0, 0.
+        import_optional('accelerate', *install).PartialState()
+        if known[kind].requires_logging_directory: options |= {'logging_dir': str(folder)}
+        self.tracker, self.lr = known[kind](name, **options), 0.
+        self.logged, self.logged_held_out = 0, 0   # losses that the tracker has
+
+    def after_step(self, learner: Learner) -> None:
+        for step in range(self.logged + 1, len(learner.losses) + 1):
+            values = {'loss': learner.losses[step - 1], 'lr': self.lr, 'tokens': learner.tokens}
+            self.tracker.log(values, step=step)
+        self.logged = len(learner.losses)
+        held_out = [r for c in learner.callbacks if isinstance(c, HeldOut) for r in c.records]
+        for step, loss in held_out[self.logged_held_out:]:
+            self.tracker.log({'held-out loss': loss}, step=step)
+        self.logged_held_out = len(held_out)
 
     def before_fit(self, learner: Learner) -> None:
         if hasattr(self.tracker, 'start'): self.tracker.start()
 
-    def before_step(self, learner: Learner) -> None: self.rate = learner.optimizer.param_groups[0]['lr']
-
-    def after_step(self, learner: Learner) -> None:
-        for step in range(self.logged + 1, len(learner.losses) + 1):
-            self.tracker.log({'loss': learner.losses[step - 1], 'lr': self.rate, 'tokens': learner.tokens}, step=step)
-        self.logged = len(learner.losses)
-        held = [found for c in learner.callbacks if isinstance(c, HeldOut) for found in c.records]
-        for step, loss in held[self.looked:]: self.tracker.log({'held-out loss': loss}, step=step)
-        self.looked = len(held)
+    def before_step(self, learner: Learner) -> None:
+        self.lr = learner.optimizer.param_groups[0]['lr']
 
     def after_fit(self, learner: Learner) -> None:
         self.after_step(learner)
         self.tracker.finish()
 
-    def state_dict(self) -> dict: return {'logged': self.logged, 'looked': self.looked}
-    def load_state_dict(self, state: dict) -> None: self.logged, self.looked = state['logged'], state['looked']
+    def state_dict(self) -> dict:
+        return {'logged': self.logged, 'logged_held_out': self.logged_held_out}
 
-# %% ../../nbs/training/callbacks.ipynb #5ff005bd
+    def load_state_dict(self, state: dict) -> None:
+        self.logged, self.logged_held_out = state['logged'], state['logged_held_out']
+
+# %% ../../nbs/training/callbacks.ipynb #91696b5d
 class Controls(Callback):
-    "Lets another thread pause and stop a run, and have functions called between two of its steps."
+    "Lets another thread pause and stop a run, and call functions between two of its steps."
     def __init__(self):
-        self.asked: queue.Queue = queue.Queue()
-        self.going, self.stopped, self.over = threading.Event(), False, False
-        self.going.set()
+        self.requests: queue.Queue = queue.Queue()   # of (function, future)
+        self.running, self.stopped, self.ended = threading.Event(), False, False
+        self.running.set()
 
     def pause(self) -> None:
         "Rest before the next step, until `go_on`."
-        self.going.clear()
+        self.running.clear()
 
     def go_on(self) -> None:
         "Go on after a pause."
-        self.going.set()
+        self.running.set()
 
     def stop(self) -> None:
         "End the run before the next step, as ■ would."
         self.stopped = True
-        self.going.set()
+        self.running.set()
 
     def ask(self,
-        what: Callable[[], Any],  # called in the training thread, between two steps
+        function: Callable[[], Any],  # called in the training thread, between two steps
     ) -> Future:  # its result
         "Have something done between two steps (at once, if the run is over)."
-        answer: Future = Future()
-        self.asked.put((what, answer))
-        if self.over: self.serve()
-        return answer
+        future: Future = Future()
+        self.requests.put((function, future))
+        if self.ended: self.serve()
+        return future
 
     def serve(self) -> None:
         "Do what was asked."
-        while not self.asked.empty():
-            what, answer = self.asked.get()
-            try: answer.set_result(what())
-            except Exception as e: answer.set_exception(e)
+        while not self.requests.empty():
+            function, future = self.requests.get()
+            try: future.set_result(function())
+            except Exception as e: future.set_exception(e)
 
     def before_step(self, learner: Learner) -> None:
         self.serve()
-        while not self.going.is_set():
+        while not self.running.is_set():
             if learner.status != 'paused':
                 learner.status = 'paused'
                 learner('after_pause')   # for what is shown
-            self.going.wait(0.05)
+            self.running.wait(0.05)
             self.serve()
         learner.status = 'running'
         if self.stopped: raise KeyboardInterrupt
 
     def after_fit(self, learner: Learner) -> None:
-        self.over = True
+        self.ended = True
         self.serve()
 
-# %% ../../nbs/training/callbacks.ipynb #e9c1343f
-class MaxSteps(Callback):
-    "End training after a number of steps."
-    def __init__(self,
-        steps: int,  # optimizer steps
-    ): self.steps = steps
-
-    def before_fit(self, learner: Learner) -> None: self.after_step(learner)
-    def after_step(self, learner: Learner) -> None:
-        if learner.step >= self.steps: raise StopTraining
-
-# %% ../../nbs/training/callbacks.ipynb #f093b82d
-def check_callbacks(callbacks: Any) -> list:
-    "Callbacks as a list; a class in place of an object, or something else in place of a list, is refused."
-    found = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-    known = [k for k in vars(Callback) if not k.startswith('_')]
-    for c in found:
-        if not isinstance(c, type) and any(hasattr(c, k) for k in known): continue
-        raise FTNBError(f'callback {str(c)[:60]}', f'it must be an object with one of {", ".join(known[:5])} ...',
-                        'Give an object, not its class: callbacks=[Mine()].')
-    return found
+# %% ../../nbs/training/callbacks.ipynb #accd0f22
+def check_callbacks(
+    callbacks: Any,  # a callback, or a list or tuple of them
+) -> list:
+    "Callbacks as a list; a class, or what has none of the methods, is refused."
+    given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+    methods = [name for name in vars(Callback) if not name.startswith('_')]
+    for c in given:
+        if not isinstance(c, type) and any(hasattr(c, name) for name in methods): continue
+        rule = f'it must be an object with one of {", ".join(methods[:6])}'
+        remedy = 'Give an object, not its class: callbacks=[Mine()].'
+        raise FTNBError(f'callback {str(c)[:60]}', rule, remedy)
+    return given

@@ -14,27 +14,37 @@ from .callbacks import Monitor
 # %% auto #0
 __all__ = ['live_view', 'Progress']
 
-# %% ../../nbs/training/progress.ipynb #a997d102
+# %% ../../nbs/training/progress.ipynb #c737021a
+def _bar(share: float) -> str:
+    "A progress bar; `share` is what is done, 0 to 1."
+    box = 'height:6px;border-radius:3px'
+    outer = f'{box};max-width:480px;background:rgba(128,128,128,.25);margin:4px 0'
+    inner = f'{box};width:{100 * min(1, share):.1f}%;background:#3b82f6'
+    return f'<div style="{outer}"><div style="{inner}"></div></div>'
+
+# %% ../../nbs/training/progress.ipynb #eb1dc2ee
+def _texts(step: int, texts: Sequence[str]) -> str:
+    "What the model wrote after a step."
+    style = ('white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;'
+             'border-left:3px solid rgba(128,128,128,.4);padding-left:8px;margin:4px 0')
+    title = f'<small>written after step {step}</small>'
+    return ''.join(f'<div style="{style}">{title}\n{html.escape(text)}</div>' for text in texts)
+
+# %% ../../nbs/training/progress.ipynb #641da06c
 def live_view(
     line: str,  # what is happening
     share: float,  # of the work that is done, 0 to 1
     picture: str = '',  # SVG
-    samples: Sequence[tuple[int, Sequence[str]]] = (),  # (step, texts); the first and the last are shown
+    samples: Sequence[tuple[int, Sequence[str]]] = (),  # (step, texts); first and last are shown
 ) -> str:  # HTML, every text escaped
     "A run as a small page."
-    box = 'height:6px;border-radius:3px'
-    bar = (f'<div style="{box};max-width:480px;background:rgba(128,128,128,.25);margin:4px 0">'
-           f'<div style="{box};width:{100 * min(1, share):.1f}%;background:#3b82f6"></div></div>')
-    style = ('white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;border-left:3px solid rgba(128,128,128,.4);'
-             'padding-left:8px;margin:4px 0')
-    said = dict([*samples[:1], *samples[-1:]])
-    texts = ''.join(f'<div style="{style}"><small>written after step {step}</small>\n{html.escape(t)}</div>'
-                    for step, some in said.items() for t in some)
-    return f'<div>{html.escape(line)}{bar}{picture}{texts}</div>'
+    ends = dict([*samples[:1], *samples[-1:]])
+    texts = ''.join(_texts(step, texts) for step, texts in ends.items())
+    return f'<div>{html.escape(line)}{_bar(share)}{picture}{texts}</div>'
 
-# %% ../../nbs/training/progress.ipynb #606f0afc
+# %% ../../nbs/training/progress.ipynb #a77c76ff
 class Progress(Callback):
-    "Steps, loss, tokens a second, memory, time left; in a notebook with a picture. `seconds` is the time in steps."
+    "Steps, loss, tokens a second, memory, time left; in a notebook with a picture."
     def __init__(self,
         total_steps: int,  # steps in the whole run
         total_tokens: int | None,  # tokens in the whole run; None: unknown
@@ -42,77 +52,81 @@ class Progress(Callback):
         held_out: Monitor | None = None,  # held-out losses for the picture
         samples: Monitor | None = None,  # texts to show
     ):
-        self.total_steps, self.total_tokens, self.held_out, self.samples = total_steps, total_tokens, held_out, samples
-        self.seconds, self.line, self.shared = 0., StatusLine(every=0.5, quiet=quiet), 0.
-        self.began: tuple[float, float] | None = None   # when this process began, and the share that was done then
-        self.told = 0   # looks that have been told of
+        self.total_steps, self.total_tokens = total_steps, total_tokens
+        self.held_out, self.samples = held_out, samples
+        self.seconds = 0.   # spent in steps so far, in all processes
+        self.share = 0.   # of the run that is done, 0 to 1
+        self.start: tuple[float, float] | None = None   # when this process began, the share then
+        self.line = StatusLine(every=0.5, quiet=quiet)
+        self.added = 0   # steps whose held-out loss or texts have a line of their own
 
-    def before_fit(self, learner: Learner) -> None:
-        self.line.update('getting ready ...', str)
-        self.began = None
-
-    def before_step(self, learner: Learner) -> None:
-        self.started = time.perf_counter()
-        self.began = self.began or (self.started, self.done(learner))
-
-    def after_step(self, learner: Learner) -> None:
-        self.seconds += time.perf_counter() - self.started
-        self.shared = self.done(learner)
-        self.tell(learner)
-        self.tell_looks()
-
-    def tell_looks(self) -> None:
-        "Outside of notebooks: a line for each held-out loss, and what the model has written."
-        held, texts = self.held_out.records if self.held_out else [], dict(self.samples.records if self.samples else [])
-        steps = sorted({step for step, _ in held} | set(texts))
-        for step in steps[self.told:]:
-            loss = f': held-out loss {dict(held)[step]:.3f}' if step in dict(held) else ''
-            self.line.add('\n  '.join([f'after step {step:,}{loss}', *texts.get(step, [])]))
-        self.told = len(steps)
-
-    def after_pause(self, learner: Learner) -> None:
-        self.line.last = float('-inf')   # at once
-        self.tell(learner)
-        self.began = None   # the pause takes no part in what is left
-
-    def after_fit(self, learner: Learner) -> None:
-        took = f'{format_seconds(self.seconds)} in steps'
-        self.tell_looks()
-        self.line.close(self.words(learner, took), lambda: self.view(learner, took))
-        self.line.handle, self.line.last = None, float('-inf')   # a run that goes on is shown where it was asked to
-
-    def tell(self, learner: Learner) -> None:
-        "Show how far it has come, unless that was done a moment ago."
-        if not self.line.due: return
-        began, before = self.began or (time.perf_counter(), self.shared)
-        speed = (self.shared - before) / max(1e-9, time.perf_counter() - began)   # with held-out losses and samples
-        left = f'{format_seconds(max(0, 1 - self.shared) / speed)} left' if speed else 'not begun'
-        self.line.update(self.words(learner, left), lambda: self.view(learner, left))
-
-    def words(self, learner: Learner, last: str) -> str:
-        "How far it has come, in a line."
-        far = f'{learner.step:,} of {self.total_steps:,}'
-        far = f'step {far}' if learner.status == 'running' else f'{learner.status}: {far} steps'
-        return f'{far}, {self.facts(learner)}, {last}'
-
-    def done(self, learner: Learner) -> float:
+    def share_done(self, learner: Learner) -> float:
         "How much of the run is done, 0 to 1."
-        return learner.tokens / self.total_tokens if self.total_tokens else learner.step / self.total_steps
-
-    def facts(self, learner: Learner) -> str:
-        "The numbers of now, in words."
-        return (f'loss {learner.loss:.3f}, {self.rate(learner):,.0f} tokens/s, '
-                f'{memory_in_use(learner.device) / 2**30:.1f} GiB')
+        if self.total_tokens: return learner.tokens / self.total_tokens
+        return learner.step / self.total_steps
 
     def rate(self, learner: Learner) -> float:
         "Tokens a second so far."
         return learner.tokens / self.seconds if self.seconds else 0.
 
-    def view(self, learner: Learner, last: str) -> str:
-        "The live view."
-        return live_view(self.words(learner, last), self.shared,
-                         loss_curve(learner.losses, self.held_out.records if self.held_out else ()),
-                         self.samples.records if self.samples else ())
+    def summary(self, learner: Learner, time_left: str) -> str:
+        "How far it has come, in a line."
+        steps = f'{learner.step:,} of {self.total_steps:,}'
+        steps = f'step {steps}' if learner.status == 'running' else f'{learner.status}: {steps} steps'
+        memory = memory_in_use(learner.device) / 2**30
+        numbers = f'loss {learner.loss:.3f}, {self.rate(learner):,.0f} tokens/s, {memory:.1f} GiB'
+        return f'{steps}, {numbers}, {time_left}'
+
+    def view(self, learner: Learner, time_left: str) -> str:
+        "The live view, as HTML."
+        held_out = self.held_out.records if self.held_out else ()
+        samples = self.samples.records if self.samples else ()
+        picture = loss_curve(learner.losses, held_out)
+        return live_view(self.summary(learner, time_left), self.share, picture, samples)
+
+    def show(self, learner: Learner) -> None:
+        "Show how far it has come, unless that was done a moment ago."
+        if not self.line.due: return
+        now = time.perf_counter()
+        began, share_then = self.start or (now, self.share)
+        speed = (self.share - share_then) / max(1e-9, now - began)
+        left = f'{format_seconds(max(0, 1 - self.share) / speed)} left' if speed else 'not begun'
+        self.line.update(self.summary(learner, left), lambda: self.view(learner, left))
+
+    def add_lines(self) -> None:
+        "Outside of notebooks: a line for each held-out loss, and what the model has written."
+        losses = dict(self.held_out.records if self.held_out else [])
+        texts = dict(self.samples.records if self.samples else [])
+        steps = sorted(losses.keys() | texts.keys())
+        for step in steps[self.added:]:
+            loss = f': held-out loss {losses[step]:.3f}' if step in losses else ''
+            self.line.add('\n  '.join([f'after step {step:,}{loss}', *texts.get(step, [])]))
+        self.added = len(steps)
+
+    def before_fit(self, learner: Learner) -> None:
+        self.line.update('getting ready ...', str)
+        self.start = None
+
+    def before_step(self, learner: Learner) -> None:
+        self.step_start = time.perf_counter()
+        self.start = self.start or (self.step_start, self.share_done(learner))
+
+    def after_step(self, learner: Learner) -> None:
+        self.seconds += time.perf_counter() - self.step_start
+        self.share = self.share_done(learner)
+        self.show(learner)
+        self.add_lines()
+
+    def after_pause(self, learner: Learner) -> None:
+        self.line.last = float('-inf')   # at once
+        self.show(learner)
+        self.start = None
+
+    def after_fit(self, learner: Learner) -> None:
+        took = f'{format_seconds(self.seconds)} in steps'
+        self.add_lines()
+        self.line.close(self.summary(learner, took), lambda: self.view(learner, took))
+        self.line.handle, self.line.last = None, float('-inf')
 
     def state_dict(self) -> dict: return {'seconds': self.seconds}
     def load_state_dict(self, state: dict) -> None: self.seconds = state['seconds']
