@@ -14,13 +14,15 @@ from ..core.errors import FTNBError, check_choice, check_names
 from .metric import TextMetric
 from .overlap import OVERLAP
 from .labels import LABELS
+from .calibration import CALIBRATION
+from .perplexity import PERPLEXITY
 from .diversity import DIVERSITY
 
 # %% auto #0
 __all__ = ['METRICS', 'text_metric', 'metric', 'hub_metric', 'metrics_by_name']
 
 # %% ../../nbs/evaluation/metrics.ipynb #94062651
-METRICS: dict[str, Callable[..., TextMetric]] = {**OVERLAP, **LABELS, **DIVERSITY}
+METRICS: dict[str, Callable[..., TextMetric]] = {**OVERLAP, **LABELS, **CALIBRATION, **PERPLEXITY, **DIVERSITY}
 
 # %% ../../nbs/evaluation/metrics.ipynb #8d9aa483
 def text_metric(
