@@ -122,14 +122,17 @@ def _self_bleu(**options) -> TextMetric:
 
 DIVERSITY |= {'self_bleu': _self_bleu}
 
-# %% ../../nbs/evaluation/diversity.ipynb #ca24fe6f
+# %% ../../nbs/evaluation/diversity.ipynb #a88fcfff
+def _repeated(text: str, n: int) -> list[float]:
+    "The percentage of n-grams that the text has had before, and 1; two zeros where it has none."
+    grams = _ngrams(unicode_words(text), n)
+    return [100 * (1 - len(set(grams)) / len(grams)), 1] if grams else [0, 0]
+
+# %% ../../nbs/evaluation/diversity.ipynb #3bc8e715
 def _repetition(n: int = 4) -> TextMetric:
     "The share of an output's n-grams that it has had before, mean over the outputs that have any."
     check_number('n', n, 1)
-    def stats(predictions: Sequence[str], judged: Any = None) -> np.ndarray:
-        rows = [_ngrams(unicode_words(p), n) for p in predictions]
-        repeated = lambda row: 100 * (1 - len(set(row)) / len(row))
-        return np.array([[repeated(row), 1] if row else [0, 0] for row in rows], float)
+    stats = lambda predictions, judged=None: np.array([_repeated(p, n) for p in predictions], float)
     what = (f'Share of {n}-grams that the output has had before (Welleck et al. 2020), in percent; '
             'less is better.')
     signature = f'repetition|{n}-grams|mean of rows|percent|tok:unicode|ftnb'
@@ -137,15 +140,19 @@ def _repetition(n: int = 4) -> TextMetric:
 
 DIVERSITY |= {'repetition': _repetition}
 
-# %% ../../nbs/evaluation/diversity.ipynb #57bf3678
+# %% ../../nbs/evaluation/diversity.ipynb #83b0b4a1
+def _copied(text: str, prompt: str, n: int) -> list[int]:
+    "100 times the n-grams of a text that are in its prompt, and all its n-grams."
+    grams, known = _ngrams(unicode_words(text), n), {*_ngrams(unicode_words(prompt), n)}
+    return [100 * sum(g in known for g in grams), len(grams)]
+
+# %% ../../nbs/evaluation/diversity.ipynb #6c8b9e67
 def _copy_rate(n: int = 2) -> TextMetric:
     "The share of the outputs' n-grams that occur in their prompts."
     check_number('n', n, 1)
     def stats(predictions: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-        rows = [_ngrams(unicode_words(p), n) for p in predictions]
-        known = [set(_ngrams(unicode_words(prompt), n)) for prompt in prompts]
-        copied = [sum(g in seen for g in row) for row, seen in zip(rows, known, strict=True)]
-        return np.array([[100 * n, len(row)] for n, row in zip(copied, rows)], float)
+        pairs = zip(predictions, prompts, strict=True)
+        return np.array([_copied(text, prompt, n) for text, prompt in pairs], float)
     what = f'Share of {n}-grams that are in the prompt (Grusky et al. 2018), in percent.'
     signature = f'copy_rate|{n}-grams|of all outputs|percent|tok:unicode|ftnb'
     return TextMetric('copy_rate', stats, ratio, signature, 0, what, 'prompts', limits=(0., 100.))

@@ -25,7 +25,7 @@ JUDGED = {  # what stands in the second argument of `stats`
     'numbers': 'for each row a number; the predictions are numbers too',
     'probabilities': 'for each row the right label; the predictions are dicts {label: probability}'}
 
-# %% ../../nbs/evaluation/metric.ipynb #3836eb5e
+# %% ../../nbs/evaluation/metric.ipynb #5c544afd
 @dataclass(frozen=True)
 class TextMetric:
     "A metric as a function of sums over rows."
@@ -36,7 +36,7 @@ class TextMetric:
     better: int = 1  # 1: more is better; -1: less is better; 0: neither, look at the value
     what: str = ''  # one sentence, with the scale
     judged: str = 'references'  # what `stats` takes second; one of `JUDGED`
-    spread: str = 'bootstrap'  # or 'jackknife': the last column of `stats` is the score without a row
+    spread: str = 'bootstrap'  # or 'jackknife': `stats` ends with the score without the row
     limits: tuple[float, float] = (-math.inf, math.inf)  # the lowest and the highest possible score
     alone: bool = True  # whether the score of a single row says something; else only a set has one
 
@@ -83,7 +83,7 @@ def row_references(
     "The references of a row as a list, also where there is only one."
     return [references] if isinstance(references, str) else list(references)
 
-# %% ../../nbs/evaluation/metric.ipynb #51be9a3e
+# %% ../../nbs/evaluation/metric.ipynb #fffe7101
 def mean_of_rows(
     name: str,  # of the metric
     score: Callable[[str, str], float],  # prediction, reference -> 0 to 1
@@ -92,7 +92,9 @@ def mean_of_rows(
 ) -> TextMetric:
     "The mean of scores of rows, times 100; of several references the best counts."
     best = lambda p, refs: max(score(p, r) for r in row_references(refs))
-    stats = lambda ps, rs: np.array([[100 * best(*row), 1] for row in zip(ps, rs, strict=True)], float)
+    def stats(predictions: Sequence[str], references: References) -> np.ndarray:
+        rows = zip(predictions, references, strict=True)
+        return np.array([[100 * best(p, refs), 1] for p, refs in rows], float)
     return TextMetric(name, stats, ratio, signature, what=what, limits=(0., 100.))
 
 # %% ../../nbs/evaluation/metric.ipynb #dda7a9f7
@@ -114,7 +116,7 @@ def unicode_words(
     "The words of a text, in lower case; a Chinese, Japanese or Korean character is a word."
     return _WORD.findall(text.lower())
 
-# %% ../../nbs/evaluation/metric.ipynb #ba40e8d7
+# %% ../../nbs/evaluation/metric.ipynb #714617de
 def check_texts(
     what: str,  # what they are called in the message: 'predictions', 'references' ...
     texts: Sequence,  # to be checked
@@ -128,10 +130,11 @@ def check_texts(
         odd = next((x for x in each if not isinstance(x, str)), row)
         value = 'None' if odd is None else f'{type(odd).__name__} {odd!r:.40}'
         rule = 'it must be a text' + ', or a list of texts, not empty' * several
-        remedy = "Use '' for an empty answer." if what == 'predictions' else 'Leave the row out, or fill it.'
-        raise FTNBError(f'{what}[{i}] is {value}', rule, remedy)
+        empty = "Use '' for an empty answer."
+        raise FTNBError(f'{what}[{i}] is {value}', rule,
+                        empty if what == 'predictions' else 'Leave the row out, or fill it.')
 
-# %% ../../nbs/evaluation/metric.ipynb #029beb8e
+# %% ../../nbs/evaluation/metric.ipynb #ed3b4ddd
 def check_pairs(
     name: str,  # of the metric
     predictions: Sequence,  # what was written
@@ -145,7 +148,8 @@ def check_pairs(
     if judged not in ('numbers', 'probabilities'): check_texts('predictions', predictions)
     if judged == 'nothing': return
     if references is None:
-        raise FTNBError(f'{name} without {what}', 'each prediction must have one', f'Give {what}=[...].')
+        raise FTNBError(f'{name} without {what}', 'each prediction must have one',
+                        f'Give {what}=[...].')
     if len(predictions) != len(references):
         raise FTNBError(f'{len(predictions)} predictions and {len(references)} {what}',
                         'there must be equally many of both', 'Check how they were collected.')
