@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import ftnb
-from ftnb import scores as S
+from ftnb.evaluation import statistics as S
+from ftnb.evaluation import tables
 from ftnb.evaluation.metric import TextMetric, ratio
 from ftnb.evaluation.metrics import text_metric
 
@@ -69,7 +70,7 @@ def coverage(world: str, n: int, parts: int, kind: str = "bca") -> float:
     truth = combine(make(rng, 1, 400_000).sum(1))[0]
     for part in range(parts):
         rows = make(rng, SETS, n)
-        weights = np.concatenate(list(S._drawn(n, RESAMPLES, part)))
+        weights = np.concatenate(list(S.bootstrap_weights(n, RESAMPLES, part)))
         samples = combine(np.einsum("rn,snk->srk", weights, rows, optimize=True))
         left_out = combine(rows.sum(1, keepdims=True) - rows)
         plain = np.quantile(samples, [0.025, 0.975], 1)
@@ -90,7 +91,7 @@ def test_the_simulation_can_fail() -> None:
     assert coverage("bleu", 50, 10, "percentile") < 93.5
     rng = np.random.default_rng(0)
     truth, rows = combine(make(rng, 1, 400_000).sum(1))[0], make(rng, 1000, 50)
-    samples = combine(np.einsum("rn,snk->srk", next(S._drawn(50, RESAMPLES, 0)), rows, optimize=True))
+    samples = combine(np.einsum("rn,snk->srk", next(S.bootstrap_weights(50, RESAMPLES, 0)), rows, optimize=True))
     left_out = combine(rows.sum(1, keepdims=True) - rows)
     low, high = S.bca(samples, combine(rows.sum(1)), left_out, level=0.9)
     assert np.mean((low <= truth) & (truth <= high)) < 0.93
@@ -101,13 +102,13 @@ def test_wilson_covers(n: int) -> None:
     """Exactly, from the binomial distribution: on average over true shares, and never far off."""
     from scipy.stats import binom
 
-    ends = np.array([S.wilson(k / n, n) for k in range(n + 1)])
+    ends = np.array([S.wilson(k, n) for k in range(n + 1)])
     true = np.linspace(0.5, 0.97, 95)
     inside = (ends[:, :1] <= true) & (true <= ends[:, 1:])
     found = 100 * (binom.pmf(np.arange(n + 1)[:, None], n, true) * inside).sum(0)
     assert 94 <= found.mean() <= 96.5, found.mean()
     assert found.min() > 91.5, found.min()
-    assert S.wilson(1.0, n)[0] < 1 and S.wilson(0.0, n)[1] > 0
+    assert S.wilson(n, n)[0] < 1 and S.wilson(0, n)[1] > 0
 
 
 @pytest.mark.parametrize("n", [50, 200])
@@ -134,7 +135,7 @@ def test_interval_is_the_simulated_one() -> None:
     rng = np.random.default_rng(3)
     rows = overlap(rng, 1, 60)
     m = TextMetric("bleu-like", lambda p, r: rows[0], lambda s: float(bleu(s)), "")
-    samples = bleu(np.concatenate(list(S._drawn(60, 500, 7))) @ rows[0])
+    samples = bleu(np.concatenate(list(S.bootstrap_weights(60, 500, 7))) @ rows[0])
     expected = S.bca(samples, bleu(rows[0].sum(0)), bleu(rows[0].sum(0) - rows[0]))
     assert S.interval(m, rows[0], 500, 7) == pytest.approx(expected)
 
@@ -153,12 +154,45 @@ def test_bca_agrees_with_scipy() -> None:
     assert abs(ours[0] - theirs.low) < 0.06 * width and abs(ours[1] - theirs.high) < 0.06 * width
 
 
+@pytest.mark.parametrize("n", [3, 10, 200])
+def test_bca_is_scipys_given_the_same_draws(n: int) -> None:
+    """To twelve digits, at the level that stands for Student's t."""
+    from types import SimpleNamespace
+
+    from scipy.special import ndtr, stdtrit
+    from scipy.stats import bootstrap
+
+    x = np.random.default_rng(n).lognormal(0, 1, n)
+    samples = next(S.bootstrap_weights(n, 999, 1)) @ x / n
+    for level in (0.9, 0.95):
+        theirs = bootstrap(
+            (x,), np.mean, method="BCa", vectorized=True, n_resamples=0,
+            bootstrap_result=SimpleNamespace(bootstrap_distribution=samples),
+            confidence_level=1 - 2 * ndtr(-stdtrit(n - 1, (1 + level) / 2)),
+        ).confidence_interval  # fmt: skip
+        assert S.bca(samples, x.mean(), (x.sum() - x) / (n - 1), level) == pytest.approx(tuple(theirs), rel=1e-12)
+
+
+def test_wilson_by_hand() -> None:
+    """The published formula (Wilson 1927), against SciPy's."""
+    from scipy.special import ndtri
+
+    for level in (0.9, 0.95):
+        z = ndtri((1 + level) / 2)
+        for n in (1, 7, 200):
+            for k in {0, 1, n // 3, n}:
+                middle = k / n + z * z / (2 * n)
+                half = z * math.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
+                ends = [(middle + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
+                assert S.wilson(k, n, level) == pytest.approx(np.clip(ends, 0, 1).tolist(), abs=1e-12)
+
+
 def test_portions_do_not_change_the_draws() -> None:
-    for draw in (S._drawn, S._exchanged):
+    for draw in (S.bootstrap_weights, S.exchange_weights):
         whole, parts = (np.concatenate(list(draw(37, 100, 5, cells))) for cells in (10**6, 40 * 37))
         assert (whole == parts).all()
         assert whole.shape == (100, 37)
-    assert (whole.mean(0) > 0.2).all() and (next(S._drawn(37, 9, 1)).sum(1) == 37).all()
+    assert (whole.mean(0) > 0.2).all() and (next(S.bootstrap_weights(37, 9, 1)).sum(1) == 37).all()
 
 
 @functools.cache
@@ -187,8 +221,8 @@ def test_sacrebleu_to_the_last_digit(kind: str, test: str, name: str, seed: int)
     if (kind, name) == ("ar", "ter"):  # whole edits: many exchanges tie, and sacrebleu skips them
         m = mine[0].metrics[name]
         x, y = (s.stats[name] for s in mine)
-        one = x.sum(0) + S._sums(S._exchanged(len(x), 400, 12345), [y - x])[0]
-        gaps = np.abs(S._values(m, x.sum(0) + y.sum(0) - one) - S._values(m, one))
+        one = x.sum(0) + S.resampled_sums(S.exchange_weights(len(x), 400, 12345), [y - x])[0]
+        gaps = np.abs(S.resampled_values(m, x.sum(0) + y.sum(0) - one) - S.resampled_values(m, one))
         more = (gaps > abs(table["difference"][name]) + 1e-9).sum()
         assert (more + 1) / 401 <= theirs[1].p_value <= p
     else:
@@ -207,6 +241,19 @@ def test_false_alarms() -> None:
         families.append((S.holm(p) < 0.05).any())
     assert 0.03 < np.mean(alone) < 0.07, np.mean(alone)
     assert np.mean(families) < 0.085, np.mean(families)
+
+
+def test_jackknife_test_and_interval_agree() -> None:
+    """Where all rows are alike, the standard error is 0, but p is not: it is below 0.05 where the interval leaves 0."""
+    m = text_metric("distinct1")
+    for n in (2, 3, 4, 6, 12, 40):
+        a, b = (m.stats([f"{x}{i} {y}{i}" for i in range(n)], None) for x, y in ("ab", "cc"))
+        gap, low, high, p = S.difference(m, a, b)
+        assert S.interval_kind(m, a, b) == "rows alike" and gap == pytest.approx(-50)
+        assert 0 < p <= 1 and (p < 0.05) == (high < 0), (n, low, high, p)
+        assert S.difference(m, b, a)[3] == pytest.approx(p)
+        assert S.difference(m, a, a)[3] == 1
+    assert math.isnan(S.difference(m, a[:1], b[:1])[3])
 
 
 def test_holm_by_hand() -> None:
@@ -304,12 +351,12 @@ def test_degenerate_intervals() -> None:
     same = ("exact_match", "accuracy", "f1", "chrf", "rougeL", "distinct1")
     right = ftnb.score_texts([f"word{i}" for i in range(20)], [f"word{i}" for i in range(20)], (*same, "mcc", "ter"))
     for k in same:
-        assert right.intervals[k] == pytest.approx((100 * S.wilson(1.0, 20)[0], 100)), k
+        assert right.intervals[k] == pytest.approx((100 * S.wilson(20, 20)[0], 100)), k
     assert right.intervals["ter"] == open_scale
-    assert right.intervals["mcc"] == pytest.approx((2 * S.wilson(1.0, 20)[0] - 1, 1))
+    assert right.intervals["mcc"] == pytest.approx((2 * S.wilson(20, 20)[0] - 1, 1))
     wrong = ftnb.score_texts(["x"] * 20, ["b"] * 20, ("chrf", "rougeL", "accuracy"))
     for k in wrong.metrics:
-        assert wrong.intervals[k] == pytest.approx((0, 100 * S.wilson(0.0, 20)[1])), k
+        assert wrong.intervals[k] == pytest.approx((0, 100 * S.wilson(0, 20)[1])), k
     gap = ftnb.compare(right, right).table
     for k in same:  # without a difference in any row, Tango's interval is that of rows alike
         assert (gap["low"][k], gap["high"][k]) == pytest.approx([100 * x for x in S.tango(*[np.ones(20, bool)] * 2)]), k
@@ -396,10 +443,13 @@ WRONG = {
     "n below 0": (lambda: ftnb.compare(*three()[:2]).better(n=-1), "n=-1"),
     "no such option": (lambda: ftnb.score(ftnb.tiny_lm(), *adding(4), temprature=1.0), "Did you mean 'temperature'"),
     "value of an option": (lambda: ftnb.score(ftnb.tiny_lm(), *adding(4), temperature=-1.0), "temperature=-1"),
-    "Scored: option": (lambda: ftnb.Scored(ftnb.tiny_lm(), *adding(4), top_kk=3), "Did you mean 'top_k'"),
-    "Scored: metric": (lambda: ftnb.Scored(ftnb.tiny_lm(), *adding(4), metrics=["chrff"]), "Did you mean 'chrf"),
-    "Scored: rows": (lambda: ftnb.Scored(ftnb.tiny_lm(), [{"x": 1}], adding(4)[1]), "prompt"),
-    "Scored: task": (lambda: ftnb.Scored(ftnb.tiny_lm(), adding(4)[0], "sum"), "it must be a Task"),
+    "ScoreMonitor: option": (lambda: ftnb.ScoreMonitor(ftnb.tiny_lm(), *adding(4), top_kk=3), "Did you mean 'top_k'"),
+    "ScoreMonitor: metric": (
+        lambda: ftnb.ScoreMonitor(ftnb.tiny_lm(), *adding(4), metrics=["chrff"]),
+        "Did you mean 'chrf",
+    ),
+    "ScoreMonitor: rows": (lambda: ftnb.ScoreMonitor(ftnb.tiny_lm(), [{"x": 1}], adding(4)[1]), "prompt"),
+    "ScoreMonitor: task": (lambda: ftnb.ScoreMonitor(ftnb.tiny_lm(), adding(4)[0], "sum"), "it must be a Task"),
     "no common metric": (
         lambda: ftnb.compare(ftnb.score_texts(["a"], ["a"], ("chrf",)), ftnb.score_texts(["a"], ["a"], ("bleu",))),
         "only texts has it",
@@ -431,7 +481,7 @@ def test_saved_and_loaded(tmp_path: Path, ending: str) -> None:
     found = ftnb.score_texts(VALUES, refs, ("chrf", "exact_match", "distinct1"), name="odd")
     more = found.rows.add_column("empty", [None, *VALUES[1:]]).add_column("nan", [None, math.nan, math.inf] + [0.5] * 9)
     found = replace(found, rows=more)
-    path = ftnb.save_scores(found, tmp_path / f"new/s{ending}")
+    path = found.save(tmp_path / f"new/s{ending}")
     again = ftnb.load_scores(path)
     assert repr(again.rows[:]) == repr(found.rows[:]) and again.rows.features == found.rows.features
     assert again.values == found.values and again.intervals == found.intervals and repr(again) == repr(found)
@@ -444,16 +494,16 @@ def test_saved_and_loaded(tmp_path: Path, ending: str) -> None:
 
 def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ftnb.score_texts(["a", "b"], ["a", "c"], ("chrf",))
-    path = ftnb.save_scores(found, tmp_path / "s.csv")
+    path = found.save(tmp_path / "s.csv")
     was = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def full(rows, file):
         file.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(S.FORMATS, ".csv", (full, S._read_csv))
+    monkeypatch.setitem(tables.FORMATS, ".csv", (full, tables._read_csv))
     with pytest.raises(OSError, match="No space left"):
-        ftnb.save_scores(found, path)
+        found.save(path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == was
     (tmp_path / "s.csv.scores.json").unlink()
     with pytest.raises(ftnb.FTNBError, match="cannot be read"):
@@ -507,8 +557,8 @@ def test_metrics_of_a_set_on_a_model(name: str) -> None:
     lm = ftnb.tiny_lm()
     found = ftnb.score(lm, rows, task, metrics=[name], progress=False)
     assert math.isfinite(found.values[name]) and np.isnan(found.rows[name][:]).all()
-    assert "Scored(" in repr(ftnb.Scored(lm, rows, task, metrics=[name])) and "of 6 rows" in repr(
-        ftnb.Scored(lm, rows, task, metrics=[name])
+    assert "ScoreMonitor(" in repr(ftnb.ScoreMonitor(lm, rows, task, metrics=[name])) and "of 6 rows" in repr(
+        ftnb.ScoreMonitor(lm, rows, task, metrics=[name])
     )
 
 
@@ -535,7 +585,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     import json
 
     found = ftnb.score_texts(["a", "b"], ["a", "c"], ("chrf",))
-    path = ftnb.save_scores(found, tmp_path / "s.csv")
+    path = found.save(tmp_path / "s.csv")
     beside = tmp_path / "s.csv.scores.json"
     facts = json.loads(beside.read_text())
     for metrics in (text_metric("chrf"), ["chrf"], [text_metric("chrf")]):
@@ -554,8 +604,8 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     for call, message in [
         (lambda: ftnb.load_scores(tmp_path / "t.csv"), "no such file"),
         (lambda: ftnb.load_scores(beside), "Give 's.csv'"),
-        (lambda: ftnb.save_scores(found, tmp_path), "it is a folder"),
-        (lambda: ftnb.save_scores(found, tmp_path / "a file" / "s.csv"), "nothing can be written"),
+        (lambda: found.save(tmp_path), "it is a folder"),
+        (lambda: found.save(tmp_path / "a file" / "s.csv"), "nothing can be written"),
     ]:
         with pytest.raises(ftnb.FTNBError, match=message):
             call()
@@ -564,7 +614,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 def trained(watch=None, **options):
     rows, task = adding()
     lm = ftnb.tiny_lm(attention_dropout=0.1)
-    scored = [] if watch is None else [ftnb.Scored(lm, rows, task, **watch)]
+    scored = [] if watch is None else [ftnb.ScoreMonitor(lm, rows, task, **watch)]
     run = ftnb.finetune(lm, ftnb.encode(lm, rows, task), epochs=3, lr=1e-2, callbacks=scored, progress=False, **options)
     return run, scored[0] if scored else None
 
@@ -574,7 +624,7 @@ def same_weights(x, y) -> bool:
     return all(torch.equal(x[k], y[k]) for k in x)
 
 
-def test_scored_changes_nothing() -> None:
+def test_score_monitor_changes_nothing() -> None:
     before = torch.get_rng_state()
     alone, _ = trained()
     after = torch.get_rng_state()
@@ -589,7 +639,7 @@ def test_scored_changes_nothing() -> None:
     assert set(scored.history["rows"]) == {scored.n} and set(scored.history["metric"]) == {"exact_match", "perplexity"}
 
 
-def test_scored_keeps_to_its_time() -> None:
+def test_score_monitor_keeps_to_its_time() -> None:
     _, few = trained({"every": 1, "seconds": 0, "share": 0.0})
     assert few.n == 2 and [s for s, _ in few.records] == [0, 24], "the first and the last look only"
     _, every = trained({"every": 1, "seconds": 0, "share": None})
@@ -599,11 +649,11 @@ def test_scored_keeps_to_its_time() -> None:
     assert few.order == long.order, "the same rows first"
 
 
-def test_scored_is_shown_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_score_monitor_is_shown_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows, task = adding()
     whole, watched = trained({"every": 4, "seconds": 0, "share": None})
     lm = ftnb.tiny_lm(attention_dropout=0.1)
-    cut = ftnb.Scored(lm, rows, task, 4, seconds=0, share=None)
+    cut = ftnb.ScoreMonitor(lm, rows, task, 4, seconds=0, share=None)
 
     class Stop(ftnb.Callback):
         def after_step(self, learner):
@@ -614,7 +664,7 @@ def test_scored_is_shown_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixtu
     ftnb.finetune(lm, data, epochs=3, lr=1e-2, callbacks=[cut, Stop()], checkpoint=folder)
     assert "after step 4\n  scores of 2 rows: exact_match" in capsys.readouterr().out
     again_lm = ftnb.tiny_lm(attention_dropout=0.1)
-    again = ftnb.Scored(again_lm, rows, task, 4, seconds=0, share=None)
+    again = ftnb.ScoreMonitor(again_lm, rows, task, 4, seconds=0, share=None)
     run = ftnb.resume(folder, again_lm, callbacks=[again], progress=False)
     assert same_weights(run, whole)
     values = lambda s: [(x["step"], x["values"]) for x in s.looks]
@@ -737,7 +787,7 @@ def test_time_for_ten_thousand_rows() -> None:
     stats = [np.stack([rng.random(10_000), np.ones(10_000)], 1) for _ in range(4)]
     m = TextMetric("mean", lambda p, r: p, ratio, "")
     start = time.perf_counter()
-    S._differences([m] * 4, stats, stats[::-1], 1000, 0, "randomization")
+    S.paired_differences([m] * 4, stats, stats[::-1], 1000, 0, "randomization")
     assert time.perf_counter() - start < 30
 
 
