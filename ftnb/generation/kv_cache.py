@@ -23,11 +23,11 @@ def forward_accepts(
     "Whether the model's forward pass has a parameter of this name."
     return name in inspect.signature(model.forward).parameters
 
-# %% ../../nbs/generation/kv_cache.ipynb #697ecab9
+# %% ../../nbs/generation/kv_cache.ipynb #32c22592
 def can_crop_cache(
     model: torch.nn.Module,  # decoder-only
 ) -> bool:
-    "Whether the model's cache holds keys and values of each position, in every layer, so that it can be cropped."
+    "Whether every layer's cache is a list of keys and values by position, which can be cropped."
     from transformers.cache_utils import DynamicCache, DynamicLayer
     if not forward_accepts(model, 'past_key_values'): return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
@@ -40,24 +40,26 @@ def _padded(lm: LM, rows: list[list[int]], prefix: int) -> tuple[torch.Tensor, t
     mask = [[1] * prefix + [0] * (longest - len(r)) + [1] * (len(r) - prefix) for r in rows]
     return torch.tensor(ids, device=lm.device), torch.tensor(mask, device=lm.device)
 
-# %% ../../nbs/generation/kv_cache.ipynb #cdcace3a
+# %% ../../nbs/generation/kv_cache.ipynb #d3380331
 class DecodingState:
     "A batch of texts that are being written: the tokens so far, their mask, and the cache."
     def __init__(self,
         lm: LM,  # a loaded model
         rows: list[list[int]],  # token ids of the prompts
         output_hidden_states: bool = False,  # keep the last layer's hidden states after each pass
-        prefix: DecodingState | None = None,  # what all rows begin with, read already (a state of one row)
+        prefix: DecodingState | None = None,  # what all rows begin with: a state of one row
     ):
         self.model, self.output_hidden_states = lm.model, output_hidden_states
         self.takes_position_ids = forward_accepts(lm.model, 'position_ids')
         self.takes_logits_to_keep = forward_accepts(lm.model, 'logits_to_keep')
         self.can_crop = can_crop_cache(lm.model)
-        self.cached_length: int = prefix.cached_length if prefix else 0   # positions that are in the cache
-        self.ids, self.mask = _padded(lm, rows, self.cached_length)   # [rows, positions]; 0 in the mask: padding
+        self.cached_length: int = prefix.cached_length if prefix else 0   # positions in the cache
+        self.ids, self.mask = _padded(lm, rows, self.cached_length)   # [rows, positions]
         self.hidden_states: Any = None  # [rows, positions, width] of the last pass, if asked for
-        self.cache: Any = copy.deepcopy(prefix.cache) if prefix else None  # transformers' own, after the first pass
-        if prefix: self.cache.batch_repeat_interleave(len(rows))
+        self.cache: Any = None  # transformers' own, after the first pass
+        if prefix:
+            self.cache = copy.deepcopy(prefix.cache)
+            self.cache.batch_repeat_interleave(len(rows))
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, **options: Any) -> Any:
         "Run the model over new tokens."
@@ -66,7 +68,7 @@ class DecodingState:
         return self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
 
     def last_logits(self, n: int) -> torch.Tensor:
-        "Read what is not in the cache yet; the logits after each of the last `n` tokens, `[rows, n, vocabulary]`."
+        "Read what is not cached yet; the logits after each of the last `n` tokens, `[rows, n, vocabulary]`."
         keep = {'logits_to_keep': n} if self.takes_logits_to_keep else {}
         options: dict = {'output_hidden_states': True} if self.output_hidden_states else keep
         out = self._forward(self.ids[:, self.cached_length:], self.mask, self.cache, **options)
@@ -193,13 +195,14 @@ def shared_prefix_length(
     same = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)
     return same if len(rows) > 1 and same >= min_length else 0
 
-# %% ../../nbs/generation/kv_cache.ipynb #a56aa1ad
+# %% ../../nbs/generation/kv_cache.ipynb #796af342
 def prefill_shared(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of all prompts
 ) -> DecodingState | None:  # of one row; None: nothing in common, or the model's cache cannot be shared
     "Read what all prompts begin with."
-    if is_seq2seq(lm) or not can_crop_cache(lm.model) or not forward_accepts(lm.model, 'position_ids'): return None
+    if is_seq2seq(lm) or not can_crop_cache(lm.model): return None
+    if not forward_accepts(lm.model, 'position_ids'): return None
     if not (same := shared_prefix_length(rows)): return None
     state = DecodingState(lm, [rows[0][:same]])
     state.logits()
