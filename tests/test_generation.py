@@ -62,9 +62,9 @@ def written(lm: LM, rows: list[list[int]], n: int, **more) -> list[list[int]]:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_batch_is_what_each_prompt_gives_alone(name: str) -> None:
     lm = model(name)
-    for how in (Decoding(), Decoding(repetition_penalty=1.4), Decoding(no_repeat_ngram_size=2)):
-        together = written(lm, PROMPTS, 12, how=how)
-        assert together == [written(lm, [p], 12, how=how)[0] for p in PROMPTS], how
+    for decoding in (Decoding(), Decoding(repetition_penalty=1.4), Decoding(no_repeat_ngram_size=2)):
+        together = written(lm, PROMPTS, 12, decoding=decoding)
+        assert together == [written(lm, [p], 12, decoding=decoding)[0] for p in PROMPTS], decoding
     texts = generate(lm, PROMPTS, 12, temperature=1.0, top_k=20, min_p=0.01, seed=7)
     assert texts == [generate(lm, [p], 12, temperature=1.0, top_k=20, min_p=0.01, seed=7)[0] for p in PROMPTS]
     assert texts == generate(lm, PROMPTS, 12, temperature=1.0, top_k=20, min_p=0.01, seed=7, batch_tokens=1)
@@ -91,7 +91,7 @@ def test_answers_after_a_shared_start(name: str) -> None:
     with torch.inference_mode(), eval_mode(lm):
         start = prefill_shared(lm, PROMPTS)
     once = name in ("gpt2", "llama", "qwen2", "qwen3", "phi3", "gpt_neox", "opt")  # no windows, all take positions
-    assert (start.seen if start else 0) == (20 if once else 0)
+    assert (start.cached_length if start else 0) == (20 if once else 0)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -31,7 +31,7 @@ def test_chat_window(notebook: Notebook, shots: Path) -> None:
     assert notebook.ask("len(chat.turns)") == "2"
 
     cell.button("again").click()  # a greedy model says the same; it must say it anew
-    until(lambda: notebook.ask("chat.tries") == "1", "another answer")
+    until(lambda: notebook.ask("chat.attempt") == "1", "another answer")
     until(lambda: not cell.button("stop").is_disabled(), "it is being written")
     cell.button("stop").click()
     until(lambda: not cell.button("send").is_disabled(), "stop ends it")
@@ -42,7 +42,7 @@ def test_chat_window(notebook: Notebook, shots: Path) -> None:
 
     cell.button("back").click()
     until(lambda: notebook.ask("len(chat.turns)") == "0", "the turn is taken back")
-    notebook.ask("setattr(chat, 'new', 5)")
+    notebook.ask("setattr(chat, 'max_new_tokens', 5)")
     line.fill("Short")
     cell.button("send").click()
     until(lambda: notebook.ask("len(chat.turns)") == "2", "send sends")
