@@ -40,11 +40,12 @@ def _trial_run(lm: LM, data: Encoded, options: Mapping[str, Any]) -> Iterator[Ru
         if s.recompute is True: set_recompute(lm)
         yield run
 
-# %% ../../nbs/training/preflight.ipynb #a78cf20b
+# %% ../../nbs/training/preflight.ipynb #ae6bae1b
 def _set_rate(learner: Learner, rate: float) -> None:
     "Train with this learning rate from now on."
     for group in learner.optimizer.param_groups: group['lr'] = rate
 
+# %% ../../nbs/training/preflight.ipynb #5e2c02f0
 def _take(learner: Learner, steps: Steps, plan: Sequence[Sequence[Sequence[int]]]) -> float:
     "Take some steps, given as row numbers of batches; return tokens a second."
     start, before = time.perf_counter(), learner.tokens
@@ -92,6 +93,7 @@ def _heaviest(steps: Steps) -> list:
     weight = lambda step: max(sum(lengths[i] for i in rows) for rows in step)
     return [[[lengths.index(max(lengths))]], max(steps.plans[0], key=weight)]
 
+# %% ../../nbs/training/preflight.ipynb #c3f32134
 def _try_held_out(run: Run, data: Encoded, longest: int = 8) -> None:
     "Compute the loss of the longest held-out rows."
     sizes = [len(ids) for ids in data.valid['input_ids']]
@@ -139,10 +141,11 @@ def _valley(
     start = end - longest[end] + 1
     return rates[start + (end - start) // 2]
 
-# %% ../../nbs/training/preflight.ipynb #d79f6b1f
+# %% ../../nbs/training/preflight.ipynb #cea2175b
 def _losses_at(run: Run, rates: Sequence[float]) -> list[float]:
     "Smoothed losses of steps at these rates, until one is twice the best."
-    learner, average, smoothed = run.learner, 0., []
+    learner, average = run.learner, 0.
+    smoothed: list[float] = []
     epochs = (epoch % run.settings.epochs for epoch in itertools.count())
     steps = itertools.chain.from_iterable(learner.steps(epoch, 0) for epoch in epochs)
     for n, (rate, learner.batches) in enumerate(zip(rates, steps), 1):
@@ -150,7 +153,9 @@ def _losses_at(run: Run, rates: Sequence[float]) -> list[float]:
         try:
             learner.one_step()
             learner.collect_losses()
-        except NotFinite: break
+        except NotFinite:
+            if not smoothed: raise   # it is not the rate's fault
+            break
         average = 0.9 * average + 0.1 * learner.losses[-1]
         smoothed.append(average / (1 - 0.9 ** n))   # as if the first loss had no past
         if n > 5 and smoothed[-1] > 2 * min(smoothed): break
@@ -175,6 +180,16 @@ class LearningRates(Card):
         legend = 'steps; line: training loss; dots: held-out loss', 'rates; line: loss; dot: suggested'
         return Card._repr_html_(self) + curve.replace(*legend)
 
+# %% ../../nbs/training/preflight.ipynb #5dab1a18
+@contextlib.contextmanager
+def _weights_restored(learner: Learner) -> Iterator[None]:
+    "Put the trained weights back after the block."
+    before = [p.detach().clone() for p in learner.parameters]
+    try: yield
+    finally:
+        with torch.no_grad():
+            for p, saved in zip(learner.parameters, before): p.copy_(saved)
+
 # %% ../../nbs/training/preflight.ipynb #b93f983f
 def find_lr(
     lm: LM,  # the model; it stays as it is
@@ -193,13 +208,3 @@ def find_lr(
         lm.model.train()
         losses = _losses_at(run, rates)
     return LearningRates(_valley(rates, losses), rates[:len(losses)], losses)
-
-# %% ../../nbs/training/preflight.ipynb #5dab1a18
-@contextlib.contextmanager
-def _weights_restored(learner: Learner) -> Iterator[None]:
-    "Put the trained weights back after the block."
-    before = [p.detach().clone() for p in learner.parameters]
-    try: yield
-    finally:
-        with torch.no_grad():
-            for p, saved in zip(learner.parameters, before): p.copy_(saved)
