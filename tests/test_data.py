@@ -340,13 +340,13 @@ def test_special_text_gains_no_space(kind: str, architecture: str) -> None:
 
 def test_languages_need_a_library(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the report has no count, not a count of nothing."""
-    monkeypatch.setattr("ftnb.checks.language_model", lambda: None)
+    monkeypatch.setattr("ftnb.data.account.language_model", lambda: None)
     report = encode(lm, ["It rained all day, and the boats stayed where they were."]).report
     assert not {"other_language", "language_rows"} & set(report)
 
 
 def test_what_was_not_looked_for_is_said(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftnb.data.MOST_COMPARED", 5)
+    monkeypatch.setattr("ftnb.data.splits.MAX_COMPARED", 5)
     data = encode(lm, ["a text", "another text"])
     assert data.report["uncompared_tokens"] == data.report["tokens"]
     assert "not searched for near duplicates" in repr(data)
@@ -375,7 +375,7 @@ def test_a_tokenizer_without_end_or_padding() -> None:
     lm.model.config.eos_token_id = lm.model.generation_config.eos_token_id = None
     data = encode(lm, ["abc", "d e"])
     assert data.report["without_eos"] == 2
-    assert "rows whose end is not supervised" in repr(data)
+    assert "rows without an end token" in repr(data)
 
 
 def test_a_tokenizer_that_is_not_the_models() -> None:
