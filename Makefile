@@ -57,4 +57,4 @@ export: env  ## write ftnb/ from the notebooks, and tidy the notebooks
 	@$(PY) .ci/nb.py export
 
 clean:  ## remove what can be built again, but not .venv
-	@rm -rf _proc _docs _out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache nbs/nbdev.yml nbs/sidebar.yml
+	@rm -rf _proc _docs _out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache nbs/nbdev.yml

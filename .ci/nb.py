@@ -12,24 +12,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from functools import cache
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import yaml
 from execnb.nbio import nb2str, read_nb
 from fastcore.docments import DocmentTbl, _bold, _list2row, _maybe_nm
+from grown import CannotGrow, grow
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbdev.clean import clean_nb
 from nbdev.config import get_config
-from nbdev.doclinks import _nbpath2html, nbdev_export
+from nbdev.doclinks import _build_modidx, nbdev_export
 from nbdev.process import extract_directives
 from nbdev.processors import FilterDefaults, exec_show_docs
-from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+from nbdev.quarto import refresh_quarto_yml
 from nbdev.showdoc import BasicMarkdownRenderer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,10 +47,32 @@ MACHINE_PATH = re.compile(
 Json = dict[str, Any]  # a notebook, or a part of one
 
 
+def listed(contents: list[Any]) -> Iterator[Path]:
+    """The notebooks that a part of nbs/sidebar.yml names, in its order."""
+    for entry in contents:
+        if isinstance(entry, str):
+            yield NBS / entry
+        elif "section" in entry:
+            yield from listed(entry["contents"])
+        else:
+            yield NBS / entry["href"]
+
+
 def notebooks() -> list[Path]:
-    """All notebooks of the project, in reading order."""
+    """All notebooks of the project in reading order, which nbs/sidebar.yml decides."""
+    sidebar = yaml.safe_load((NBS / "sidebar.yml").read_text(encoding="utf-8"))
+    return list(listed(sidebar["website"]["sidebar"]["contents"]))
+
+
+def rooms() -> list[Path]:
+    """The notebooks that export a module: all that lie in a folder, a floor, other than tutorials and benchmarks."""
+    return [path for path in notebooks() if path.parent not in (NBS, NBS / "tutorials", NBS / "benchmarks")]
+
+
+def unlisted() -> list[Path]:
+    """Notebooks that nbs/sidebar.yml does not name, which nothing here would know of."""
     found = (p for p in NBS.rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(NBS).parts))
-    return sorted(found, key=lambda p: (len(p.relative_to(NBS).parts), p.as_posix()))
+    return sorted({*found}.difference(notebooks()))
 
 
 def name(path: Path) -> str:
@@ -103,14 +129,47 @@ def machine_paths(nb: Json) -> Iterator[str]:
                 yield f"cell {n} (id {cell.get('id')}): the output names a path of this machine: …{around}…"
 
 
-def export() -> None:
-    """Write ftnb/ from the notebooks, and tidy every notebook."""
+def exported(folder: Path) -> Path:
+    """The package in its final form, written inside `folder`; what is written by hand there is copied."""
+    for path in [ROOT / "settings.ini", *notebooks()]:
+        (folder / name(path)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / name(path))
+    get_config.cache_clear()
+    with chdir(folder):
+        fresh, kept = get_config().lib_path, ROOT / get_config().lib_path.name
+        for init in kept.rglob("__init__.py"):
+            (fresh / init.relative_to(kept)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(init, fresh / init.relative_to(kept))
+        nbdev_export.__wrapped__()
+        for path in fresh.rglob("[!_]*.py"):
+            path.write_text(grow(path.read_text(encoding="utf-8")), encoding="utf-8")
+        _build_modidx()  # again: of whole classes
+    get_config.cache_clear()
+    return fresh
+
+
+def export() -> int:
+    """Write ftnb/ from the notebooks, and tidy every notebook; a file that would not change is not touched."""
     for path in notebooks():
         old = path.read_text(encoding="utf-8")
         if (new := tidy(json.loads(old))) != old:
             path.write_text(new, encoding="utf-8")
             print("tidied", name(path))
-    nbdev_export.__wrapped__()
+    with TemporaryDirectory() as folder:
+        try:
+            fresh = exported(Path(folder))
+        except CannotGrow as problem:
+            print(f"nothing exported: {problem}")
+            return 1
+        for new_file in sorted(fresh.rglob("*.py")):
+            file = ROOT / fresh.name / new_file.relative_to(fresh)
+            if not file.exists() or file.read_bytes() != new_file.read_bytes():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(new_file, file)
+                print("exported", name(file))
+    for path in unlisted():
+        print(f"not exported: nbs/sidebar.yml does not name {name(path)}")
+    return 0
 
 
 # Execute
@@ -340,30 +399,21 @@ class Pages(FilterDefaults):
         return [ShowDocs if proc is exec_show_docs else proc for proc in super().base_procs()]
 
 
-def page_name(notebook: str) -> str:
-    """The name that nbdev's links expect: core.ipynb, which becomes core.html, for 00_core.ipynb."""
-    return _nbpath2html(Path(notebook)).with_suffix(".ipynb").name
-
-
 def process() -> None:
-    """nbs/ → _proc/, a website project: pages with their final names, and links that need no host."""
+    """nbs/ → _proc/, a website project in which links between pages need no host."""
     cfg = get_config()
     cfg.d["renderer"] = "nb.ParameterTable"  # this module; while nbdev executes cells, __main__ is IPython's
     refresh_quarto_yml()
-    nbdev_sidebar.__wrapped__()
     shutil.rmtree(PROC, ignore_errors=True)
     shutil.copytree(NBS, PROC, ignore=shutil.ignore_patterns("*.ipynb", "_*", ".*"))
     shutil.copy(ROOT / "_quarto.yml", PROC)
-    sidebar = PROC / "sidebar.yml"
-    sidebar.write_text(re.sub(r"[\w-]+\.ipynb", lambda found: page_name(found[0]), sidebar.read_text()))
     for path in notebooks():
         nb = read_nb(path)
         Pages()(nb)
         first = nb.cells[0]
         first.source = re.sub(r"^output-file:.*\n", "", first.source, flags=re.M)  # the page has that name already
         text = nb2str(nb).replace(f"{cfg.doc_host}{cfg.doc_baseurl}/", "/")
-        text = re.sub(r"(\]\([^)\s:]*?)([\w-]+\.ipynb)", lambda link: link[1] + page_name(link[2]), text)
-        page = PROC / path.relative_to(NBS).with_name(page_name(path.name))
+        page = PROC / path.relative_to(NBS)
         page.parent.mkdir(exist_ok=True)
         page.write_text(text, encoding="utf-8")
 

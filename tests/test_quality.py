@@ -8,11 +8,12 @@ import nb
 import nbformat
 import pytest
 
+TOOLS = [nb.name(path) for path in sorted((nb.ROOT / ".ci").glob("*.py"))]
 # mypy holds ftnb to its own annotations; to follow torch and transformers as well takes minutes, and reports their
 # stubs.
 CHECKS = {
     "ruff": ["ruff", "check", "--output-format=concise", "ftnb", "tests", ".ci", "nbs", "setup.py"],
-    "mypy": ["mypy", "--ignore-missing-imports", "--check-untyped-defs", "--follow-imports=skip", "ftnb", ".ci/nb.py"],
+    "mypy": ["mypy", "--ignore-missing-imports", "--check-untyped-defs", "--follow-imports=skip", "ftnb", *TOOLS],
 }
 
 
@@ -23,7 +24,7 @@ def test_quality(tool: str) -> None:
         pytest.fail(done.stdout + done.stderr, pytrace=False)
 
 
-@pytest.mark.parametrize("path", sorted(nb.NBS.glob("[0-9]*.ipynb")), ids=nb.name)
+@pytest.mark.parametrize("path", nb.rooms(), ids=nb.name)
 def test_line_length(path: Path) -> None:
     """In notebooks ruff sees neither the examples nor, for its own reasons, the length of exported lines."""
     for n, cell in enumerate(nbformat.read(path, as_version=4).cells):

@@ -16,7 +16,7 @@ each_notebook = pytest.mark.parametrize("path", nb.notebooks(), ids=nb.name)
 
 
 def modules(lib: Path) -> dict[str, str]:
-    found = (path for path in lib.rglob("*.py") if path != lib / "__init__.py")  # that one is written by hand
+    found = (path for path in lib.rglob("*.py") if path.name != "__init__.py")  # these are written by hand
     return {path.relative_to(lib).as_posix(): path.read_text(encoding="utf-8") for path in found}
 
 
@@ -29,6 +29,14 @@ def test_modules_are_exported(tmp_path: Path) -> None:
     fresh, kept = modules(tmp_path / "ftnb"), modules(nb.ROOT / "ftnb")
     stale = sorted(file for file in {*fresh, *kept} if fresh.get(file) != kept.get(file))
     assert not stale, f"not what the notebooks export: {stale}; make export"
+
+
+def test_sidebar() -> None:
+    """nbs/sidebar.yml gives every notebook its place."""
+    paths = nb.notebooks()
+    assert not [nb.name(path) for path in paths if not path.exists()], "named in nbs/sidebar.yml, but missing"
+    assert not [nb.name(path) for path in nb.unlisted()], "not named in nbs/sidebar.yml"
+    assert len({*paths}) == len(paths), "a notebook is named twice"
 
 
 def test_version() -> None:
