@@ -10,10 +10,10 @@ STAMP := .venv/.ftnb-installed
 # a list of requirements from settings.ini
 setting = $$($(PY) -c 'import configparser as c; p = c.ConfigParser(interpolation=None); p.read("settings.ini"); print(p["DEFAULT"]["$(1)"])')
 
-.PHONY: help env quickstart test lab docs nbs export clean
+.PHONY: help env quickstart test test-quick rhythm lab docs nbs export clean
 
 help:  ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 env: $(STAMP)  ## build .venv with everything (2 to 10 minutes and 2.5 GB the first time, then nothing to do)
 	@test '$(MAKECMDGOALS)' != env || echo '.venv is ready. Next: make quickstart'
@@ -40,6 +40,9 @@ test: env  ## every notebook and every test, without GPU or network (several min
 	@echo 'Testing: every notebook runs from top to bottom in a process of its own. This takes several minutes.'
 	@$(PY) -m pytest tests
 
+test-quick: env  ## the notebooks that differ from the last commit, and every test that takes seconds
+	@$(PY) -m pytest tests --quick
+
 lab: env  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab nbs
 
@@ -55,6 +58,9 @@ nbs: env  ## refresh everything made from notebooks: ftnb/, their stored outputs
 
 export: env  ## write ftnb/ from the notebooks, and tidy the notebooks
 	@$(PY) .ci/nb.py export
+
+rhythm: env  ## how much code comes at once in each notebook, and what comes between
+	@$(PY) .ci/rhythm.py
 
 clean:  ## remove what can be built again, but not .venv
 	@rm -rf _proc _docs _out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache nbs/nbdev.yml

@@ -34,6 +34,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["ftnb", "ftnb.*"]),
+    package_data={"ftnb": ["*/static/*"]},  # the rating screen's JavaScript and style
     python_requires=f">={cfg['min_python']}",
     install_requires=needs("requirements"),
     extras_require={

@@ -1,5 +1,6 @@
 """What the tests share: the project's paths, its notebook tool, and `--force`."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,35 @@ sys.path.insert(0, str(ROOT / ".ci"))  # tests import the notebook tool as `nb`
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="changed notebooks, and the tests that take seconds")
     parser.addoption("--force", default="", help="notebook flags whose cells run as well, such as 'slow cuda'")
+
+
+QUICK = {"test_contract", "test_grown", "test_import", "test_quality", "test_rhythm", "test_structure", "test_sync"}  # take seconds
+
+
+def changed() -> set[str]:
+    """The files that differ from the last commit, relative to the project's root."""
+    git = ["git", "status", "--porcelain", "--untracked-files=all", "--no-renames"]
+    lines = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line[3:] for line in lines}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--quick`, leave out what takes long and has not been touched."""
+    if not config.getoption("--quick"):
+        return
+    touched = changed()
+    kept = [item for item in items if Path(item.path).stem in QUICK or is_touched(item, touched)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def is_touched(item: pytest.Item, touched: set[str]) -> bool:
+    """Whether a test, or the notebook that it runs, differs from the last commit."""
+    notebook = getattr(item, "callspec", None) and item.callspec.params.get("path")  # type: ignore[attr-defined]
+    file = notebook if isinstance(notebook, Path) else Path(item.path)
+    return file.relative_to(ROOT).as_posix() in touched
 
 
 @pytest.fixture(autouse=True)
