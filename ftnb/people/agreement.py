@@ -30,7 +30,7 @@ ALONE = 'fewer than two people have rated'
 def _by_item(r: BlindComparison, people: bool = True) -> dict[str, pd.DataFrame]:
     "For each criterion ('better' for pairs), verdicts as numbers: a row for each rater, a column for each item."
     votes = mark_table(r) if r.criteria else pairwise_votes(r).assign(criterion='better')
-    if r.criteria: votes = votes[np.array([f'{v.row}:{v.system}' in r.entries for v in votes.itertuples()], bool)]
+    if r.criteria: votes = votes[np.array([f'{v.row}:{v.system}' in r.items for v in votes.itertuples()], bool)]
     votes = votes[(votes['by'] == 'people') == people]
     place, value = (['row', 'system'], 'mark') if r.criteria else (['row', 'a', 'b'], 'score')
     return {c: v.pivot(index='rater', columns=place, values=value) for c, v in votes.groupby('criterion')}

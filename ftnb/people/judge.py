@@ -51,7 +51,7 @@ def _chances(lm: LM, asked: Sequence[str], labels: Sequence[str]) -> np.ndarray:
 def _pair_verdicts(lm: LM, r: Ratings, keys: Sequence[str], question: str) -> list[str]:
     "What a judge prefers whatever the order; 'inconsistent' where the order decides."
     labels, exchanged = ['A', 'B', 'tie'], np.array([1, 0, 2])
-    some = [r.entries[k] for k in keys]
+    some = [r.items[k] for k in keys]
     asked = [_ask_pair(question, r.prompts[e.row], *texts) for e in some for texts in (e.texts, e.texts[::-1])]
     best = _chances(lm, asked, labels).argmax(1)
     return [labels[x] if x == y else 'inconsistent' for x, y in zip(best[::2], exchanged[best[1::2]])]
@@ -59,7 +59,7 @@ def _pair_verdicts(lm: LM, r: Ratings, keys: Sequence[str], question: str) -> li
 # %% ../../nbs/people/judge.ipynb #aa2eae1f
 def _mark_verdicts(lm: LM, r: Ratings, keys: Sequence[str], question: str) -> list[str]:
     "The marks that a judge gives whatever the direction of the scale; 'inconsistent' where that decides."
-    some = [r.entries[k] for k in keys]
+    some = [r.items[k] for k in keys]
     asked = [_ask_mark(question, c, r.prompts[e.row], e.texts[0], s) for e in some for c in r.criteria for s in SCALES]
     marks = _chances(lm, asked, list('12345')).argmax(1).reshape(len(keys), len(r.criteria), 2) + 1
     whole = lambda each: json.dumps({c: int(m) for c, m in zip(r.criteria, each[:, 0])})
@@ -88,7 +88,7 @@ def judge(
     content = comparison_content(given, by, rows, check_number('seed', seed, 0), prompts)
     found = begin_ratings(check_path('file', file), f'lm:{name or lm.name}', content | {'checks': None})
     rated = set(current_verdicts(found, found.rater)['item'])
-    keys = [k for k, e in found.entries.items() if not e.check and k not in rated]
+    keys = [k for k, e in found.items.items() if not e.check and k not in rated]
     verdicts = _mark_verdicts if found.criteria else _pair_verdicts
     asked = question if question or found.criteria else QUESTION
     for i in range(0, len(keys), 32):   # what is judged is kept, whatever happens then

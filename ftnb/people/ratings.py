@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_names, check_number, require
+from ..core.display import Card
 from ..evaluation.scores import Scores
 from .store import (
     and_list, check_path, connect, describe_value, overview, plural, prepare_file, require_value)
@@ -28,7 +29,7 @@ from .screen import show_screen
 __all__ = ['TAKEN', 'MARKS', 'Ratings', 'rate', 'check_criteria', 'comparison_content', 'begin_ratings', 'open_ratings']
 
 # %% ../../nbs/people/ratings.ipynb #ratecls1
-class Ratings(BlindComparison):
+class Ratings(Card, BlindComparison):
     "A blind comparison and what was found: who wins, how sure that is, how far raters agree."
     win_rates, ranking = win_rate_table, bradley_terry_ranking
     means, mark_differences = mean_marks, mark_difference_table
@@ -137,10 +138,10 @@ def begin_ratings(file: Path, rater: str, content: dict) -> Ratings:
 # %% ../../nbs/people/ratings.ipynb #69751f62
 def _worth_it(r: Ratings) -> None:
     "Refuse a comparison in which there is nothing to ask, or too little for its checks."
-    if not r.plan:
+    if not r.order:
         raise FTNBError(and_list(r.systems), 'they wrote the same in every row: there is nothing to rate',
                         'Compare systems that differ.')
-    room = len(r.plan) // 2 if r.criteria else sum(e.check for e in r.entries.values())
+    room = len(r.order) // 2 if r.criteria else sum(e.check for e in r.items.values())
     needs = '' if r.criteria else ': a check needs a reference, and a text of another row'
     require('checks', r.checks, r.checks <= room, f'there is room for {room} only{needs}')
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.errors import FTNBError, require
 from .store import check_path, require_value
 from ftnb.people.session import (
-    Item, BlindComparison, check_choice_of, check_ratings, current_verdicts, known_item,
+    Item, BlindComparison, check_verdict, check_ratings, current_verdicts, find_item,
     store_verdicts)
 
 
@@ -58,8 +58,8 @@ def _csv_path(path: Any) -> Path:
 def _open_items(r: BlindComparison) -> list[Item]:
     "What this rater has not rated yet; something must be left."
     rated = set(current_verdicts(r, r.rater)['item'])
-    if items := [r.item(k, f) for k, f in r.plan if k not in rated]: return items
-    raise FTNBError(f'sheet for {r.rater}', f'nothing is left to rate: all {len(r.plan)} are rated',
+    if items := [r.item(k, f) for k, f in r.order if k not in rated]: return items
+    raise FTNBError(f'sheet for {r.rater}', f'nothing is left to rate: all {len(r.order)} are rated',
                     "Name another rater: to_csv(open_ratings(file, rater='...'), path).")
 
 def _blanks(r: BlindComparison) -> list[str]: return list(r.criteria) or ['choice']
@@ -89,7 +89,7 @@ def _sheet(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]
 def _line_verdict(r: BlindComparison, cells: Mapping[str, str]) -> tuple[str, bool, str | None]:
     "The entry, the sides and the verdict of a line; None where it is left empty."
     cell = lambda name: (cells.get(name.lower()) or '').strip()
-    key, flipped = known_item(r, cell('item'))
+    key, flipped = find_item(r, cell('item'))
     plain = lambda text: re.sub(r'[\W_]|[^\x00-\x7f]', '', text)[:200]   # whatever encodings and line ends did
     item = r.item(key, flipped)
     for name, text in (('prompt', item.prompt), ('A', item.A), ('B', item.B or '')):
@@ -98,10 +98,10 @@ def _line_verdict(r: BlindComparison, cells: Mapping[str, str]) -> tuple[str, bo
                             'Sort whole rows only.')
     said = {name: cell(name) for name in _blanks(r)}
     if not any(said.values()): return key, flipped, None
-    if not r.criteria: return key, flipped, check_choice_of(r, said['choice'])
+    if not r.criteria: return key, flipped, check_verdict(r, said['choice'])
     if 'skip' in map(str.lower, said.values()): return key, flipped, 'skip'
     digit = lambda text: int(float(text.replace(',', '.'))) if re.fullmatch(r'[1-5]([.,]0*)?', text) else text
-    return key, flipped, check_choice_of(r, {c: digit(text) for c, text in said.items()})
+    return key, flipped, check_verdict(r, {c: digit(text) for c, text in said.items()})
 
 # %% ../../nbs/people/sheets.ipynb #b5df9879
 def read_sheet(

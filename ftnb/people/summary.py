@@ -6,9 +6,10 @@
 from __future__ import annotations
 from typing import Any
 from ..core.errors import FTNBError
+from ..core.display import format_p
 from .store import and_list, plural
-from .session import BlindComparison, any_verdict, current_verdicts
-from .win_rates import format_p, bradley_terry_ranking, win_rate_table
+from .session import BlindComparison, has_verdicts, current_verdicts
+from .win_rates import bradley_terry_ranking, win_rate_table
 from .marks import mark_difference_table, mean_marks
 from .agreement import ALONE, failed_checks, judge_agreement_table, rater_agreement
 
@@ -18,13 +19,13 @@ __all__ = ['findings', 'card_facts']
 # %% ../../nbs/people/summary.ipynb #63c6a19a
 def findings(r: BlindComparison) -> tuple[str, dict]:
     "The title and the facts of a card that tells everything."
-    checks, total, facts = failed_checks(r).set_index('rater'), len(r.plan), {}
+    checks, total, facts = failed_checks(r).set_index('rater'), len(r.order), {}
     for rater, n in current_verdicts(r).groupby('rater', sort=False).size().items():
         facts[rater] = f'{n} of {total - r.checks if rater.startswith("lm:") else total} items'
         if rater not in checks.index: continue
         facts[rater] += f', {checks["failed"][rater]} of {checks["checks"][rater]} checks failed'
     found = _mark_facts(r) if r.criteria else _win_facts(r)
-    if not any_verdict(r): found = {'found': 'nothing: no verdict counts (skipped, or changed with the order)'}
+    if not has_verdicts(r): found = {'found': 'nothing: no verdict counts (skipped, or changed with the order)'}
     return f'BlindComparison of {and_list(r.systems)} on {plural(len(r.prompts), "row")}', facts | found | _agreement_facts(r)
 
 # %% ../../nbs/people/summary.ipynb #0253ae8c
@@ -77,6 +78,6 @@ def card_facts(r: BlindComparison) -> tuple[str, dict]:
     done, total = r.progress
     if done == total or r.rater.startswith('lm:'): return findings(r)
     how = 'run the cell again, or use next() and record()'
-    found = 'see results()' if any_verdict(r) else 'nothing: no verdict yet'
+    found = 'see results()' if has_verdicts(r) else 'nothing: no verdict yet'
     return f'Blind ratings: {done} of {total} items by {r.rater}', {
         'kept in': r.file.name, 'to go on': how, 'found so far': found}
