@@ -96,5 +96,6 @@ def mark_difference_table(
             if not len(gaps): continue
             numbers = _mean_interval(gaps.to_numpy(float), resamples, seed)
             p_value = _signed_rank((gaps['sum'] / gaps['count']).to_numpy())
-            lines.append((by, criterion, ratings.systems[b], ratings.systems[a], *numbers, len(gaps), p_value))
+            names = ratings.systems[b], ratings.systems[a]
+            lines.append((by, criterion, *names, *numbers, len(gaps), p_value))
     return _people_first(lines, 'by criterion system over difference low high rows p_value')

@@ -20,7 +20,7 @@ def share_interval(
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the drawing
 ) -> tuple[float, float]:  # 95 %, in percent
-    "The bootstrap interval of a share over rows, two rows won and two lost added (Agresti and Coull 1998)."
+    "The bootstrap interval of a share over rows, with two won and two lost (Agresti and Coull 1998)."
     each = sums[:, 1].mean()
     rows = np.vstack([sums, [[each, each]] * 2, [[0, each]] * 2])
     totals = np.concatenate([w @ rows for w in bootstrap_weights(len(rows), resamples, seed)])
@@ -49,13 +49,19 @@ def _row_sums(ratings: BlindComparison, votes: pd.DataFrame, a: int, b: int) -> 
 # %% ../../nbs/people/win_rates.ipynb #211a01ba
 _NO_WIN = (np.nan, np.nan, np.nan, 0, 0, 0, np.nan)   # of a judge whose answers all change with the order
 
-def _win_counts(ratings: BlindComparison, votes: pd.DataFrame, a: int, b: int, resamples: int, seed: int) -> tuple:
-    "Of one pair: the win rate and its interval, how often it was won, tied and lost, and the p-value."
+def _win_counts(
+    ratings: BlindComparison,
+    votes: pd.DataFrame,  # of this pair, by one group of raters
+    a: int, b: int,  # the systems
+    resamples: int, seed: int,
+) -> tuple:  # win rate, low, high, won, tied, lost, p-value
+    "How often the second system of a pair won."
     sums = _row_sums(ratings, votes, a, b)
     counted = sums[sums[:, 1] > 0]
     share = 100 * counted[:, 0].sum() / counted[:, 1].sum()
     counts = (int((votes['score'] == score).sum()) for score in (1., 0.5, 0.))
-    return share, *share_interval(counted, resamples, seed), *counts, _sign_test(sums[~identical_rows(ratings, a, b)])
+    p_value = _sign_test(sums[~identical_rows(ratings, a, b)])
+    return share, *share_interval(counted, resamples, seed), *counts, p_value
 
 # %% ../../nbs/people/win_rates.ipynb #004324d9
 def win_rate_table(
@@ -72,8 +78,8 @@ def win_rate_table(
         counts = _NO_WIN
         if (by, a, b) in votes: counts = _win_counts(ratings, votes[by, a, b], a, b, resamples, seed)
         *numbers, p_value = counts
-        identical = int(identical_rows(ratings, a, b).sum())
-        lines.append((by, ratings.systems[b], ratings.systems[a], *numbers, inconsistent[by, a, b], identical, p_value))
+        counts = (*numbers, inconsistent[by, a, b], int(identical_rows(ratings, a, b).sum()), p_value)
+        lines.append((by, ratings.systems[b], ratings.systems[a], *counts))
     columns = 'by system over win_rate low high won tied lost inconsistent identical p_value'.split()
     return pd.DataFrame(lines, columns=columns)
 
