@@ -7,6 +7,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 STAMP := .venv/.ftnb-installed
+WORKERS ?= 2  # processes that run tests beside each other
 # a list of requirements from settings.ini
 setting = $$($(PY) -c 'import configparser as c; p = c.ConfigParser(interpolation=None); p.read("settings.ini"); print(p["DEFAULT"]["$(1)"])')
 
@@ -38,7 +39,7 @@ quickstart: env  ## fine-tune, generate and compare in a terminal, on this machi
 
 test: env  ## every notebook and every test, without GPU or network (several minutes)
 	@echo 'Testing: every notebook runs from top to bottom in a process of its own. This takes several minutes.'
-	@$(PY) -m pytest tests
+	@$(PY) -m pytest tests -n $(WORKERS) --dist loadgroup
 
 test-quick: env  ## the notebooks that differ from the last commit, and every test that takes seconds
 	@$(PY) -m pytest tests --quick

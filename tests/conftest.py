@@ -26,7 +26,10 @@ def changed() -> set[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--quick`, leave out what takes long and has not been touched."""
+    """Keep together what shares a browser or a long run; with `--quick`, leave out what is slow and not touched."""
+    for item in items:
+        if "lab" in Path(item.path).parts or Path(item.path).stem == "test_cuda_script":
+            item.add_marker(pytest.mark.xdist_group(Path(item.path).parent.name))
     if not config.getoption("--quick"):
         return
     touched = changed()
