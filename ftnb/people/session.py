@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
-from ..core.errors import FTNBError, check_number
+from ..core.errors import FTNBError, check_number, require
+from ..core.display import Card
 from .store import connect, describe_value, require_value
 
 # %% auto #0
-__all__ = ['WORDS', 'Source', 'BlindComparison', 'Item', 'check_ratings', 'store_verdicts', 'current_verdicts', 'find_item',
-           'check_verdict', 'rater_group', 'pairwise_votes', 'inconsistent_counts', 'has_verdicts', 'identical_rows',
-           'check_rating_kind']
+__all__ = ['WORDS', 'Source', 'BlindComparison', 'Item', 'check_ratings', 'check_rater', 'store_verdicts', 'current_verdicts',
+           'find_item', 'check_verdict', 'progress_facts', 'rater_group', 'pairwise_votes', 'inconsistent_counts',
+           'has_verdicts', 'identical_rows', 'check_rating_kind']
 
 # %% ../../nbs/people/session.ipynb #67c2bfa3
 class Source(NamedTuple):
@@ -38,9 +39,9 @@ def _pairs(
     outputs: Sequence[Sequence[str]],  # of each system, row by row
 ) -> dict[str, Source]:
     "Each row with each pair of systems that wrote different texts."
-    groups = itertools.combinations(range(len(outputs)), 2)
-    rows = range(len(outputs[0]))
-    sources = [Source(row, (a, b), (outputs[a][row], outputs[b][row])) for row, (a, b) in itertools.product(rows, groups)]
+    rows, pairs = range(len(outputs[0])), itertools.combinations(range(len(outputs)), 2)
+    sources = [Source(row, (a, b), (outputs[a][row], outputs[b][row]))
+               for row, (a, b) in itertools.product(rows, pairs)]
     return {_key(s.row, s.systems): s for s in sources if s.texts[0] != s.texts[1]}
 
 # %% ../../nbs/people/session.ipynb #491f57f8
@@ -74,9 +75,11 @@ def _sources(ratings: BlindComparison) -> dict[str, Source]:
     "Everything that can be asked, attention checks included, by key."
     if ratings.criteria:
         singles = _singles(ratings.outputs)
-        return singles | {f'{key}:again': s._replace(check=True) for key, s in singles.items() if ratings.checks}
+        again = {f'{key}:again': source._replace(check=True) for key, source in singles.items()}
+        return singles | again if ratings.checks else singles
     checks = _check_texts(ratings.outputs, ratings.references, ratings.checks, ratings.seed)
-    return _pairs(ratings.outputs) | {f'{row}:check': Source(row, (), texts, True) for row, texts in checks}
+    return _pairs(ratings.outputs) | {f'{row}:check': Source(row, (), texts, True)
+                                      for row, texts in checks}
 
 # %% ../../nbs/people/session.ipynb #3b95d2af
 def _rounds(
@@ -106,8 +109,10 @@ def _spread(
     rng: np.random.Generator,
 ) -> list[str]:
     "An order with one check somewhere in each stretch of it."
-    stretches = [list(map(str, part)) for part in np.array_split(np.array(order), max(1, len(checks)))]
-    for stretch, key in zip(stretches, checks): stretch.insert(int(rng.integers(len(stretch) + 1)), key)
+    parts = np.array_split(np.array(order), max(1, len(checks)))
+    stretches = [list(map(str, part)) for part in parts]
+    for stretch, key in zip(stretches, checks):
+        stretch.insert(int(rng.integers(len(stretch) + 1)), key)
     return [key for stretch in stretches for key in stretch]
 
 # %% ../../nbs/people/session.ipynb #22dce032
@@ -123,20 +128,21 @@ def _with_checks(ratings: BlindComparison, order: list[str], rng: np.random.Gene
 def _order(ratings: BlindComparison) -> list[tuple[str, bool]]:
     "The items in this rater's order, and whether the sides are exchanged."
     rng = np.random.default_rng([ratings.seed, zlib.crc32(ratings.rater.encode())])
-    order = [key for key in _rounds(len(ratings.prompts), ratings.groups, rng) if key in ratings.items]
+    rounds = _rounds(len(ratings.prompts), ratings.groups, rng)
+    order = [key for key in rounds if key in ratings.items]
     if ratings.checks: order = _with_checks(ratings, order, rng)
     if ratings.criteria: return [(key, False) for key in order]
     return list(zip(order, _sides([ratings.items[key].systems for key in order], rng)))
 
-# %% ../../nbs/people/session.ipynb #d00f1a80
+# %% ../../nbs/people/session.ipynb #fd9226a1
 @dataclass(repr=False)
-class BlindComparison:
+class BlindComparison(Card):
     "A blind comparison in a file, as one rater meets it."
     file: Path  # the ratings file
     id: str  # a hash of the texts and the criteria
     rater: str  # who rates; a judge's name begins with 'lm:'
     systems: list[str]  # their names
-    criteria: list[str]  # each text gets a mark from 1 to 5 for each; empty: the better one of two is asked for
+    criteria: list[str]  # each text gets a mark from 1 to 5 for each; []: which of two is better
     prompts: list[str]  # what raters see as the question, row by row
     references: list[str]  # the right answer of each row, for attention checks; may be ''
     outputs: list[list[str]]  # of each system, row by row
@@ -149,7 +155,8 @@ class BlindComparison:
         self.groups = list(itertools.combinations(range(len(self.systems)), together))
         self.items = _sources(self)  # by key
         self.order = _order(self)  # (key, whether the sides are exchanged)
-        self.ids = {self.item(key, flipped).id: (key, flipped) for key in self.items for flipped in (False, True)}
+        shown = itertools.product(self.items, (False, True))
+        self.ids = {self.item(key, flipped).id: (key, flipped) for key, flipped in shown}
 
     def item(self,
         key: str,  # of `items`
@@ -174,7 +181,7 @@ class BlindComparison:
 
     def record(self,
         item: Item | str,  # what `next` gave, or its id
-        choice: str | Mapping[str, int],  # 'A', 'B', 'tie' or 'skip'; for criteria {'fluency': 4, ...} or 'skip'
+        choice: str | Mapping[str, int],  # 'A', 'B', 'tie', 'skip'; for criteria {'fluency': 4, ...}, 'skip'
         seconds: float | None = None,  # how long it took
     ) -> None:
         "Store a verdict; when this returns, it is on the disk."
@@ -187,9 +194,12 @@ class BlindComparison:
         store_verdicts(self, [(last['item'], bool(last['flipped']), None, None)])
         return self.item(last['item'], bool(last['flipped']))
 
+    def _facts(self) -> tuple[str, dict]: return progress_facts(self)
+
     def to_pandas(self) -> pd.DataFrame:
         "Every verdict that counts, with the names of the systems."
-        own = ['system', *self.criteria, 'skipped'] if self.criteria else ['left', 'right', 'choice', 'better']
+        own = ['left', 'right', 'choice', 'better']
+        if self.criteria: own = ['system', *self.criteria, 'skipped']
         lines = [_named(self, self.items[v.item], v) | {'seconds': v.seconds, 'at': v.at}
                  for v in current_verdicts(self).itertuples()]
         return pd.DataFrame(lines, columns=['rater', 'row', 'check', *own, 'seconds', 'at'])
@@ -212,10 +222,21 @@ def check_ratings(
     raise FTNBError(describe_value('ratings', ratings), 'it must be Ratings',
                     'Give what rate(...) or open_ratings(...) returns.')
 
+# %% ../../nbs/people/session.ipynb #5529bbe1
+def check_rater(
+    rater: Any,  # what should be a person's name
+) -> str:
+    "A rater's name, without spaces around it; a judge's is refused."
+    is_name = isinstance(rater, str) and bool(rater.strip())
+    require_value('rater', rater, is_name, 'it must be a name')
+    require('rater', rater, not rater.startswith('lm:'),
+            'such names are for judge(lm, ...), not for a person')
+    return rater.strip()
+
 # %% ../../nbs/people/session.ipynb #d0282eed
 def store_verdicts(
     ratings: BlindComparison,  # whose rater gives the verdicts
-    verdicts: Sequence[tuple[str, bool, str | None, float | None]],  # key, sides exchanged?, choice, seconds
+    verdicts: Sequence[tuple[str, bool, str | None, float | None]],  # key, flipped, choice, seconds
 ) -> None:
     "Add verdicts to the file: all, or none. When this returns, they are on the disk."
     now = datetime.now(UTC).isoformat(timespec='seconds')
@@ -229,12 +250,13 @@ def store_verdicts(
 def current_verdicts(
     ratings: BlindComparison,  # a comparison
     rater: str | None = None,  # only this one's; None: everybody's
-) -> pd.DataFrame:  # rater, item, flipped, choice, at, seconds; in the order in which they were given
+) -> pd.DataFrame:  # rater, item, flipped, choice, at, seconds; in the order of time
     "The verdicts that count now, as the file has them: the last one of each rater on each item."
     check_ratings(ratings)
     columns = ['rater', 'item', 'flipped', 'choice', 'at', 'seconds']
     last = 'SELECT max(n) FROM ratings WHERE set_id = ? GROUP BY rater, item'
-    query = f'SELECT {", ".join(columns)} FROM ratings WHERE n IN ({last}) AND choice IS NOT NULL ORDER BY n'
+    query = (f'SELECT {", ".join(columns)} FROM ratings WHERE n IN ({last}) '
+             'AND choice IS NOT NULL ORDER BY n')
     with connect(ratings.file) as db: lines = db.execute(query, [ratings.id]).fetchall()
     return pd.DataFrame([line for line in lines if rater in (None, line[0])], columns=columns)
 
@@ -246,8 +268,10 @@ def find_item(
     "The key of an item, and whether its sides are exchanged."
     id = item.id if isinstance(item, Item) else item
     if isinstance(id, str) and id in ratings.ids: return ratings.ids[id]
-    if item is None: raise FTNBError('item=None', 'next() returns None when all are rated', 'Stop at None.')
-    raise FTNBError(describe_value('item', id), 'it is none of this comparison', 'Use what next() returns.')
+    if item is None:
+        raise FTNBError('item=None', 'next() returns None when all are rated', 'Stop at None.')
+    raise FTNBError(describe_value('item', id), 'it is none of this comparison',
+                    'Use what next() returns.')
 
 # %% ../../nbs/people/session.ipynb #d87f5eb5
 WORDS = {'a': 'A', 'left': 'A', 'b': 'B', 'right': 'B', 'tie': 'tie', 'skip': 'skip'}
@@ -259,12 +283,13 @@ def check_verdict(
     "A verdict as it is stored."
     word = WORDS.get(choice.strip().lower()) if isinstance(choice, str) else None
     if word == 'skip' or (word and not ratings.criteria): return word
-    value = f'choice {choice!r:.60}' if isinstance(choice, dict) else describe_value('choice', choice)
-    if not ratings.criteria: raise FTNBError(value, "it must be 'A', 'B', 'tie' or 'skip'", 'Change it.')
-    if not isinstance(choice, Mapping) or set(choice) != set(ratings.criteria):
-        raise FTNBError(value, f"it must be 'skip', or a mark for each of {', '.join(ratings.criteria)}",
-                        f'Write {dict.fromkeys(ratings.criteria, 3)}.')
-    return json.dumps({name: _mark(name, choice[name]) for name in ratings.criteria})
+    value, names = describe_value('choice', choice), ratings.criteria
+    if isinstance(choice, dict): value = f'choice {choice!r:.60}'
+    if not names: raise FTNBError(value, "it must be 'A', 'B', 'tie' or 'skip'", 'Change it.')
+    if not isinstance(choice, Mapping) or set(choice) != set(names):
+        raise FTNBError(value, f"it must be 'skip', or a mark for each of {', '.join(names)}",
+                        f'Write {dict.fromkeys(names, 3)}.')
+    return json.dumps({name: _mark(name, choice[name]) for name in names})
 
 # %% ../../nbs/people/session.ipynb #73596dd6
 def _mark(criterion: str, value: Any) -> int:
@@ -278,13 +303,24 @@ def _seconds(value: Any) -> float | None:
     require_value('seconds', value, seconds != float('inf'), 'it must be a number, 0 at least, or None')
     return seconds
 
+# %% ../../nbs/people/session.ipynb #88f0e94b
+def progress_facts(
+    ratings: BlindComparison,  # a comparison
+) -> tuple[str, dict[str, str]]:
+    "The title and the facts of a card that tells no result."
+    done, total = ratings.progress
+    how = 'run the cell again, or use next() and record()'
+    return (f'Blind ratings: {done} of {total} items by {ratings.rater}',
+            {'kept in': ratings.file.name, 'to go on': how})
+
 # %% ../../nbs/people/session.ipynb #54b9efd9
 def _named(ratings: BlindComparison, source: Source, verdict: Any) -> dict:
     "A verdict in words: who stood where, and who was better."
     names = [ratings.systems[i] for i in source.systems] or ['the reference', 'another row']
     line = {'rater': verdict.rater, 'row': source.row, 'check': source.check}
     if ratings.criteria:
-        marks = json.loads(verdict.choice) if verdict.choice[0] == '{' else dict.fromkeys(ratings.criteria)
+        marks = dict.fromkeys(ratings.criteria)
+        if verdict.choice[0] == '{': marks = json.loads(verdict.choice)
         return line | {'system': names[0]} | marks | {'skipped': verdict.choice == 'skip'}
     left, right = names[::-1 if verdict.flipped else 1]
     better = {'A': left, 'B': right}.get(verdict.choice, verdict.choice)
@@ -299,7 +335,7 @@ def rater_group(
 
 def pairwise_votes(
     ratings: BlindComparison,  # of pairs
-) -> pd.DataFrame:  # by, rater, row, a, b (systems), score (1 where b is better, 0 where a is, ½ for a tie)
+) -> pd.DataFrame:  # by, rater, row, a, b (systems), score (1: b is better, 0: a is, ½: a tie)
     "Verdicts on pairs as numbers, without attention checks and skipped items."
     value, lines = {'A': 0., 'tie': 0.5, 'B': 1.}, []
     for v in current_verdicts(ratings).itertuples():
@@ -313,9 +349,9 @@ def pairwise_votes(
 def inconsistent_counts(
     ratings: BlindComparison,  # a comparison
 ) -> Counter[tuple]:  # (judge, system, ...): how many
-    "For each judge and pair (or system), how many of its answers change with the order in which it is asked."
-    return Counter((v.rater, *ratings.items[v.item].systems) for v in current_verdicts(ratings).itertuples()
-                   if v.choice == 'inconsistent')
+    "For each judge and pair (or system), how many of its answers change with the order of asking."
+    return Counter((v.rater, *ratings.items[v.item].systems)
+                   for v in current_verdicts(ratings).itertuples() if v.choice == 'inconsistent')
 
 def has_verdicts(
     ratings: BlindComparison,  # a comparison

@@ -12,19 +12,15 @@ from typing import Any
 from ..core.errors import FTNBError, require
 from .store import check_path, require_value
 from ftnb.people.session import (
-    Item, BlindComparison, check_verdict, check_ratings, current_verdicts, find_item,
+    Item, BlindComparison, check_rater, check_verdict, check_ratings, current_verdicts, find_item,
     store_verdicts)
 
 
 # %% auto #0
-__all__ = ['check_rater', 'write_sheet', 'read_sheet']
+__all__ = ['write_sheet', 'read_sheet']
 
 # %% ../../nbs/people/sheets.ipynb #chkrater
-def check_rater(rater: Any) -> str:
-    "A rater's name; judges have names of another kind."
-    require_value('rater', rater, isinstance(rater, str) and bool(rater.strip()), 'it must be a name')
-    require('rater', rater, not rater.startswith('lm:'), "such names are for judge(lm, ...), and no person's")
-    return rater.strip()
+def _unused(): pass
 
 # %% ../../nbs/people/sheets.ipynb #76c17b6b
 def write_sheet(

@@ -8,7 +8,7 @@ from typing import Any
 from ..core.errors import FTNBError
 from ..core.display import format_p
 from .store import and_list, plural
-from .session import BlindComparison, current_verdicts, has_verdicts
+from .session import BlindComparison, current_verdicts, has_verdicts, progress_facts
 from .win_rates import bradley_terry_ranking, win_rate_table
 from .marks import mark_difference_table, mean_marks
 from .agreement import ONE_RATER, failed_checks, judge_agreement_table, rater_agreement
@@ -93,7 +93,6 @@ def card_facts(
     "The title and the facts of a card: progress while its rater has something to do, else everything."
     done, total = ratings.progress
     if done == total or ratings.rater.startswith('lm:'): return result_facts(ratings)
+    title, facts = progress_facts(ratings)
     results = 'see results()' if has_verdicts(ratings) else 'nothing: no verdict yet'
-    how = 'run the cell again, or use next() and record()'
-    return f'Blind ratings: {done} of {total} items by {ratings.rater}', {
-        'kept in': ratings.file.name, 'to go on': how, 'results so far': results}
+    return title, facts | {'results so far': results}
