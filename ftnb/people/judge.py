@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json, os
 from collections.abc import Sequence
+from typing import Any
 import numpy as np
 from ..core.errors import FTNBError, check_number
 from ..models.lm import LM, context_length
@@ -68,6 +69,15 @@ def _mark_verdicts(lm: LM, ratings: Ratings, sources: Sequence[Source], question
     as_json = lambda each: json.dumps({c: int(mark) for c, mark in zip(ratings.criteria, each[:, 0])})
     return [as_json(each) if (each[:, 0] == each[:, 1]).all() else 'inconsistent' for each in marks]
 
+# %% ../../nbs/people/judge.ipynb #54880aa6
+def _check_judge(lm: Any, question: Any, name: Any) -> None:
+    "Refuse what is no model, no question, or no name."
+    if not isinstance(lm, LM):
+        raise FTNBError(describe_value('lm', lm), 'it must be an LM', 'Give what load_lm(...) returns.')
+    for k, text in (('question', question), ('name', name)):
+        is_text = isinstance(text, str) and bool(text.strip())
+        require_value(k, text, text is None or is_text, 'it must be a text, or None')
+
 # %% ../../nbs/people/judge.ipynb #2acfa380
 def judge(
     lm: LM,  # the judge; better none of the systems
@@ -83,12 +93,8 @@ def judge(
     prompts: Sequence[str] | None = None,  # as in `rate`
 ) -> Ratings:
     "Have a model compare systems, asked in both orders; it goes on where it was."
-    if not isinstance(lm, LM):
-        raise FTNBError(describe_value('lm', lm), 'it must be an LM', 'Give what load_lm(...) returns.')
+    _check_judge(lm, question, name)
     names = check_criteria(() if criteria is None else criteria)
-    for k, text in (('question', question), ('name', name)):
-        is_text = isinstance(text, str) and bool(text.strip())
-        require_value(k, text, text is None or is_text, 'it must be a text, or None')
     systems = check_systems([a, *(() if b is None else (b,)), *more], one=bool(names))
     content = comparison_content(systems, names, rows, check_number('seed', seed, 0), prompts)
     ratings = begin_ratings(check_path('file', file), f'lm:{name or lm.name}', content | {'checks': None})

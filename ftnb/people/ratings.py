@@ -108,7 +108,8 @@ def comparison_content(
     "What the file keeps of a comparison."
     table = next(iter(systems.values())).rows
     chosen = _choose_rows(rows, len(table), seed)
-    asked = list(map(_readable, table['prompt'])) if prompts is None else _check_prompts(prompts, len(table))
+    asked = [_readable(prompt) for prompt in table['prompt']]
+    if prompts is not None: asked = _check_prompts(prompts, len(table))
     references = [r if isinstance(r, str) else '\n'.join(r) for r in table['reference']]
     pick = lambda column: [column[i] for i in chosen]
     return dict(systems=list(systems), criteria=list(criteria), rows=chosen, seed=seed,
@@ -125,7 +126,8 @@ def _comparison_id(content: Mapping[str, Any]) -> str:
 def _check_worth(ratings: Ratings) -> None:
     "Refuse a comparison in which there is nothing to ask, or too little for its checks."
     if not ratings.order:
-        raise FTNBError(and_list(ratings.systems), 'they wrote the same in every row: there is nothing to rate',
+        raise FTNBError(and_list(ratings.systems),
+                        'they wrote the same in every row: there is nothing to rate',
                         'Compare systems that differ.')
     room = sum(source.check for source in ratings.items.values())
     if ratings.criteria: room = len(ratings.order) // 2
@@ -144,8 +146,10 @@ def begin_ratings(
     prepare_file(file)
     with connect(file, write=True) as db:
         now = datetime.now(UTC).isoformat(timespec='seconds')
-        db.execute('INSERT OR IGNORE INTO sets (id, content, at) VALUES (?, ?, ?)', (id, json.dumps(new), now))
-        there = json.loads(db.execute('SELECT content FROM sets WHERE id = ?', [id]).fetchone()[0])
+        db.execute('INSERT OR IGNORE INTO sets (id, content, at) VALUES (?, ?, ?)',
+                   (id, json.dumps(new), now))
+        text, = db.execute('SELECT content FROM sets WHERE id = ?', [id]).fetchone()
+    there = json.loads(text)
     for k in ('seed', 'checks'):
         same = content[k] in (None, there[k])
         require(k, content[k], same, f'this comparison was begun with {k}={there[k]}')
