@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import hashlib
+import inspect
 import os
+import pydoc
 import re
 import shutil
 import sqlite3
@@ -12,6 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +22,12 @@ import pandas as pd
 import pytest
 
 from ftnb.core.errors import FTNBError
-from ftnb.people import store as human
+from ftnb.people import judge as judge_room
 from ftnb.people.judge import judge
-from ftnb.people.ratings import Ratings, open_ratings, rate
+from ftnb.people.ratings import Ratings, _readable, open_ratings, rate
+from ftnb.people.screen import STATIC, _screen_class, _state, screen
 from ftnb.people.session import current_verdicts
-from ftnb.people.store import APPLICATION_ID, SCHEMAS
+from ftnb.people.store import APPLICATION_ID, SCHEMAS, overview
 from ftnb.models.from_scratch import tiny_lm
 from ftnb.evaluation.scores import Scores
 from ftnb.evaluation.scoring import score_texts
@@ -49,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def all_rated(r: Ratings, prefer: str) -> Ratings:
     """Everything rated by somebody who always finds this system's texts better."""
-    for key, flipped in r.plan:
+    for key, flipped in r.order:
         item = r.item(key, flipped)
         r.record(item, "A" if item.A.startswith(prefer) else "B")
     return r
@@ -65,7 +69,7 @@ WRITE = """
 import sys
 from ftnb.people.ratings import open_ratings
 r = open_ratings('ratings.db', rater=sys.argv[1])
-for key, flipped in r.plan:
+for key, flipped in r.order:
     r.record(r.item(key, flipped), 'A')
     print(key, flush=True)
 """
@@ -116,7 +120,7 @@ def test_begun_by_several_at_once() -> None:
 
 
 def older(file: Path) -> Ratings:
-    """The first form of a file, with a rating in it."""
+    """The first version of a file, with a rating in it."""
     now = rate(ONE, TWO, file="now.db")
     with contextlib.closing(sqlite3.connect(file)) as db, contextlib.closing(sqlite3.connect("now.db")) as new, db:
         for sql in SCHEMAS[1].split(";"):
@@ -128,26 +132,26 @@ def older(file: Path) -> Ratings:
     return now
 
 
-def test_older_form(folder: Path) -> None:
+def test_older_version(folder: Path) -> None:
     older(folder / "old.db")
     was = (folder / "old.db").read_bytes()
     r = open_ratings("old.db")
     assert r.to_pandas()[["row", "better"]].values.tolist() == [[3, "otter"]]
     r.record(r.next(), "tie", seconds=2.5)
     assert r.to_pandas()["seconds"].fillna(-1).tolist() == [-1, 2.5]
-    assert "begun 2024-01-01 UTC, 2 ratings" in human._overview(Path("old.db"))  # the day of the first rating
-    with contextlib.closing(sqlite3.connect("old.db.form1")) as db:  # the copy is whole
+    assert "begun 2024-01-01 UTC, 2 ratings" in overview(Path("old.db"))  # the day of the first rating
+    with contextlib.closing(sqlite3.connect("old.db.v1")) as db:  # the copy is whole
         assert db.execute("PRAGMA user_version").fetchone() == (1,)
         assert db.execute("SELECT count(*) FROM ratings").fetchone() == (1,)
     (folder / "old.db").write_bytes(was)  # somebody takes the old one back
     open_ratings("old.db")
-    assert sorted(p.name for p in folder.glob("old*")) == ["old.db", "old.db.form1", "old.db.form1-1"]
+    assert sorted(p.name for p in folder.glob("old*")) == ["old.db", "old.db.v1", "old.db.v1-1"]
 
 
 def test_a_step_that_fails_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older(folder / "old.db")
     before = (folder / "old.db").read_bytes()
-    monkeypatch.setitem(human.FORMS, 2, SCHEMAS[2] + "; ALTER TABLE absent ADD COLUMN x")
+    monkeypatch.setitem(SCHEMAS, 2, SCHEMAS[2] + "; ALTER TABLE absent ADD COLUMN x")
     with pytest.raises(FTNBError, match="no such table"):
         open_ratings("old.db")
     assert (folder / "old.db").read_bytes() == before
@@ -180,7 +184,7 @@ def cut(file: Path) -> None:
 
 
 FILES = {  # how it is made: what is said of it
-    newer: "form 99 is newer than this ftnb",
+    newer: "version 99 is newer than this ftnb",
     foreign: "a database of another program",
     damaged: "damaged|malformed",
     cut: "damaged|malformed",
@@ -247,23 +251,23 @@ def test_balanced(n: int, k: int, checks: int) -> None:
     orders = []
     for rater in ("anna", "ben"):
         r = rate(*given, file=f"{n}-{k}.db", rater=rater, checks=checks)
-        keys = [key for key, _ in r.plan]
+        keys = [key for key, _ in r.order]
         assert len(set(keys)) == len(keys) == n * k * (k - 1) // 2 + checks
-        for pair in {r.entries[key].systems for key in keys}:
-            flips = [f for key, f in r.plan if r.entries[key].systems == pair]
+        for pair in {r.items[key].systems for key in keys}:
+            flips = [f for key, f in r.order if r.items[key].systems == pair]
             assert abs(2 * sum(flips) - len(flips)) <= 1, "each on the left as often as on the right"
-        real = [key for key in keys if not r.entries[key].check]
+        real = [key for key in keys if not r.items[key].check]
         for at in range(0, len(real), n):  # a round
-            assert len({r.entries[key].row for key in real[at : at + n]}) == n
-            counts = Counter(r.entries[key].systems for key in real[at : at + n])
-            assert max(counts.values()) - min(counts.get(a, 0) for a in r.arms) <= 1
-        orders.append(r.plan)
+            assert len({r.items[key].row for key in real[at : at + n]}) == n
+            counts = Counter(r.items[key].systems for key in real[at : at + n])
+            assert max(counts.values()) - min(counts.get(a, 0) for a in r.groups) <= 1
+        orders.append(r.order)
     assert n < 3 or orders[0] != orders[1]
 
 
 def test_sides_cannot_be_guessed() -> None:
     """Whoever knows the side of an item does not know that of the next."""
-    flips = [f for _, f in rate(system("a", 400), system("b", 400)).plan]
+    flips = [f for _, f in rate(system("a", 400), system("b", 400)).order]
     assert 0.4 < np.mean(np.diff(flips) != 0) < 0.6
 
 
@@ -271,10 +275,10 @@ def test_blind(folder: Path) -> None:
     r = rate(ONE, TWO, checks=2)
     names = lambda text: any(n in text.replace("mole ", "").replace("otter ", "") for n in ("mole", "otter"))
     while item := r.next():
-        assert not names(repr(item) + repr(r) + r._repr_html_() + str(human._state(r)))
+        assert not names(repr(item) + repr(r) + r._repr_html_() + str(_state(r)))
         r.record(item, "skip")
     assert "mole" in repr(r)
-    assert not names(to_csv(rate(ONE, TWO, rater="ben", checks=2), "sheet.csv").read_text("utf-8-sig"))
+    assert not names(rate(ONE, TWO, rater="ben", checks=2).to_csv("sheet.csv").read_text("utf-8-sig"))
 
 
 def test_prompts_of_chat_models() -> None:
@@ -287,7 +291,7 @@ def test_prompts_of_chat_models() -> None:
         "Is 1 < 2, and user friendly?": "Is 1 < 2, and user friendly?",
         "The user said: <why>": "The user said: <why>",
     }.items():
-        assert human._readable(given) == seen
+        assert _readable(given) == seen
 
 
 def test_equal_names() -> None:
@@ -328,6 +332,34 @@ def test_several_comparisons_in_a_file() -> None:
             open_ratings(which=which)
 
 
+def test_the_screen_is_in_the_package() -> None:
+    """Its JavaScript and its style are files beside the code, and the widget has them."""
+    there = {file.name: file.read_text(encoding="utf-8") for file in (resources.files("ftnb.people") / "static").iterdir()}
+    assert set(there) == {"screen.js", "screen.css"} and all(there.values())
+    assert there == {file.name: file.read_text(encoding="utf-8") for file in STATIC.iterdir()}
+    widget = _screen_class()(state=_state(rate(ONE, TWO)))
+    assert (widget._esm, widget._css) == (there["screen.js"], there["screen.css"])
+    assert "export default { render }" in there["screen.js"] and "innerHTML" not in there["screen.js"]
+
+
+METHODS = (
+    "agreement check_failures from_csv judge_agreement mark_differences means metric_agreement ranking to_csv win_rates"
+)
+
+
+@pytest.mark.parametrize("name", METHODS.split())
+def test_methods_are_documented(name: str) -> None:
+    """What is a function of another room has its parameters and its documentation as a method, too."""
+    from nbdev.showdoc import show_doc
+
+    method = getattr(Ratings, name)
+    text = pydoc.plain(pydoc.render_doc(method))
+    page = show_doc(method, name=f"Ratings.{name}")._repr_markdown_()
+    assert method.__doc__ in text and method.__doc__ in page and f"Ratings.{name}" in page
+    for parameter in inspect.signature(method).parameters:
+        assert parameter in text and parameter in page
+
+
 # Results
 
 
@@ -336,8 +368,8 @@ def test_equal_texts_are_ties() -> None:
     texts = [f"otter {i}" if i % 3 else f"mole {i}" for i in range(12)]  # in 4 of 12 rows the same as the mole's
     third = score_texts(texts, ONE.rows["reference"][:], ("chrf",), None, ONE.rows["prompt"][:], "third")
     r = rate(ONE, third, rater="anna")
-    assert len(r.plan) == 8
-    for key, flipped in r.plan[:4]:
+    assert len(r.order) == 8
+    for key, flipped in r.order[:4]:
         item = r.item(key, flipped)
         r.record(item, "A" if item.A.startswith("otter") else "B")
     half = r.results().iloc[0]
@@ -358,15 +390,15 @@ def test_agreement_is_the_libraries(criteria: tuple[str, ...]) -> None:
     rng, table = np.random.default_rng(0), np.full((3, 24 if criteria else 12), np.nan)
     for i, name in enumerate(("anna", "ben", "zoe")):
         r = rate(ONE, TWO, rater=name, criteria=criteria)
-        where = {k: n for n, k in enumerate(sorted(r.entries))}
-        for key, flipped in r.plan:
+        where = {k: n for n, k in enumerate(sorted(r.items))}
+        for key, flipped in r.order:
             value, item = int(rng.integers(1, 6 if criteria else 4)), r.item(key, flipped)
             if rng.random() < 0.2:
                 continue
             table[i, where[key]] = value
             sides = {1: "BA"[not flipped], 2: "tie", 3: "AB"[not flipped]}
             r.record(item, {"fluency": value} if criteria else sides[value])
-    found = human.rater_agreement(r)
+    found = r.agreement()
     level = "ordinal" if criteria else "nominal"
     alpha = krippendorff.alpha(table[:, (~np.isnan(table)).sum(0) >= 2], level_of_measurement=level)
     assert found["value"][0] == pytest.approx(alpha)
@@ -379,10 +411,10 @@ def test_too_little_to_agree_on() -> None:
     for name in ("anna", "ben"):
         r = rate(ONE, TWO, rater=name)
         r.record(r.next(), "tie")
-    assert set(human.rater_agreement(r)["note"]) <= {"fewer than 5 items rated by two", "fewer than 5 items in common"}
+    assert set(r.agreement()["note"]) <= {"fewer than 5 items rated by two", "fewer than 5 items in common"}
     for name in ("anna", "ben"):
         all_rated(rate(ONE, TWO, rater=name), "mole")
-    notes = human.rater_agreement(r)["note"]
+    notes = r.agreement()["note"]
     assert all("the same verdict on everything" in n for n in notes)
     assert "none: everybody" in repr(rate(ONE, TWO, rater="ben"))
 
@@ -391,10 +423,10 @@ def test_never_lost() -> None:
     """Strengths of a system that has never lost have no maximum: it is said, and they are finite."""
     best, middle, worst = (system(x, 6) for x in ("best", "middle", "worst"))
     r = rate(best, middle, worst)
-    for key, flipped in r.plan:
+    for key, flipped in r.order:
         item = r.item(key, flipped)
         r.record(item, "A" if item.A < item.B else "B")  # in alphabetical order
-    table = human.ranking(r)
+    table = r.ranking()
     assert list(table.index) == ["best", "middle", "worst"] and np.isfinite(table["strength"]).all()
     assert table["note"].str.contains("half a win").all()
 
@@ -402,9 +434,9 @@ def test_never_lost() -> None:
 def test_metrics_beside_people() -> None:
     worse = score_texts(["reference"] * 12, ONE.rows["reference"][:], ("chrf",), None, ONE.rows["prompt"][:], "bare")
     r = all_rated(rate(ONE, worse), "reference")
-    assert metric_agreement(r, worse, ONE).loc["chrf", "agreement"] == 100
+    assert r.metric_agreement(worse, ONE).loc["chrf", "agreement"] == 100
     some = all_rated(rate(ONE, worse, rows=[3, 7], file="some.db"), "mole")
-    assert metric_agreement(some, worse, ONE).loc["chrf", ["agreement", "rows"]].tolist() == [0, 2]
+    assert some.metric_agreement(worse, ONE).loc["chrf", ["agreement", "rows"]].tolist() == [0, 2]
     broken = Scores(
         worse.name,
         worse.metrics,
@@ -414,7 +446,7 @@ def test_metrics_beside_people() -> None:
         worse.asked,
     )
     with pytest.raises(FTNBError, match="NaN"):
-        metric_agreement(r, broken, ONE)
+        r.metric_agreement(broken, ONE)
 
 
 def test_checks_of_marks() -> None:
@@ -425,7 +457,7 @@ def test_checks_of_marks() -> None:
             r.record(item, {"fluency": 2 + jump * (item.A in seen)})
             seen[item.A] = True
         assert r.progress == (27, 27)
-    assert human.check_failures(r).values.tolist() == [["erratic", 3, 3], ["steady", 3, 0]]
+    assert r.check_failures().values.tolist() == [["erratic", 3, 3], ["steady", 3, 0]]
     assert set(r.results()["marks"]) == {24}, "checks are in no result"
 
 
@@ -473,9 +505,9 @@ def filled(path: Path, choose, **form) -> None:
 )
 def test_sheets(form: dict, folder: Path) -> None:
     r = rate(ONE, TWO)
-    path = to_csv(r, folder / "sheet.csv")
+    path = r.to_csv(folder / "sheet.csv")
     filled(path, lambda line: " b " if line["A"].startswith("mole") else "A", **form)
-    anna = from_csv(r, path, "anna")
+    anna = r.from_csv(path, "anna")
     assert anna.progress == (12, 12) and set(anna.to_pandas()["better"]) == {"otter"}
     assert r.progress == (0, 12)
 
@@ -486,37 +518,37 @@ def test_dangerous_cells(folder: Path) -> None:
     evil = score_texts(bad, ONE.rows["reference"][:], ("chrf",), None, bad, "evil")
     other = score_texts(TWO.rows["prediction"][:], ONE.rows["reference"][:], ("chrf",), None, bad, "other")
     r = rate(evil, other)
-    path = to_csv(r, folder / "sheet.csv")
+    path = r.to_csv(folder / "sheet.csv")
     with path.open(encoding="utf-8-sig", newline="") as f:
         cells = [cell for line in csv.reader(f) for cell in line]
     assert not [c for c in cells if c[:1] in tuple("=+-@\t\r\n＝")]
     filled(path, lambda line: "tie")
-    assert len(from_csv(r, path, "zoe").to_pandas()) == 12
+    assert len(r.from_csv(path, "zoe").to_pandas()) == 12
 
 
 def test_sheets_with_mistakes(folder: Path) -> None:
     """Every bad cell is named, and nothing is taken over."""
     r, choices = rate(ONE, TWO), iter(["A", "B", "both", "tie", "", "C", "a", "b", "TIE", "skip", "1", "B"])
-    path = to_csv(r, folder / "sheet.csv")
+    path = r.to_csv(folder / "sheet.csv")
     filled(path, lambda line: next(choices))
     with pytest.raises(FTNBError, match="line 4: choice='both'.*line 7: choice='C'.*line 12: choice='1'") as e:
-        from_csv(r, path, "anna")
+        r.from_csv(path, "anna")
     assert "Nothing was taken over" in e.value.remedy and not len(current_verdicts(r))
     right = iter(["A", "B", "A", "tie", "", "B", "a", "b", "TIE", "skip", "A", "B"])
     filled(path, lambda line: next(right))
-    assert from_csv(r, path, "anna").progress == (11, 12), "an empty cell is not rated yet"
+    assert r.from_csv(path, "anna").progress == (11, 12), "an empty cell is not rated yet"
 
 
 def test_a_sheet_whose_columns_were_sorted_alone(folder: Path) -> None:
     r = rate(ONE, TWO)
-    path = to_csv(r, folder / "sheet.csv")
+    path = r.to_csv(folder / "sheet.csv")
     with path.open(encoding="utf-8-sig", newline="") as f:
         lines = list(csv.reader(f))
     ids = sorted(line[0] for line in lines[1:])
     with path.open("w", encoding="utf-8", newline="") as f:
         csv.writer(f).writerows([lines[0], *([i, *line[1:-1], "A"] for i, line in zip(ids, lines[1:]))])
     with pytest.raises(FTNBError, match="another one than was asked"):
-        from_csv(r, path, "anna")
+        r.from_csv(path, "anna")
 
 
 # Judges
@@ -532,14 +564,14 @@ def test_judges_are_asked_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> Non
         side = lambda q: int(not first(q)) if "Question 1?" not in q else 0  # by the side, in one row
         return np.eye(3)[[side(q) for q in questions]]
 
-    monkeypatch.setattr(human, "_chances", sees)
+    monkeypatch.setattr(judge_room, "_answer_probs", sees)
     r = judge(lm, ONE, TWO, name="fair")
     assert len(asked) == 24 and r.rater == "lm:fair"
     assert Counter(current_verdicts(r)["choice"]) == {"B": 11, "inconsistent": 1}
     people = all_rated(rate(ONE, TWO, rater="anna"), "mole")
     table = people.results().set_index("by")
     assert table.loc["people", "win_rate"] == 0 and table.loc["lm:fair", "win_rate"] == 100
-    found = human.judge_agreement(people).iloc[0]
+    found = people.judge_agreement().iloc[0]
     assert (found["items"], found["common"], found["agrees"]) == (12, 11, 0)
     assert found["inconsistent"] == pytest.approx(100 / 12)
     judge(lm, ONE, TWO, name="fair")
@@ -548,14 +580,14 @@ def test_judges_are_asked_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_judges_give_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     four = lambda lm, questions, labels: np.eye(5)[[3] * len(questions)]
-    monkeypatch.setattr(human, "_chances", four)
+    monkeypatch.setattr(judge_room, "_answer_probs", four)
     r = judge(tiny_lm(), ONE, TWO, criteria=["fluency", "adequacy"])
     assert set(r.results()["mean"]) == {4} and len(r.results()) == 4
 
 
 def test_a_judge_without_a_consistent_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has rows without numbers, and the card says why; people's results are as they were."""
-    monkeypatch.setattr(human, "_chances", lambda lm, questions, labels: np.eye(3)[[0] * len(questions)])
+    monkeypatch.setattr(judge_room, "_answer_probs", lambda lm, questions, labels: np.eye(3)[[0] * len(questions)])
     people = all_rated(rate(ONE, TWO, rater="anna"), "otter")
     before = people.results()
     r = judge(tiny_lm(), ONE, TWO, name="left")
@@ -567,10 +599,10 @@ def test_a_judge_without_a_consistent_answer(monkeypatch: pytest.MonkeyPatch) ->
     assert "none of its 12 answers is consistent" in repr(r) and "nan" not in repr(r)
     assert "no item in common" not in repr(r)
     with pytest.raises(FTNBError, match="no chain.*another judge"):
-        human.ranking(r, by="lm:left")
+        r.ranking(by="lm:left")
     marked = iter(range(1000))
     monkeypatch.setattr(
-        human, "_chances", lambda lm, questions, labels: np.eye(5)[[next(marked) % 2 for _ in questions]]
+        judge_room, "_answer_probs", lambda lm, questions, labels: np.eye(5)[[next(marked) % 2 for _ in questions]]
     )
     m = judge(tiny_lm(), ONE, TWO, criteria=["style"], name="torn")
     assert m.results()[["by", "system", "marks"]].values.tolist() == [["lm:torn", "mole", 0], ["lm:torn", "otter", 0]]
@@ -593,7 +625,7 @@ def test_no_verdicts(criteria: tuple[str, ...]) -> None:
                 r.record(item, "skip")
         assert list(r.to_pandas().columns) == columns, state
         assert len(r.results()) == 0 and {"by", "system", "low", "high"} <= set(r.results().columns), state
-        agreement = human.rater_agreement(r)
+        agreement = r.agreement()
         assert set(agreement["note"]) == {"fewer than two people have rated"}, state
         assert agreement["criterion"].tolist() == (list(criteria) or ["better"]), state
         assert word in repr(r) and word in r._repr_html_(), state
@@ -621,13 +653,13 @@ def test_marks_of_any_kind(mark, folder: Path) -> None:
 @pytest.mark.parametrize("cell,value", [("4", 4), ("4.0", 4), ("4,0", 4), ("4.5", None), ("4,5", None), ("0", None)])
 def test_marks_in_a_sheet(cell: str, value: int | None, folder: Path) -> None:
     r = rate(ONE, criteria=["style"], rows=[0])
-    path = to_csv(r, folder / "s.CSV")
+    path = r.to_csv(folder / "s.CSV")
     path.write_text(path.read_text("utf-8-sig").rstrip() + f'"{cell}"', "utf-8")
     if value is None:
         with pytest.raises(FTNBError, match="line 2: style=.*from 1 to 5"):
-            from_csv(r, path, "anna")
+            r.from_csv(path, "anna")
     else:
-        assert from_csv(r, path, "anna").to_pandas()["style"].tolist() == [value]
+        assert r.from_csv(path, "anna").to_pandas()["style"].tolist() == [value]
 
 
 @pytest.mark.parametrize(
@@ -636,17 +668,17 @@ def test_marks_in_a_sheet(cell: str, value: int | None, folder: Path) -> None:
 @pytest.mark.parametrize(
     "do",
     [
-        lambda r: to_csv(r, "s.csv"),
-        lambda r: from_csv(r, "s.csv", "anna"),
-        lambda r: metric_agreement(r, ONE, TWO),
-        human.rater_agreement,
-        human.ranking,
-        human.win_rates,
-        human.means,
-        human.mark_differences,
-        human.judge_agreement,
-        human.check_failures,
-        human.screen,
+        lambda r: Ratings.to_csv(r, "s.csv"),
+        lambda r: Ratings.from_csv(r, "s.csv", "anna"),
+        lambda r: Ratings.metric_agreement(r, ONE, TWO),
+        Ratings.agreement,
+        Ratings.ranking,
+        Ratings.win_rates,
+        Ratings.means,
+        Ratings.mark_differences,
+        Ratings.judge_agreement,
+        Ratings.check_failures,
+        screen,
         current_verdicts,
     ],
 )
@@ -715,19 +747,19 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     ),
     "unknown item": (lambda: rate(ONE, TWO).record("abc", "A"), ["'abc'", "none of this comparison", "next()"]),
     "a sheet that is there": (
-        lambda: (Path("s.csv").touch(), to_csv(rate(ONE, TWO), "s.csv")),
+        lambda: (Path("s.csv").touch(), rate(ONE, TWO).to_csv("s.csv")),
         ["s.csv", "filled in", "another name"],
     ),
     "a sheet of something else": (
-        lambda: (Path("s.csv").write_text("a,b\n1,2\n"), from_csv(rate(ONE, TWO), "s.csv", "x")),
+        lambda: (Path("s.csv").write_text("a,b\n1,2\n"), rate(ONE, TWO).from_csv("s.csv", "x")),
         ["s.csv", "no column item", "to_csv"],
     ),
     "an empty sheet": (
-        lambda: (Path("s.csv").touch(), from_csv(rate(ONE, TWO), "s.csv", "x")),
+        lambda: (Path("s.csv").touch(), rate(ONE, TWO).from_csv("s.csv", "x")),
         ["s.csv", "no column item", "to_csv"],
     ),
-    "no ranking yet": (lambda: human.ranking(rate(ONE, TWO)), ["people", "no chain", "Rate more"]),
-    "marks of pairs": (lambda: human.means(rate(ONE, TWO)), ["pairs", "another question", "win_rates"]),
+    "no ranking yet": (lambda: rate(ONE, TWO).ranking(), ["people", "no chain", "Rate more"]),
+    "marks of pairs": (lambda: rate(ONE, TWO).means(), ["pairs", "another question", "win_rates"]),
     "no model as a judge": (lambda: judge("gpt", ONE, TWO), ["gpt", "must be an LM", "load_lm("]),
     "a criterion named like a text": (
         lambda: rate(ONE, criteria=["A"]),
@@ -748,16 +780,16 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     "judge, file=None": (lambda: judge(tiny_lm(), ONE, TWO, file=None), ["file=None", "must be a path", "Change"]),
     "open None": (lambda: open_ratings(None), ["file=None", "must be a path", "Change file"]),
     "Scores as a rater": (lambda: rate(ONE, TWO, rater=TWO), ["rater is Scores", "a name", "Change rater"]),
-    "to_csv to None": (lambda: to_csv(rate(ONE, TWO), None), ["path=None", "must be a path", "Change path"]),
-    "from_csv of None": (lambda: from_csv(rate(ONE, TWO), None, "x"), ["path=None", "must be a path", "Change path"]),
-    "from_csv by nobody": (lambda: from_csv(rate(ONE, TWO), "s.csv", None), ["rater=None", "a name", "Change rater"]),
+    "to_csv to None": (lambda: rate(ONE, TWO).to_csv(None), ["path=None", "must be a path", "Change path"]),
+    "from_csv of None": (lambda: rate(ONE, TWO).from_csv(None, "x"), ["path=None", "must be a path", "Change path"]),
+    "from_csv by nobody": (lambda: rate(ONE, TWO).from_csv("s.csv", None), ["rater=None", "a name", "Change rater"]),
     "a sheet for Excel": (
-        lambda: to_csv(rate(ONE, TWO), "x.xlsx"),
+        lambda: rate(ONE, TWO).to_csv("x.xlsx"),
         ["'x.xlsx'", "written as CSV", "Write 'x.csv'"],
     ),
-    "a sheet without an ending": (lambda: to_csv(rate(ONE, TWO), "x"), ["'x'", "end in .csv", "Write 'x.csv'"]),
+    "a sheet without an ending": (lambda: rate(ONE, TWO).to_csv("x"), ["'x'", "end in .csv", "Write 'x.csv'"]),
     "a sheet for who is done": (
-        lambda: to_csv(finished(), "s.csv"),
+        lambda: finished().to_csv("s.csv"),
         ["sheet for me", "nothing is left to rate: all 12 are rated", "another rater"],
     ),
     "a text as seconds": (lambda: first_of(rate(ONE, TWO), "A", seconds="x"), ["seconds='x'", "a number", "Change"]),
@@ -785,11 +817,11 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     "rows as a mask": (lambda: rate(ONE, TWO, rows=np.ones(12, bool)), ["rows[0]=True", "a whole number", "Change"]),
     "no rows": (lambda: rate(ONE, TWO, rows=np.array([], int)), ["rows=[]", "one at least", "Change rows"]),
     "agreement of no Scores": (
-        lambda: metric_agreement(rate(ONE, TWO)),
+        lambda: rate(ONE, TWO).metric_agreement(),
         ["no Scores", "those of mole and otter are missing", "Give all"],
     ),
     "agreement of one Scores": (
-        lambda: metric_agreement(rate(ONE, TWO), TWO),
+        lambda: rate(ONE, TWO).metric_agreement(TWO),
         ["Scores of otter", "those of mole are missing", "Give all"],
     ),
     "a judge that cannot read so much": (
