@@ -133,8 +133,8 @@ class Checkpoint(Callback):
         except Exception as e:
             if not _is_disk_error(e): raise
             before = f'the last good one is {self.path}' if self.path else 'there is none before it'
-            warnings.warn(f'step {learner.step}: no checkpoint could be written ({e}). Training goes on, '
-                          f'and the next one is tried in {self.every} steps; {before}', stacklevel=2)
+            warnings.warn(f'step {learner.step}: no checkpoint could be written ({e}). Training goes '
+                          f'on, and the next one is tried in {self.every} steps; {before}', stacklevel=2)
             return
         self.path = self.folder / self.name(learner)
         for old in checkpoints_in(self.folder)[self.keep:]: shutil.rmtree(old, ignore_errors=True)
