@@ -59,13 +59,14 @@ class Constraint:
         "Begin another batch: all rows are at the start of the form."
         self.matchers = {}
 
-# %% ../../nbs/generation/constraints.ipynb #b86c2dd6
+# %% ../../nbs/generation/constraints.ipynb #bc928e15
 def _llguidance() -> Any:
     "The part of llguidance that reads transformers' tokenizers."
     for module in ('llguidance', 'llguidance.hf'):
         library = import_optional(module, 'pip install ftnb[structured]', 'to write within a pattern or a schema')
     return library
 
+# %% ../../nbs/generation/constraints.ipynb #02ccc4f5
 def _grammar(name: str, pattern: str | None, schema: dict | None) -> str:
     "llguidance's grammar of a pattern or a schema, checked."
     from llguidance import LLMatcher
@@ -78,7 +79,7 @@ def _grammar(name: str, pattern: str | None, schema: dict | None) -> str:
         raise FTNBError(name, f'it cannot be read ({(errors or lines)[-1]})', 'Correct it.')
     return grammar
 
-# %% ../../nbs/generation/constraints.ipynb #c5ab050c
+# %% ../../nbs/generation/constraints.ipynb #bc0abab0
 def schema_dict(
     schema: Any,  # a pydantic model, or anything else
 ) -> Any:  # its JSON schema; anything else unchanged
@@ -86,6 +87,7 @@ def schema_dict(
     is_model = hasattr(schema, 'model_json_schema')
     return _without_extra_keys(schema.model_json_schema()) if is_model else schema
 
+# %% ../../nbs/generation/constraints.ipynb #85c42f2f
 def _without_extra_keys(schema: Any) -> Any:
     "A schema in which all objects have only the keys that it names."
     if isinstance(schema, list): return [_without_extra_keys(x) for x in schema]
@@ -94,12 +96,13 @@ def _without_extra_keys(schema: Any) -> Any:
     closed = {k: _without_extra_keys(v) for k, v in schema.items()}
     return closed | ({'additionalProperties': False} if is_open else {})
 
-# %% ../../nbs/generation/constraints.ipynb #ae3ce741
+# %% ../../nbs/generation/constraints.ipynb #7ea4d905
 _SCHEMA_KEYS = set('''type properties items prefixItems enum const anyOf oneOf allOf $ref pattern format required
     minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems maxItems uniqueItems
     contains minProperties maxProperties not if additionalProperties patternProperties propertyNames
     dependentRequired'''.split())   # JSON schema's own keywords
 
+# %% ../../nbs/generation/constraints.ipynb #c00b658e
 def _check_schema(schema: Any) -> None:
     "A schema must be a dict that says something."
     require('schema', schema, not isinstance(schema, dict) or not schema or any(k in _SCHEMA_KEYS for k in schema),

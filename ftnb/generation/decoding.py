@@ -68,7 +68,7 @@ def _check_sampling(d: Decoding) -> None:
         raise FTNBError(f'{", ".join(names)} with temperature 0', 'greedy decoding draws nothing',
                         'Set a temperature such as 0.8, or leave it out.')
 
-# %% ../../nbs/generation/decoding.ipynb #db8394e9
+# %% ../../nbs/generation/decoding.ipynb #f1d5efdc
 def _check_beams(d: Decoding) -> None:
     "Beam search draws nothing, and its options need beams."
     if d.uses_beams and d.temperature:
@@ -78,6 +78,7 @@ def _check_beams(d: Decoding) -> None:
         raise FTNBError('length_penalty without beams', 'it ranks beams',
                         'Set num_beams, or leave it out.')
 
+# %% ../../nbs/generation/decoding.ipynb #c8dd54db
 def _check_beam_groups(d: Decoding) -> None:
     "Groups are of one size, and differ by a penalty."
     if d.num_beams % d.num_beam_groups:

@@ -116,7 +116,7 @@ class DecodingState:
         self.mask, self.cached_length = torch.ones_like(self.ids), same
         return same
 
-# %% ../../nbs/generation/kv_cache.ipynb #24153b01
+# %% ../../nbs/generation/kv_cache.ipynb #e2b18520
 def _same_start(a: list[int], b: list[int]) -> int:
     "How many tokens two texts begin with alike."
     return len(os.path.commonprefix([a, b]))
@@ -234,9 +234,10 @@ def _repeated(state: DecodingState, logits: torch.Tensor, unique: list[list[int]
     if state.hidden_states is not None: state.hidden_states = state.hidden_states[again]
     return state, logits[again]
 
-# %% ../../nbs/generation/kv_cache.ipynb #e875550f
+# %% ../../nbs/generation/kv_cache.ipynb #9a0e8d51
 _CAN_PAD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()   # model -> the result of the test
 
+# %% ../../nbs/generation/kv_cache.ipynb #651573e8
 def can_left_pad(
     lm: LM,  # a loaded model
 ) -> bool:

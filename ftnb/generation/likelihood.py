@@ -158,7 +158,7 @@ class NextTokens(Card):
         tokens, probs = [*self.tokens, 'all others'], [*self.probs, self.rest]
         return _probability_bars(tokens, probs, [*self.drawn, 0.], self.prompt)
 
-# %% ../../nbs/generation/likelihood.ipynb #f47332cf
+# %% ../../nbs/generation/likelihood.ipynb #10ae93fe
 def _bar_row(token: str, p: float, drawn: float) -> str:
     "One token as HTML: the model's bar above, what it is drawn with below."
     bar = lambda p, color: (f'<div style="width:{max(1, round(300 * p))}px;height:7px;background:{color};'
@@ -171,6 +171,7 @@ def _bar_row(token: str, p: float, drawn: float) -> str:
             f'<div>{bar(p, "#8a94a6")}{bar(drawn, "#3b82f6") if drawn else ""}</div>'
             f'<span style="font-size:85%">{share}</span></div>')
 
+# %% ../../nbs/generation/likelihood.ipynb #55765fc0
 def _probability_bars(tokens: list[str], probs: list[float], drawn: list[float], prompt: str) -> str:
     "Probabilities as bars, in HTML."
     head = f'<div style="margin-bottom:4px">after <code>{html.escape(prompt[-60:])}</code></div>'

@@ -29,7 +29,7 @@ def as_prompt_list(
                     'it must be a str, or a list of str or of lists of token ids',
                     'Give the text to go on from.')
 
-# %% ../../nbs/generation/prompts.ipynb #6fcd863c
+# %% ../../nbs/generation/prompts.ipynb #7dd0447a
 def _remedy(prompt: Any) -> str:
     "What to do with something that is not a prompt."
     if isinstance(prompt, Mapping) or isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping):
@@ -40,6 +40,7 @@ def _remedy(prompt: Any) -> str:
             'Tensor': 'Use .tolist().', 'ndarray': 'Use .tolist().'
             }.get(type(prompt).__name__, 'Convert it with str(...).')
 
+# %% ../../nbs/generation/prompts.ipynb #85697c40
 def _is_id(x: Any) -> bool: return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 # %% ../../nbs/generation/prompts.ipynb #7688513b
@@ -92,7 +93,7 @@ def prepare_prompts(
         f'lost at their {"end" if end else "beginning"}', stacklevel=3)
     return [r[:limit] if end else r[n:] for r, n in zip(rows, cut)], cut
 
-# %% ../../nbs/generation/prompts.ipynb #33921357
+# %% ../../nbs/generation/prompts.ipynb #2aef135c
 def _longest_prompt(lm: LM, max_new_tokens: int) -> int:
     "How many tokens a prompt may have."
     context = context_length(lm)
@@ -102,6 +103,7 @@ def _longest_prompt(lm: LM, max_new_tokens: int) -> int:
     require('max_new_tokens', max_new_tokens, fits, f'the context of the model has {context} tokens')
     return context if is_seq2seq(lm) else context - max_new_tokens
 
+# %% ../../nbs/generation/prompts.ipynb #7c423566
 def _too_long(lm: LM, rows: list[list[int]], cut: list[int], max_new_tokens: int) -> FTNBError:
     "The error about the first prompt that is too long."
     i = next(i for i, n in enumerate(cut) if n)

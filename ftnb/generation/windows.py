@@ -114,7 +114,7 @@ class ChatWindow:
         if self.handle: self.handle.update({'text/plain': plain, 'text/html': rich}, raw=True)
         self.box.close()
 
-# %% ../../nbs/generation/windows.ipynb #41d231b5
+# %% ../../nbs/generation/windows.ipynb #08a27246
 BUTTONS = {'send': 'Enter does it too', 'stop': 'end the answer here', 'again': 'another answer',
            'back': 'take the last turn back', 'done': 'leave the transcript'}   # method -> tooltip
 
