@@ -125,7 +125,7 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(case: str, lm: LM, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftnb.models._hub_reachable", lambda: False)
+    monkeypatch.setattr("ftnb.models.loading._hub_reachable", lambda: False)
     before = sorted(folder.rglob("*"))
     action, words = CASES[case]
     with pytest.raises(FTNBError) as error:
@@ -166,11 +166,11 @@ def test_a_half_written_cache_is_never_used(tmp_path: Path, monkeypatch: pytest.
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ftnb.models._convert", die)
+    monkeypatch.setattr("ftnb.models.gguf._convert", die)
     with pytest.raises(KeyboardInterrupt):
         convert_gguf(file)
     assert list((tmp_path / "cache" / "gguf").iterdir()) == []
-    monkeypatch.setattr("ftnb.models._convert", lambda file, folder: (folder / "config.json").write_text("whole"))
+    monkeypatch.setattr("ftnb.models.gguf._convert", lambda file, folder: (folder / "config.json").write_text("whole"))
     assert (convert_gguf(file) / "config.json").read_text() == "whole"
-    monkeypatch.setattr("ftnb.models._convert", die)  # not called again
+    monkeypatch.setattr("ftnb.models.gguf._convert", die)  # not called again
     assert (convert_gguf(file) / "config.json").read_text() == "whole"
