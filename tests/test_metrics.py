@@ -19,7 +19,7 @@ from sacrebleu.significance import PairedTest
 from ftnb.core.errors import FTNBError
 from ftnb.evaluation.metric import JUDGED
 from ftnb.evaluation.metrics import METRICS, hub_metric, metric, text_metric
-from ftnb.evaluation.labels import NUMERIC
+from ftnb.evaluation.perplexity import NUMERIC
 from ftnb.evaluation.statistics import jackknife, jackknife_error
 
 # Test vectors of sacrebleu (github.com/mjpost/sacrebleu: test/test_bleu.py, test_sentence_bleu.py, test_chrf.py,
@@ -299,14 +299,14 @@ def test_debiased_calibration_error() -> None:
 def test_bertscore_package() -> None:
     import bert_score
 
-    from ftnb.evaluation.overlap import _embedding_folder
+    from ftnb.evaluation.overlap import embedding_folder
     from ftnb.models.lm import quiet_transformers
 
     said = ["the cat sat on the mat", "Return the sum.", "猫坐在垫子上", "a b c " * 30]
     right = ["a cat is on a mat", "Add two numbers.", "猫在垫子上", "shares fell on Monday"]
     with quiet_transformers():
-        found = bert_score.score(said, right, model_type=str(_embedding_folder()), num_layers=6, batch_size=2)
-        fourth = bert_score.score(said, right, model_type=str(_embedding_folder()), num_layers=4)
+        found = bert_score.score(said, right, model_type=str(embedding_folder()), num_layers=6, batch_size=2)
+        fourth = bert_score.score(said, right, model_type=str(embedding_folder()), num_layers=4)
     for part, want in zip(("precision", "recall", "f1"), found, strict=True):
         ours = text_metric("bertscore", part=part, batch_size=3)
         assert ours.stats(said, right)[:, 0] == pytest.approx(100 * want.numpy(), abs=1e-3)
@@ -320,9 +320,9 @@ def test_bertscore_package() -> None:
 
 
 def test_bertscore_is_quiet(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
-    from ftnb.evaluation.overlap import _bert_scorer
+    from ftnb.evaluation.overlap import bert_scorer
 
-    _bert_scorer.cache_clear()
+    bert_scorer.cache_clear()
     metric("bertscore").compute(predictions=["a cat", ""], references=["the cat", "a dog"])
     out, err = capfd.readouterr()
     assert (out + err).strip() == "" and not [w for w in recwarn if "bert" in str(w.filename)]

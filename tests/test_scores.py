@@ -102,13 +102,13 @@ def test_wilson_covers(n: int) -> None:
     """Exactly, from the binomial distribution: on average over true shares, and never far off."""
     from scipy.stats import binom
 
-    ends = np.array([S.wilson(k / n, n) for k in range(n + 1)])
+    ends = np.array([S.wilson(k, n) for k in range(n + 1)])
     true = np.linspace(0.5, 0.97, 95)
     inside = (ends[:, :1] <= true) & (true <= ends[:, 1:])
     found = 100 * (binom.pmf(np.arange(n + 1)[:, None], n, true) * inside).sum(0)
     assert 94 <= found.mean() <= 96.5, found.mean()
     assert found.min() > 91.5, found.min()
-    assert S.wilson(1.0, n)[0] < 1 and S.wilson(0.0, n)[1] > 0
+    assert S.wilson(n, n)[0] < 1 and S.wilson(0, n)[1] > 0
 
 
 @pytest.mark.parametrize("n", [50, 200])
@@ -154,8 +154,41 @@ def test_bca_agrees_with_scipy() -> None:
     assert abs(ours[0] - theirs.low) < 0.06 * width and abs(ours[1] - theirs.high) < 0.06 * width
 
 
+@pytest.mark.parametrize("n", [3, 10, 200])
+def test_bca_is_scipys_given_the_same_draws(n: int) -> None:
+    """To twelve digits, at the level that stands for Student's t."""
+    from types import SimpleNamespace
+
+    from scipy.special import ndtr, stdtrit
+    from scipy.stats import bootstrap
+
+    x = np.random.default_rng(n).lognormal(0, 1, n)
+    samples = next(S.bootstrap_weights(n, 999, 1)) @ x / n
+    for level in (0.9, 0.95):
+        theirs = bootstrap(
+            (x,), np.mean, method="BCa", vectorized=True, n_resamples=0,
+            bootstrap_result=SimpleNamespace(bootstrap_distribution=samples),
+            confidence_level=1 - 2 * ndtr(-stdtrit(n - 1, (1 + level) / 2)),
+        ).confidence_interval  # fmt: skip
+        assert S.bca(samples, x.mean(), (x.sum() - x) / (n - 1), level) == pytest.approx(tuple(theirs), rel=1e-12)
+
+
+def test_wilson_by_hand() -> None:
+    """The published formula (Wilson 1927), against SciPy's."""
+    from scipy.special import ndtri
+
+    for level in (0.9, 0.95):
+        z = ndtri((1 + level) / 2)
+        for n in (1, 7, 200):
+            for k in {0, 1, n // 3, n}:
+                middle = k / n + z * z / (2 * n)
+                half = z * math.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
+                ends = [(middle + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
+                assert S.wilson(k, n, level) == pytest.approx(np.clip(ends, 0, 1).tolist(), abs=1e-12)
+
+
 def test_portions_do_not_change_the_draws() -> None:
-    for draw in (S.bootstrap_weights, S._exchanged):
+    for draw in (S.bootstrap_weights, S.exchange_weights):
         whole, parts = (np.concatenate(list(draw(37, 100, 5, cells))) for cells in (10**6, 40 * 37))
         assert (whole == parts).all()
         assert whole.shape == (100, 37)
@@ -188,7 +221,7 @@ def test_sacrebleu_to_the_last_digit(kind: str, test: str, name: str, seed: int)
     if (kind, name) == ("ar", "ter"):  # whole edits: many exchanges tie, and sacrebleu skips them
         m = mine[0].metrics[name]
         x, y = (s.stats[name] for s in mine)
-        one = x.sum(0) + S.resampled_sums(S._exchanged(len(x), 400, 12345), [y - x])[0]
+        one = x.sum(0) + S.resampled_sums(S.exchange_weights(len(x), 400, 12345), [y - x])[0]
         gaps = np.abs(S.resampled_values(m, x.sum(0) + y.sum(0) - one) - S.resampled_values(m, one))
         more = (gaps > abs(table["difference"][name]) + 1e-9).sum()
         assert (more + 1) / 401 <= theirs[1].p_value <= p
@@ -208,6 +241,19 @@ def test_false_alarms() -> None:
         families.append((S.holm(p) < 0.05).any())
     assert 0.03 < np.mean(alone) < 0.07, np.mean(alone)
     assert np.mean(families) < 0.085, np.mean(families)
+
+
+def test_jackknife_test_and_interval_agree() -> None:
+    """Where all rows are alike, the standard error is 0, but p is not: it is below 0.05 where the interval leaves 0."""
+    m = text_metric("distinct1")
+    for n in (2, 3, 4, 6, 12, 40):
+        a, b = (m.stats([f"{x}{i} {y}{i}" for i in range(n)], None) for x, y in ("ab", "cc"))
+        gap, low, high, p = S.difference(m, a, b)
+        assert S.interval_kind(m, a, b) == "rows alike" and gap == pytest.approx(-50)
+        assert 0 < p <= 1 and (p < 0.05) == (high < 0), (n, low, high, p)
+        assert S.difference(m, b, a)[3] == pytest.approx(p)
+        assert S.difference(m, a, a)[3] == 1
+    assert math.isnan(S.difference(m, a[:1], b[:1])[3])
 
 
 def test_holm_by_hand() -> None:
@@ -305,12 +351,12 @@ def test_degenerate_intervals() -> None:
     same = ("exact_match", "accuracy", "f1", "chrf", "rougeL", "distinct1")
     right = ftnb.score_texts([f"word{i}" for i in range(20)], [f"word{i}" for i in range(20)], (*same, "mcc", "ter"))
     for k in same:
-        assert right.intervals[k] == pytest.approx((100 * S.wilson(1.0, 20)[0], 100)), k
+        assert right.intervals[k] == pytest.approx((100 * S.wilson(20, 20)[0], 100)), k
     assert right.intervals["ter"] == open_scale
-    assert right.intervals["mcc"] == pytest.approx((2 * S.wilson(1.0, 20)[0] - 1, 1))
+    assert right.intervals["mcc"] == pytest.approx((2 * S.wilson(20, 20)[0] - 1, 1))
     wrong = ftnb.score_texts(["x"] * 20, ["b"] * 20, ("chrf", "rougeL", "accuracy"))
     for k in wrong.metrics:
-        assert wrong.intervals[k] == pytest.approx((0, 100 * S.wilson(0.0, 20)[1])), k
+        assert wrong.intervals[k] == pytest.approx((0, 100 * S.wilson(0, 20)[1])), k
     gap = ftnb.compare(right, right).table
     for k in same:  # without a difference in any row, Tango's interval is that of rows alike
         assert (gap["low"][k], gap["high"][k]) == pytest.approx([100 * x for x in S.tango(*[np.ones(20, bool)] * 2)]), k

@@ -13,7 +13,7 @@ import pandas as pd
 from ..core.errors import FTNBError, check_choice, check_number, require
 from ..core.display import Card, format_p, format_p_cell, html_table, shorten
 from .metric import TextMetric, without_version
-from .labels import NUMERIC
+from .perplexity import NUMERIC
 from .statistics import effect_sizes, holm, interval_kind, paired_differences
 from .scores import Scores, number_format, row_metric, without_template
 

@@ -22,7 +22,7 @@ from ..generation.decoding import Decoding
 from ..generation.likelihood import answer_nats, normalized_probs
 from ..generation.writing import generate
 from .metric import TextMetric, check_pairs
-from .labels import check_label_probs
+from .calibration import check_label_probs
 from .metrics import metrics_by_name, text_metric
 from .scores import Scores, make_scores
 from .comparison import compare
