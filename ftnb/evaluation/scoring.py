@@ -31,7 +31,7 @@ from .comparison import compare
 __all__ = ['metric_stats', 'score_texts', 'check_one_split', 'prompts_and_references', 'row_label_probs', 'choose_metrics',
            'check_generate_options', 'score']
 
-# %% ../../nbs/evaluation/scoring.ipynb #3b3339d6
+# %% ../../nbs/evaluation/scoring.ipynb #427c4893
 def metric_stats(
     m: TextMetric,  # what is computed
     texts: Sequence,  # predictions
@@ -46,11 +46,10 @@ def metric_stats(
                         'Use score(lm, rows, task).')
     if m.judged == 'prompts' and prompts is None:
         raise FTNBError(what, 'it compares predictions with prompts', 'Give prompts=[...].')
-    if m.judged == 'probabilities' and probs is None:
-        raise FTNBError(what, 'it judges label probabilities',
-                        'Score a task with labels, or give dicts {label: probability}.')
-    if m.judged == 'probabilities': return m.stats(probs, references)
-    return m.stats(texts, prompts if m.judged == 'prompts' else references)
+    if m.judged != 'probabilities': return m.stats(texts, prompts if m.judged == 'prompts' else references)
+    if probs is None: raise FTNBError(what, 'it judges label probabilities',
+                                      'Score a task with labels, or give dicts {label: probability}.')
+    return m.stats(probs, references)
 
 # %% ../../nbs/evaluation/scoring.ipynb #56e0320b
 def _as_list(what: str, values: Any) -> Any:
@@ -88,25 +87,26 @@ def _check_references(predictions: Sequence, references: Any, needed: Sequence[s
             raise FTNBError(f'references[{i}]={r!r}', 'there must be a text to compare with',
                             'Leave the row out of both lists.')
 
-# %% ../../nbs/evaluation/scoring.ipynb #f9f22dec
+# %% ../../nbs/evaluation/scoring.ipynb #755a946d
 def _check_prompts(predictions: Sequence, prompts: Sequence | None) -> None:
     "Refuse prompts that are no texts, or that are too many or too few."
     if prompts is None: return
     odd = next((i for i, p in enumerate(prompts) if not isinstance(p, str)), None)
     if odd is not None:
-        raise FTNBError(f'prompts[{odd}]={prompts[odd]!r:.60}', 'it must be a text', "Use '' for none.")
+        what = f'prompts[{odd}]={prompts[odd]!r:.60}'
+        raise FTNBError(what, 'it must be a text', "Use '' for none.")
     if len(prompts) != len(predictions):
         raise FTNBError(f'{len(prompts)} prompts and {len(predictions)} predictions',
                         'there must be as many of one as of the other', 'Check how they were collected.')
 
-# %% ../../nbs/evaluation/scoring.ipynb #06c34b98
+# %% ../../nbs/evaluation/scoring.ipynb #0e5ec6fa
 def _columns(texts: list[str], references: Any, prompts: Any,
              probs: list[dict] | None) -> dict[str, list]:
     "What is kept of each row: prompt, prediction, reference, and label probabilities."
     none = [''] * len(texts)
     labels = dict.fromkeys(x for p in probs or [] for x in p)
-    by_label = {f'p({x})': [p.get(x) for p in probs or []] for x in labels}
-    return {'prompt': prompts or none, 'prediction': texts, 'reference': references or none, **by_label}
+    rows = {'prompt': prompts or none, 'prediction': texts, 'reference': references or none}
+    return rows | {f'p({x})': [p.get(x) for p in probs or []] for x in labels}
 
 # %% ../../nbs/evaluation/scoring.ipynb #7434abf2
 def score_texts(
@@ -151,7 +151,7 @@ def _check_baseline(predictions: Sequence, baseline: Scores | Sequence | None) -
                         'they must be for the same rows, in the same order',
                         'Check how they were collected.')
 
-# %% ../../nbs/evaluation/scoring.ipynb #bd3bc82f
+# %% ../../nbs/evaluation/scoring.ipynb #113e791c
 def check_one_split(
     rows: Any,  # Dataset, list of dicts, list of str, a stream
 ) -> Sequence[Mapping]:
@@ -163,7 +163,8 @@ def check_one_split(
     given = read_rows(rows)
     if not isinstance(given, (list, datasets.Dataset)): given = list(given)   # a stream
     if not len(given):
-        raise FTNBError('rows', 'there are no rows', 'Check the file or the filter that they came from.')
+        raise FTNBError('rows', 'there are no rows',
+                        'Check the file or the filter that they came from.')
     return given
 
 # %% ../../nbs/evaluation/scoring.ipynb #cf905d10
@@ -216,10 +217,10 @@ def _measured_rows(lm: LM, pairs: list[tuple[list[int], list[int]]],
         rows = [{'input_ids': p + t, 'labels': [IGNORE] * len(p) + t} for p, t in pairs]
     return [split_row(row, room, free=free) for row in rows]
 
-# %% ../../nbs/evaluation/scoring.ipynb #f9021302
+# %% ../../nbs/evaluation/scoring.ipynb #c9a650b7
 def _likelihood_stats(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task,
                       more: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    "Statistics of perplexity; of loss and bits per byte where `more` names them (or for free text)."
+    "Statistics of perplexity; of loss and bits per byte where asked for (or for free text)."
     pieces = _measured_rows(lm, pairs, task)
     owner: np.ndarray = np.repeat(np.arange(len(pairs)), [len(row) for row in pieces])
     measured = row_nats(lm, [piece for row in pieces for piece in row])
@@ -342,11 +343,12 @@ def score(
     columns |= _label_columns(task, probs)
     return make_scores(name or lm.name, known, stats, columns, _row_hashes(given), resamples, seed)
 
-# %% ../../nbs/evaluation/scoring.ipynb #50301a26
+# %% ../../nbs/evaluation/scoring.ipynb #667b9369
 def _label_columns(task: Task, probs: np.ndarray | None) -> dict[str, list]:
     "The probability of each label, as columns of the rows."
     return {} if probs is None else {f'p({x})': p.tolist() for x, p in zip(task.labels, probs.T)}
 
+# %% ../../nbs/evaluation/scoring.ipynb #8074d65d
 def _answer_stats(chosen: dict[str, TextMetric], task: Task, answers: list, references: list[str],
                   questions: list[str], probs: np.ndarray | None) -> dict[str, np.ndarray]:
     "Statistics of the metrics that judge answers, and of label probabilities."
