@@ -23,15 +23,15 @@ import pytest
 import torch
 
 from ftnb import finetune, resume, tiny_lm
-from ftnb.training.checkpoints import checkpoints_in, newest_checkpoint
 from ftnb.core.errors import FTNBError
 from ftnb.data.encoding import encode
+from ftnb.training.checkpoints import checkpoints_in, newest_checkpoint
 from ftnb.training.learner import Callback, Learner
 
 EVERY = 2  # steps between checkpoints
 TEXTS = ["To be, or not to be, that is the question: " + "whether 'tis nobler " * (n % 4) for n in range(24)]
 PROCESSES = multiprocessing.get_context("forkserver")  # a new process a trial, without importing everything again
-PROCESSES.set_forkserver_preload(["ftnb.finetuning", "transformers.models.gpt2.modeling_gpt2"])
+PROCESSES.set_forkserver_preload(["ftnb.training.finetuning", "transformers.models.gpt2.modeling_gpt2"])
 
 
 def begin(**options: Any) -> Any:
@@ -49,7 +49,7 @@ def digest(run: Any) -> str:
     return " ".join(hashlib.sha256(part).hexdigest()[:16] for part in parts)
 
 
-def _answer(pipe: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def answer(pipe: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
     try:
         pipe.send(("value", work(*args)))
     except BaseException:
@@ -59,7 +59,7 @@ def _answer(pipe: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
 def in_process(work: Callable[..., Any], *args: Any, killed_after: float | None = None) -> Any:
     """What `work` returns in a process of its own; None if that was killed."""
     read, write = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=_answer, args=(write, work, args))
+    process = PROCESSES.Process(target=answer, args=(write, work, args))
     process.start()
     write.close()
     if killed_after is not None:
@@ -108,7 +108,7 @@ def kill_at(event: int) -> None:
         return call
 
     os.fsync, os.rename, torch.save = counted(os.fsync), counted(os.rename), counted(torch.save)
-    for moment in ("gradient", "update", "settle"):
+    for moment in ("gradient", "update", "collect_losses"):
         setattr(Learner, moment, counted(getattr(Learner, moment)))
 
 
@@ -180,8 +180,8 @@ def interrupted(delays: list[float]) -> tuple[str, int]:
 def test_interrupted_anywhere(expected: str) -> None:
     chance, times = random.Random(1), 0
     for _ in range(3):
-        found, n = in_process(interrupted, [chance.uniform(0.01, 0.12) for _ in range(30)])
-        assert found == expected
+        end, n = in_process(interrupted, [chance.uniform(0.01, 0.12) for _ in range(30)])
+        assert end == expected
         times += n
     assert times >= 10, "too quick for this test"
 
@@ -194,17 +194,18 @@ def on_a_full_disk(folder: Path) -> tuple[str, list[str], list[str]]:
             if learner.step == 5:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run = begin(checkpoint=folder, checkpoint_every=EVERY, callbacks=[Full()])
-    return digest(run), [str(w.message) for w in told], [c.name for c in checkpoints_in(folder)]
+    return digest(run), [str(w.message) for w in caught], [c.name for c in checkpoints_in(folder)]
 
 
 def test_full_disk(tmp_path: Path, expected: str) -> None:
-    found, told, kept = in_process(on_a_full_disk, tmp_path / "run")
-    assert found == expected, "training itself goes on"
+    end, messages, kept = in_process(on_a_full_disk, tmp_path / "run")
+    assert end == expected, "training itself goes on"
     assert kept == ["step-00000004", "step-00000002"] and step_of(newest_checkpoint(tmp_path / "run")) == 4
-    assert len(told) == 11 and all("no checkpoint could be written" in t and "step-00000004" in t for t in told)
+    assert len(messages) == 11
+    assert all("no checkpoint could be written" in text and "step-00000004" in text for text in messages)
     assert not list((tmp_path / "run").glob(".step-*"))
     assert in_process(begin_or_resume, tmp_path / "run", None) == expected
 
@@ -270,19 +271,19 @@ def with_little_memory() -> tuple[list[str], float, float, int | None]:
             limit = pages * resource.getpagesize() + 120 * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run = finetune(lm, data, callbacks=[Little()], **options)  # first: a step before it would leave memory to reuse
     resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
     whole = finetune(tiny_lm(context=4096), data, **options).losses[0]
-    return [str(w.message) for w in told], whole, run.losses[0], run.learner.token_limit
+    return [str(w.message) for w in caught], whole, run.losses[0], run.learner.token_limit
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits on a process's memory are Linux's")
 def test_out_of_memory() -> None:
-    told, whole, halved, most = in_process(with_little_memory)
-    assert any("out of memory; from now on at most" in t for t in told), told
-    assert halved == pytest.approx(whole, rel=1e-5) and most is not None and most < 32 * 1001
+    messages, whole, halved, limit = in_process(with_little_memory)
+    assert any("out of memory; from now on at most" in text for text in messages), messages
+    assert halved == pytest.approx(whole, rel=1e-5) and limit is not None and limit < 32 * 1001
 
 
 def interrupted_while_waiting() -> tuple[list[str], str, str]:
@@ -291,19 +292,19 @@ def interrupted_while_waiting() -> tuple[list[str], str, str]:
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         run.wait(60)
-    said = []
+    refusals = []
     for action in (lambda: resume(run), lambda: finetune(run.lm, encode(run.lm, TEXTS))):
         with pytest.raises(FTNBError) as error:
             action()
-        said.append(str(error.value))
+        refusals.append(str(error.value))
     before = run.status
     run.stop()
-    return said, before, run.wait(60).status
+    return refusals, before, run.wait(60).status
 
 
 def test_interrupted_while_waiting() -> None:
-    said, before, after = in_process(interrupted_while_waiting)
-    assert "still going on" in said[0] and "is training it" in said[1]
+    refusals, before, after = in_process(interrupted_while_waiting)
+    assert "still going on" in refusals[0] and "is training it" in refusals[1]
     assert (before, after) == ("running", "interrupted")
 
 

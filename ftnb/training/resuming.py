@@ -16,8 +16,9 @@ from ..models.loading import load_lm
 from ..models.adapters import adapter_layers, add_lora, remove_adapter
 from ..data.applications import free_text
 from ..data.encoded import Encoded, load_encoded
+from .learner import Learner
 from .callbacks import Controls, check_callbacks
-from .checkpoints import checkpoints_in, load_state, newest_checkpoint
+from .checkpoints import Checkpoint, checkpoints_in, load_state, newest_checkpoint
 from .settings import Settings, check_match, check_settings
 from .runs import Run, check_not_training, fit_run
 from .panel import fit_in_background
@@ -106,13 +107,23 @@ def _restored_data(folder: Path, lm: LM, data: Encoded | None) -> Encoded:
     raise FTNBError('this run', 'it was trained on a stream',
                     'Give it again: resume(folder, data=encode(lm, stream)).')
 
+# %% ../../nbs/training/resuming.ipynb #f67d2920
+def _load_newest(learner: Learner, checkpointer: Checkpoint) -> None:
+    "Put a learner where the newest good checkpoint was written."
+    checkpointer.before_fit(learner)   # takes the lock, or says that another run has it
+    try:
+        newest = newest_checkpoint(checkpointer.folder)
+        load_state(learner, newest)
+        checkpointer.path = newest
+    finally: checkpointer.lock.release()
+
 # %% ../../nbs/training/resuming.ipynb #852be283
 def _continue_folder(folder: str | Path, lm: LM | None, data: Encoded | None,
                      callbacks: Sequence[Any], progress: bool, background: bool) -> Run:
     "Go on with the run of a folder."
     path, facts = read_run_folder(folder)
-    checkpoint = newest_checkpoint(path) if checkpoints_in(path) else None
-    if checkpoint is None and lm is None and not facts['base']:
+    begun = bool(checkpoints_in(path))
+    if not begun and lm is None and not facts['base']:
         raise FTNBError(f'folder {str(path)!r}', 'it has no checkpoint yet',
                         'Begin again, or give lm=, as it was.')
     lm = _restored_lm(path / 'run', facts, lm)
@@ -121,9 +132,7 @@ def _continue_folder(folder: str | Path, lm: LM | None, data: Encoded | None,
     s = Settings(**facts['settings'] | {'samples': tuple(facts['settings']['samples'])})
     check_settings(s, data)
     run = prepare_run(lm, data, s, callbacks, progress, path, facts['every'], background)
-    if checkpoint and run.checkpointer:
-        load_state(run.learner, checkpoint)
-        run.checkpointer.path = checkpoint
+    if begun and run.checkpointer: _load_newest(run.learner, run.checkpointer)
     return fit_in_background(run) if background else fit_run(run)
 
 # %% ../../nbs/training/resuming.ipynb #e8db0e25

@@ -74,18 +74,18 @@ def _undo(lm: LM) -> Callable[[], None]:
         set_recompute(lm, False)
     return undo
 
-# %% ../../nbs/training/setup.ipynb #21c819e5
+# %% ../../nbs/training/setup.ipynb #27217a33
 def choose_loss(
     lm: LM,
     steps: Steps,  # what it is computed of
 ) -> Callable[[Any, Any], torch.Tensor]:  # (model, batch) -> summed loss
     "The loss for this model."
-    s = steps.settings
-    smoothed = functools.partial(functools.partial, smoothing=s.label_smoothing)
-    if is_seq2seq(lm): return smoothed(seq2seq_loss)
-    if not steps.packed: return smoothed(padded_loss)
-    if features := _cached_features(lm, steps.data, s): return smoothed(features.loss)
-    return smoothed(packed_loss, body=compile_body(lm.model) if s.compile else None)
+    s, loss = steps.settings, packed_loss
+    if is_seq2seq(lm): loss = seq2seq_loss
+    elif not steps.packed: loss = padded_loss
+    elif features := _cached_features(lm, steps.data, s): loss = features.loss
+    elif s.compile: loss = functools.partial(packed_loss, body=compile_body(lm.model))
+    return functools.partial(loss, smoothing=s.label_smoothing)
 
 # %% ../../nbs/training/setup.ipynb #75c7475a
 def _cached_features(lm: LM, data: Encoded, s: Settings) -> CachedFeatures | None:

@@ -30,17 +30,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ftnb import Callback, Encoded, finetune, free_text, held_out_loss, new_lm
-from ftnb import finetuning, kernels, learner
-from ftnb.models.adapters import lora_config
+from ftnb import Callback, Encoded, finetune, free_text, held_out_loss, lora_config, new_lm, resume
 from ftnb.core.machine import version_of
 from ftnb.data.batches import IGNORE, pack
-from ftnb.training.resuming import resume
+from ftnb.kernels import attention, loss as loss_kernel
 from ftnb.kernels.attention import compute_context
-from ftnb.kernels.nats import can_pack, packed_loss, padded_loss
 from ftnb.kernels.loss import linear_cross_entropy
-from ftnb.models.lm import LM, count_parameters
+from ftnb.kernels.nats import can_pack, packed_loss, padded_loss
 from ftnb.models.from_scratch import byte_tokenizer
+from ftnb.models.lm import LM, count_parameters
+from ftnb.training import learner, setup
 
 # dense bf16 TFLOP/s, as the vendor states them
 PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125}
@@ -91,7 +90,7 @@ def small_lm(job: Job, architecture: str, autocast: torch.dtype | None = torch.b
 
 
 def uneven_rows(n: int, mean: int, longest: int, vocabulary: int, seed: int = 0, prompts: bool = False) -> list[dict]:
-    """Rows of lognormal lengths, the longest among them; each counts up in a step of its own, which can be supervised."""
+    """Rows of lognormal lengths, the longest among them; each counts up in a step of its own, which can be learned."""
     chance = np.random.default_rng(seed)
     sizes = chance.lognormal(0, 0.8, n)
     sizes = np.clip(sizes * mean / sizes.mean(), 8, longest).astype(int)
@@ -129,21 +128,21 @@ def train(lm: LM, data: Encoded, **settings: Any) -> Any:
 def varlen_by_hand(q: Any, k: Any, v: Any, starts: Any, longest: int, scale: float, window: int | None) -> Any:
     """What the CUDA kernel computes, so that its callers can be tried without one."""
     lengths = starts.diff().tolist()
-    return kernels._by_document(q, k, v, [n for n in lengths if n], scale, None, window, 0.0)
+    return attention._by_document(q, k, v, [n for n in lengths if n], scale, None, window, 0.0)
 
 
 @contextlib.contextmanager
 def forced(job: Job, varlen: bool) -> Iterator[Counter]:
     """Use the one-kernel attention (on a CPU a stand-in), or the fallback for older cards; count the kernel's calls."""
     calls: Counter = Counter()
-    real = kernels._varlen if job.cuda else varlen_by_hand
+    real = attention._varlen if job.cuda else varlen_by_hand
 
     def counted(*args: Any) -> Any:
         calls["varlen"] += 1
         return real(*args)
 
-    usable = mock.patch.object(kernels, "_use_varlen", lambda device: varlen)
-    with usable, mock.patch.object(kernels, "_varlen", counted):
+    usable = mock.patch.object(attention, "_use_varlen", lambda device: varlen)
+    with usable, mock.patch.object(attention, "_varlen", counted):
         yield calls
 
 
@@ -175,7 +174,7 @@ def exact(lm: LM) -> LM:
 
 
 def compared(job: Job, lm: LM, rows: list[dict]) -> dict:
-    """Documents end to end beside the padded model, in both formats; distances are to the padded float32 model."""
+    """The packed model beside the padded one, in both formats; distances are to the padded float32 model."""
     reference, gradient = loss_and_gradient(exact(lm), rows, packed=False)
     full, padded = loss_and_gradient(exact(lm), rows, packed=True)[1], loss_and_gradient(lm, rows, packed=False)[1]
     with contextlib.nullcontext() if job.cuda else forced(job, varlen=True):
@@ -187,7 +186,7 @@ def compared(job: Job, lm: LM, rows: list[dict]) -> dict:
 
 
 def check_attention(job: Job) -> Found:
-    """(1) Documents end to end are no further from the padded float32 model than the padded bfloat16 model is."""
+    """(1) Packed rows are no further from the padded float32 model than the padded bfloat16 model is."""
     rows = check_rows(job, 8)
     for name, config in ARCHITECTURES.items():
         lm = small_lm(job, name, **config)
@@ -196,7 +195,8 @@ def check_attention(job: Job) -> Found:
         apart = abs(n["loss"] / n["reference"] - 1)
         ok = n["packs"] and n["fp32"] < 1e-4 and n["gradient"] < 1.5 * n["padded"] + 1e-3 and apart < 5e-3
         ok = ok and bool(n["calls"]) == (name != "gemma2")  # the kernel has no soft cap
-        kernel = ("one kernel" if n["calls"] else "document by document") + ("" if n["packs"] else ", REFUSED by packs")
+        refused = "" if n["packs"] else ", REFUSED by can_pack"
+        kernel = ("one kernel" if n["calls"] else "document by document") + refused
         usual = f"padded bf16 {n['padded']:.1e}, packed fp32 {n['fp32']:.1e}"
         yield name, ok, f"{kernel}; gradient off by {n['gradient']:.1e} ({usual}), loss by {apart:.1e}", n
 
@@ -279,7 +279,7 @@ def gathered_in_16(loss: Callable) -> Callable:
                 gw += gz.T @ h
 
     def patched(*args: torch.Tensor) -> torch.Tensor:
-        with mock.patch.object(kernels, "_accumulate", accumulate):
+        with mock.patch.object(loss_kernel, "_accumulate", accumulate):
             return loss(*args)
 
     return patched
@@ -393,7 +393,7 @@ def check_bf16(job: Job) -> Found:
 def our_line() -> str:
     """Which lines of ftnb, and of what it calls, are being run."""
     frames = [f for f in traceback.extract_stack() if Path(f.filename) != Path(__file__)]
-    ours = [f for f in frames if Path(f.filename).parent.name == "ftnb"][-1:]
+    ours = [f for f in frames if ROOT / "ftnb" in Path(f.filename).parents][-1:]
     last = [f for f in frames if "/torch/" not in f.filename and not f.filename.endswith("warnings.py")][-1:]
     return " → ".join(dict.fromkeys(f"{Path(f.filename).name}:{f.lineno} {f.line}" for f in [*ours, *last]))
 
@@ -408,7 +408,7 @@ class Waits(torch.utils._python_dispatch.TorchDispatchMode):
         self.records: Counter = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func.__name__.split(".")[0] in self.NAMES and not (line := our_line()).startswith("data.py"):
+        if func.__name__.split(".")[0] in self.NAMES and not (line := our_line()).startswith("batches.py"):
             self.records[line] += 1  # batches are laid out on the CPU, whatever the device
         return func(*args, **(kwargs or {}))
 
@@ -426,7 +426,7 @@ def watched(job: Job) -> Iterator[Counter]:
         if "called a synchronizing" in str(message):
             seen[our_line()] += 1
 
-    with warnings.catch_warnings(), mock.patch.object(warnings, "showwarning", note):
+    with warnings.catch_warnings(), mock.patch.object(warnings, "showwarning", record):
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -455,7 +455,7 @@ class Watching(Callback):
 @contextlib.contextmanager
 def waiting_allowed(job: Job) -> Iterator[None]:
     """What the learner does by design, one step late: have a look at the losses that have come."""
-    get = learner._Coming.get
+    get = learner._PendingLoss.get
 
     def quiet(self: Any) -> list[float]:
         if not job.cuda:
@@ -467,7 +467,7 @@ def waiting_allowed(job: Job) -> Iterator[None]:
         finally:
             torch.cuda.set_sync_debug_mode(mode)
 
-    with mock.patch.object(learner._Coming, "get", quiet):
+    with mock.patch.object(learner._PendingLoss, "get", quiet):
         yield
 
 
@@ -526,9 +526,9 @@ def as_on_cuda(job: Job) -> Iterator[None]:
     if job.cuda:
         yield
         return
-    real, steps = torch.compile, finetuning.Steps
+    real, steps = torch.compile, setup.Steps
     simple = mock.patch.object(torch, "compile", lambda model, **_: real(model, backend="eager"))
-    filled = mock.patch.object(finetuning, "Steps", lambda data, s, packed, **_: steps(data, s, packed, s.compile))
+    filled = mock.patch.object(setup, "Steps", lambda data, s, packed, **_: steps(data, s, packed, s.compile))
     with simple, filled, forced(job, varlen=True):
         yield
 
@@ -537,11 +537,11 @@ def eager_and_compiled(job: Job, body: Callable) -> tuple[list[float], list[floa
     """Losses of both, graphs after each step, seconds of the compiled run; `body` is called with what is compiled."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    real, seen, losses = kernels.compiled, Recompiles(), []
+    real, seen, losses = attention.compile_body, Recompiles(), []
     for yes in (False, True):
         lm, start = small_lm(job, "llama"), time.perf_counter()
         data = encoded(lm, check_rows(job, 48))
-        with as_on_cuda(job), mock.patch.object(finetuning, "compiled", lambda model: body(real(model))):
+        with as_on_cuda(job), mock.patch.object(setup, "compile_body", lambda model: body(real(model))):
             losses.append(train(lm, data, lr=1e-4, compile=yes, callbacks=[seen] * yes).losses)
     return *losses, seen.records, time.perf_counter() - start  # type: ignore[return-value]
 
@@ -573,14 +573,14 @@ def little_memory(job: Job, share: float, most: int) -> Iterator[None]:
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, job.device)
         return
-    real = finetuning.end_to_end_loss
+    real = setup.packed_loss
 
     def hungry(model: Any, batch: Any, **how: Any) -> Any:
         if sum(batch.lengths) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, batch, **how)
 
-    with mock.patch.object(finetuning, "end_to_end_loss", hungry):
+    with mock.patch.object(setup, "packed_loss", hungry):
         yield
 
 
@@ -689,10 +689,10 @@ def check_overheads(job: Job) -> Found:
     rows = check_rows(job, 32)
 
     def switching() -> None:
-        with kernels.end_to_end_attention(lm.model):
+        with attention.packed_attention(lm.model):
             pass
 
-    works = {"switching attention, a batch": switching, "laying 8 rows end to end": lambda: pack(rows[:8])}
+    works = {"switching attention, a batch": switching, "packing 8 rows": lambda: pack(rows[:8])}
     for what, work in works.items():
         ms, _ = timed(job, work, 20)
         yield what, "note", f"{ms:.3f} ms", dict(ms=ms)
@@ -803,7 +803,7 @@ class Counting:
 def by_ftnb(lm: LM, rows: list[dict], clock: Clock, lora: bool, **settings: Any) -> tuple[int, str]:
     """`finetune`."""
     run = finetune(lm, encoded(lm, rows), lora=8 if lora else None, progress=False, callbacks=[clock], **settings)
-    return len(run.losses), f"{'end to end' if run.packed else 'PADDED'}; it says {run.tokens_per_s:,.0f} tokens/s"
+    return len(run.losses), f"{'packed' if run.packed else 'PADDED'}; it says {run.tokens_per_s:,.0f} tokens/s"
 
 
 def followed(trainer: Any, clock: Clock) -> tuple[int, str]:
