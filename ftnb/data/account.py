@@ -131,10 +131,11 @@ def _similar_sets(hashes: np.ndarray, starts: np.ndarray, similarity: float) -> 
                 verified.add(b)
                 yield a, b
 
-# %% ../../nbs/data/account.ipynb #2f5602d8
+# %% ../../nbs/data/account.ipynb #7ebf513e
 SCRIPTS = {  # first words of Unicode's names of characters that are counted with another script
     'HIRAGANA': 'CJK', 'KATAKANA': 'CJK', 'FULLWIDTH': 'LATIN', 'HALFWIDTH': 'CJK'}
 
+# %% ../../nbs/data/account.ipynb #789e094d
 def script_of(
     text: str,  # any text; its first 400 characters are looked at
 ) -> str:  # as Unicode calls it, 'LATIN', 'CJK', 'CYRILLIC' ...; '' if there are no letters
@@ -145,7 +146,7 @@ def script_of(
     counts = Counter(SCRIPTS.get(w := first_word(c), w) for c in text if c.isalpha())
     return counts.most_common(1)[0][0] if counts else ''
 
-# %% ../../nbs/data/account.ipynb #d49b1ece
+# %% ../../nbs/data/account.ipynb #64d5106a
 def differs_from_most(
     names: np.ndarray,  # [rows], of str; '' where nothing is known
     share: float = 0.,  # the part of what is known that the commonest name must exceed, or none is marked
@@ -155,6 +156,7 @@ def differs_from_most(
     commonest, count = counts.most_common(1)[0] if counts else ('', 0)
     return (names != commonest) & (names != '') & (count > share * counts.total())
 
+# %% ../../nbs/data/account.ipynb #a478360e
 def other_script(
     texts: Sequence[str],  # any texts
 ) -> np.ndarray:  # [texts], bool
@@ -202,13 +204,14 @@ def languages_of(
     for i in range(0, len(texts), every): codes[i] = language_of(texts[i])
     return codes
 
-# %% ../../nbs/data/account.ipynb #fd5a0e57
+# %% ../../nbs/data/account.ipynb #fa6054aa
 def row_texts(
     rows: CheckedRows,  # from `check_rows`
 ) -> list[str]:
     "Each row's contents as one text, to be compared with others."
     return ['\n'.join(turn['content'] for turn in turns) for turns in rows.turns]
 
+# %% ../../nbs/data/account.ipynb #59549c4b
 def _language_counts(answers: list[str], prompts: list[str], script: np.ndarray) -> dict[str, int]:
     "Rows in another language than most, and of how many that is known; nothing if of none."
     sides = [languages_of(texts) for texts in (answers, prompts)]

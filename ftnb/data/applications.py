@@ -15,7 +15,7 @@ from .tasks import Task
 # %% auto #0
 __all__ = ['column_text', 'free_text', 'summarization', 'translation', 'first_label', 'sentiment', 'dialogue', 'infer_task']
 
-# %% ../../nbs/data/applications.ipynb #3b956f1b
+# %% ../../nbs/data/applications.ipynb #729fc61e
 def column_text(
     row: Mapping,  # a row
     column: str,  # one of its columns
@@ -23,6 +23,7 @@ def column_text(
     "The text in a column, as it is; nothing but a str is a text."
     return check_text(row[column], f'column {column!r}')
 
+# %% ../../nbs/data/applications.ipynb #2ed99f13
 def _stripped(row: Mapping, column: str) -> str:
     "The text in a column, stripped at the ends."
     return column_text(row, column).strip()
@@ -54,9 +55,10 @@ def summarization(
                 source=lambda row: _joined(instruction, _stripped(row, text)), cue='Summary:',
                 metrics=('rougeL', 'rouge1', 'rouge2', 'chrf'), max_new_tokens=max_new_tokens)
 
-# %% ../../nbs/data/applications.ipynb #edb0051c
+# %% ../../nbs/data/applications.ipynb #df6747bb
 _CHINESE = re.compile(r'chinese|mandarin|中文|汉语|漢語|^zh\b', re.IGNORECASE)
 
+# %% ../../nbs/data/applications.ipynb #a05b5148
 def translation(
     source: str = 'source',  # the column with the text
     target: str = 'target',  # the column with its translation
@@ -83,7 +85,7 @@ def first_label(
                if (match := re.search(whole_word(label), text, re.IGNORECASE))]
     return min(matches)[1] if matches else text.strip()
 
-# %% ../../nbs/data/applications.ipynb #88c479c9
+# %% ../../nbs/data/applications.ipynb #a8f1d055
 def sentiment(
     text: str = 'text',  # the column with the text
     label: str = 'label',  # the column with its label
@@ -98,6 +100,7 @@ def sentiment(
                 source=lambda row: _stripped(row, text), metrics=('accuracy', 'f1'), labels=known,
                 read=lambda answer: first_label(answer, known), max_new_tokens=max_new_tokens)
 
+# %% ../../nbs/data/applications.ipynb #e2e0ee07
 def _known_label(row: Mapping, column: str, labels: Sequence[str]) -> str:
     "The label of a row; refused if it is none of the labels."
     if (value := _stripped(row, column)) in labels: return value
@@ -118,28 +121,29 @@ def dialogue(
     return Task('dialogue', (messages,), turns=turns, metrics=('chrf', 'rougeL'),
                 max_new_tokens=max_new_tokens)
 
-# %% ../../nbs/data/applications.ipynb #cd5d3cf2
+# %% ../../nbs/data/applications.ipynb #35e10594
 def _template_options(row: Mapping) -> dict:
     "What a row's own columns say to the chat template."
     tools = {'tools': row['tools']} if row.get('tools') else {}
     options = row.get('chat_template_kwargs') or {}
     return tools | {k: v for k, v in options.items() if v is not None}
 
+# %% ../../nbs/data/applications.ipynb #89d306fb
 def _prompt_then_completion(row: Mapping) -> list[dict]:
     "The turns of a conversational `prompt` and `completion`; only the completion's are supervised."
     asked, answered = ([normalized_turn(turn) for turn in row[k]] for k in ('prompt', 'completion'))
     return [turn | {'weight': 0} for turn in asked] + answered
 
-# %% ../../nbs/data/applications.ipynb #c5b153da
-def _completion_task(row: Mapping, spoken: dict[str, Any]) -> Task:
-    "The task of rows with `prompt` and `completion`; `spoken` is what conversations have in common."
+# %% ../../nbs/data/applications.ipynb #c1bc8ef5
+def _completion_task(row: Mapping, common: dict[str, Any]) -> Task:
+    "The task of rows with `prompt` and `completion`; `common`: what all conversational tasks have."
     columns = ('prompt', 'completion')
     if isinstance(row['prompt'], list):
-        return Task('completion', columns, turns=_prompt_then_completion, **spoken)
+        return Task('completion', columns, turns=_prompt_then_completion, **common)
     return Task('completion', columns, target=lambda r: column_text(r, 'completion'),
-                prompt=lambda r: column_text(r, 'prompt'), metrics=spoken['metrics'], chat=False)
+                prompt=lambda r: column_text(r, 'prompt'), metrics=common['metrics'], chat=False)
 
-# %% ../../nbs/data/applications.ipynb #668dd6d7
+# %% ../../nbs/data/applications.ipynb #64d3883d
 def infer_task(
     row: Mapping,  # the first row
 ) -> Task:
@@ -147,11 +151,11 @@ def infer_task(
     if not isinstance(row, Mapping):
         raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str',
                         "Use {'text': ...}.")
-    spoken: dict[str, Any] = dict(metrics=('chrf', 'rougeL'), options=_template_options)
-    if {'prompt', 'completion'} <= set(row): return _completion_task(row, spoken)
+    common: dict[str, Any] = dict(metrics=('chrf', 'rougeL'), options=_template_options)
+    if {'prompt', 'completion'} <= set(row): return _completion_task(row, common)
     for column in ('messages', 'conversations'):
         if column in row:
-            return Task('dialogue', (column,), turns=operator.itemgetter(column), **spoken)
+            return Task('dialogue', (column,), turns=operator.itemgetter(column), **common)
     if 'text' in row: return free_text()
     raise FTNBError(f'columns {", ".join(map(str, row)) or "(none)"}',
                     'without a task the rows need a column text, messages, or prompt and completion',

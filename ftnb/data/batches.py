@@ -132,7 +132,7 @@ def pad_seq2seq(
     return Seq2SeqBatch(pad(sources, 0), pad([[1] * len(s) for s in sources], 0), pad(targets, IGNORE),
                         lengths, sum(map(len, targets)), tuple(numbers))
 
-# %% ../../nbs/data/batches.ipynb #595dd285
+# %% ../../nbs/data/batches.ipynb #86cf6378
 def _some_pairs(batch: Seq2SeqBatch, some: slice) -> Seq2SeqBatch:
     "Some of a batch's rows."
     labels = batch.labels[some]

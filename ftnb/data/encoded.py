@@ -35,7 +35,7 @@ def token_table(
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat))
     return pa.table({name: column(name) for name in ('input_ids', 'labels')})
 
-# %% ../../nbs/data/encoded.ipynb #ec890a14
+# %% ../../nbs/data/encoded.ipynb #655d318f
 def flat_column(
     table: pa.Table,  # of token rows
     column: str,  # 'input_ids' or 'labels'
@@ -44,6 +44,7 @@ def flat_column(
     chunks = [chunk.flatten().to_numpy() for chunk in table.column(column).chunks]
     return np.concatenate(chunks or [np.zeros(0, np.int64)])
 
+# %% ../../nbs/data/encoded.ipynb #6f073b71
 def list_lengths(
     table: pa.Table,  # of token rows
     column: str,  # 'input_ids' or 'labels'
@@ -137,7 +138,7 @@ class Encoded(Card):
         "The card, and a small picture of the lengths of rows."
         return Card._repr_html_(self) + ('' if self.streamed else length_histogram(self.lengths()))
 
-# %% ../../nbs/data/encoded.ipynb #30c4d64c
+# %% ../../nbs/data/encoded.ipynb #da8cca9d
 def _share(report: Mapping) -> str:
     "Tokens, and how many of them carry loss, in words."
     tokens, supervised = report['tokens'], report['supervised_tokens']
@@ -145,6 +146,7 @@ def _share(report: Mapping) -> str:
 
 QUANTILES = (50, 90, 99, 100)  # of lengths, in per cent
 
+# %% ../../nbs/data/encoded.ipynb #cb001025
 def _quantiles(report: Mapping, side: str) -> str:
     "The lengths of prompts or targets in words."
     half, most, nearly_all, longest = (report[f'{side}_tokens_{q}'] for q in QUANTILES)
@@ -170,12 +172,13 @@ def _unread(report: Mapping) -> dict[str, str]:
     splits = ', '.join(name + (f' ({n:,} rows)' if n >= 0 else '') for name, n in counts.items())
     return {'not read': splits} if splits else {}
 
-# %% ../../nbs/data/encoded.ipynb #b585ec52
+# %% ../../nbs/data/encoded.ipynb #0ce2a50a
 def _write_arrow(table: pa.Table, path: Path) -> None:
     "Write a table so that it can be memory-mapped."
     with pa.OSFile(str(path), 'wb') as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
 
+# %% ../../nbs/data/encoded.ipynb #28b8cd23
 def save_encoded(
     data: Encoded,  # not a stream
     folder: str | Path,  # a new folder
@@ -197,12 +200,13 @@ def load_encoded(
     report = json.loads((Path(folder) / 'report.json').read_text())
     return Encoded(load('train'), load('valid'), report, lm.tokenizer, task, is_seq2seq(lm))
 
-# %% ../../nbs/data/encoded.ipynb #d4c93f22
+# %% ../../nbs/data/encoded.ipynb #6811edc2
 def _supervised_tokens(row: dict) -> list[tuple[int, bool]]:
     "The tokens of a row, each with whether it carries loss (nothing predicts the first)."
     pairs = zip(row['input_ids'], row['labels'])
     return [(token, label != IGNORE and at > 0) for at, (token, label) in enumerate(pairs)]
 
+# %% ../../nbs/data/encoded.ipynb #fff8eff8
 def _visible_tokens(tokenizer: Any, row: dict) -> Iterator[tuple[list[int], bool]]:
     "Tokens that can be shown: one, or as many as it takes to make a whole character."
     waiting: list[int] = []
@@ -215,13 +219,14 @@ def _visible_tokens(tokenizer: Any, row: dict) -> Iterator[tuple[list[int], bool
         waiting = []
     if waiting: yield waiting, flag
 
-# %% ../../nbs/data/encoded.ipynb #269807e3
+# %% ../../nbs/data/encoded.ipynb #a97f0f73
 def _token_text(tokenizer: Any, ids: list[int]) -> str:
     "Tokens as text, with line ends made visible; their names where they are only part of a character."
     text = tokenizer.decode(ids)
     if '\ufffd' in text: return ''.join(tokenizer.convert_ids_to_tokens(ids))
     return text.replace('\n', '↵\n')
 
+# %% ../../nbs/data/encoded.ipynb #dfd92566
 def _token_html(tokenizer: Any, ids: list[int], supervised: bool) -> str:
     "Tokens as a span: coloured if they carry loss, grey if not, framed if special, underlined if several."
     style = 'background:rgba(46,160,67,.30);border-radius:3px' if supervised else 'opacity:.6'
@@ -231,11 +236,11 @@ def _token_html(tokenizer: Any, ids: list[int], supervised: bool) -> str:
     if several: style += ';text-decoration:underline dotted'
     return f'<span style="{style}"{several}>{html.escape(_token_text(tokenizer, ids))}</span>'
 
-# %% ../../nbs/data/encoded.ipynb #fe5fa5d6
+# %% ../../nbs/data/encoded.ipynb #56688388
 def _token_line(tokenizer: Any, row: dict) -> str:
     "A row as plain text: what carries loss in brackets, token by token (or character by character)."
-    line = ''
-    for supervised, run in itertools.groupby(_visible_tokens(tokenizer, row), key=lambda shown: shown[1]):
+    line, visible = '', _visible_tokens(tokenizer, row)
+    for supervised, run in itertools.groupby(visible, key=lambda shown: shown[1]):
         texts = [_token_text(tokenizer, ids) for ids, _ in run]
         line += f'⟦{"|".join(texts)}⟧' if supervised else ''.join(texts)
     return line

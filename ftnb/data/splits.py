@@ -23,7 +23,7 @@ from .encoded import QUANTILES, flat_column, list_lengths, token_table
 __all__ = ['CHUNK', 'MAX_COMPARED', 'EncodeSettings', 'EncodedSplit', 'encode_split', 'split_summary', 'count_near_duplicates',
            'check_rows_left', 'check_token_ids']
 
-# %% ../../nbs/data/splits.ipynb #a2045310
+# %% ../../nbs/data/splits.ipynb #496ba176
 @dataclass(frozen=True)
 class EncodeSettings:
     "How rows are encoded."
@@ -32,6 +32,7 @@ class EncodeSettings:
     drop: frozenset[str]  # training rows to leave out: 'overlap', 'duplicates', 'near_duplicates'
     allow_special: bool  # names of special tokens in the texts become special tokens
 
+# %% ../../nbs/data/splits.ipynb #3f480d56
 @dataclass
 class EncodedSplit:
     "What becomes of a split's rows."
@@ -80,9 +81,10 @@ def _pair_chunks(row: dict, max_len: int, done: EncodedSplit) -> list[dict]:
     done.count['without_eos'] += target > max_len
     return [cut_seq2seq_row(row, max_len)]
 
-# %% ../../nbs/data/splits.ipynb #14b16864
+# %% ../../nbs/data/splits.ipynb #63b226cc
 CHUNK = 1000  # rows that are tokenized at a time
 
+# %% ../../nbs/data/splits.ipynb #dfaec8c5
 def _add_rows(done: EncodedSplit, first: int, rows: list[list[dict]], cut: Callable[[dict], list[dict]]) -> None:
     "Add the token rows of some rows, of which the first has the number `first`."
     kept: list[dict] = []

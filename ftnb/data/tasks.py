@@ -98,10 +98,11 @@ def call_task(
                         f'on this row it raises {type(e).__name__}: {e}',
                         did_you_mean(key, row) if misspelt else 'Correct the function.') from e
 
-# %% ../../nbs/data/tasks.ipynb #921e0663
+# %% ../../nbs/data/tasks.ipynb #3eedcbd4
 class EmptyTarget(FTNBError):
     "A row has nothing to learn."
 
+# %% ../../nbs/data/tasks.ipynb #a52ab001
 def row_to_turns(
     task: Task,  # what is asked
     row: Mapping,  # a row with the task's columns

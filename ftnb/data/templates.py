@@ -70,21 +70,21 @@ def _rendered(lm: LM, turns: list[dict], ask: bool, options: dict) -> str:
                         f'the chat template of {lm.name!r} refuses it ({str(e)[:120]})',
                         'Change the order of the turns, or drop the row.') from e
 
-# %% ../../nbs/data/templates.ipynb #fdf732c1
+# %% ../../nbs/data/templates.ipynb #332465ca
 def _chat_documents(lm: LM, turns: list[dict], options: dict) -> list[list[Part]]:
     "A conversation through the model's chat template: one document, or one for each answer."
     render = lambda turns, ask=False: _rendered(lm, turns, ask, options)
-    whole, separate, joined, end = render(turns), [], [], 0
+    full, separate, joined, end = render(turns), [], [], 0
     for i, turn in enumerate(turns):
         if not is_supervised(turn): continue
         before = render(turns[:i], True)
-        after = whole if i + 1 == len(turns) else render(turns[:i + 1])
+        after = full if i + 1 == len(turns) else render(turns[:i + 1])
         answer = after[len(before):] if after.startswith(before) else turn['content']
         separate.append([Part(before, False), Part(answer, True)])
-        joined += [Part(whole[end:len(before)], False), Part(answer, True)]
+        joined += [Part(full[end:len(before)], False), Part(answer, True)]
         end = len(before) + len(answer)
     text = ''.join(part.text or '' for part in joined)
-    in_one = whole.startswith(text) and all(text.startswith(before.text or '') for before, _ in separate)
+    in_one = full.startswith(text) and all(text.startswith(before.text or '') for before, _ in separate)
     return [joined] if in_one else separate
 
 # %% ../../nbs/data/templates.ipynb #b79a6699

@@ -19,11 +19,12 @@ from .batches import IGNORE
 # %% auto #0
 __all__ = ['Segment', 'DocumentTokenizer', 'Boundary', 'split_row', 'cut_seq2seq_row', 'token_rows', 'prompt_and_target_ids']
 
-# %% ../../nbs/data/tokenizing.ipynb #7ffba4dd
+# %% ../../nbs/data/tokenizing.ipynb #d44fd404
 def _prefixes(parts: list[Part]) -> list[str]:
     "The text up to the end of each part."
     return list(itertools.accumulate([part.text or '' for part in parts]))
 
+# %% ../../nbs/data/tokenizing.ipynb #c52a2bdf
 def _split_at_prefixes(prefixes: list[list[int]]) -> list[list[int]]:
     "The ids that each prefix adds to the one before; [] if one does not begin with the one before."
     if len(prefixes) == 1: return prefixes
@@ -31,12 +32,13 @@ def _split_at_prefixes(prefixes: list[list[int]]) -> list[list[int]]:
     if any(whole[:len(ids)] != ids for ids in prefixes): return []
     return [whole[a:b] for a, b in itertools.pairwise(ends)]
 
-# %% ../../nbs/data/tokenizing.ipynb #07c0bf1a
+# %% ../../nbs/data/tokenizing.ipynb #abba4249
 class Segment(NamedTuple):
     "Neighbouring parts of a document that are tokenized in one way."
     kind: str  # 'text', 'literal' (text that spells a special token) or 'end' (end tokens)
     parts: list[Part]
 
+# %% ../../nbs/data/tokenizing.ipynb #bd00f4e8
 def _merged(parts: list[Part]) -> list[Part]:
     "Neighbours that are both supervised, or both not, joined."
     groups = itertools.groupby(parts, key=lambda part: part.supervised)
@@ -155,12 +157,13 @@ class DocumentTokenizer:
         texts = self.first_texts([segments[0].parts for segments in work if segments[0].kind == 'text'])
         return [self.row(segments, texts) for segments in work]
 
-# %% ../../nbs/data/tokenizing.ipynb #e6991992
+# %% ../../nbs/data/tokenizing.ipynb #2bc9a0a6
 class Boundary(NamedTuple):
     "The end of a part, for a comparison of tokens."
     specials: int  # how many special tokens end before it
     tail: str  # the text from the last of them to the boundary
 
+# %% ../../nbs/data/tokenizing.ipynb #bfe30c00
 def _boundaries(text: str, parts: list[Part], spans: list[tuple[int, int]]) -> list[Boundary]:
     "The boundary after each part but the last; `spans`: where special tokens are in the text."
     boundaries = []
@@ -185,7 +188,7 @@ def _until_end(ids: list[int], ends: list[int]) -> list[int]:
     last = max(i for i in range(len(ids)) if ids[i] in ends)
     return ids[:last + 1] + [IGNORE] * (len(ids) - last - 1)
 
-# %% ../../nbs/data/tokenizing.ipynb #414a61d4
+# %% ../../nbs/data/tokenizing.ipynb #b5eb96b3
 def _labels(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool) -> list[int]:
     "The label of each token; `trim`: no loss after the end token of an answer."
     labels: list[int] = []
@@ -194,6 +197,7 @@ def _labels(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool) ->
         else: labels += _until_end(ids, ends) if trim else ids
     return labels
 
+# %% ../../nbs/data/tokenizing.ipynb #a7040c58
 def _token_row(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool = False) -> dict:
     "A token row from the ids of parts, supervised or not; it ends where its last answer does, and with an end token."
     last = max((i for i, (_, supervised) in enumerate(parts) if supervised), default=-1)
@@ -204,11 +208,12 @@ def _token_row(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool 
     if not ids or not ends or ids[-1] in ends: return {'input_ids': ids, 'labels': labels}
     return {'input_ids': ids + ends[:1], 'labels': labels + ends[:1]}
 
-# %% ../../nbs/data/tokenizing.ipynb #d70abfcd
+# %% ../../nbs/data/tokenizing.ipynb #961efafc
 def _joins_previous(c: str) -> bool:
     "Whether a character belongs to the one before it: accents, joiners, variation selectors, skin tones."
     return unicodedata.category(c) in ('Mn', 'Me', 'Mc') or c == '\u200d' or '\U0001f3fb' <= c <= '\U0001f3ff'
 
+# %% ../../nbs/data/tokenizing.ipynb #7a28670d
 def _character_end(tokenizer: Any, ids: list[int], start: int, cut: int) -> int:
     "The last place up to `cut` (a few tokens before it at most) where a character ends."
     for at in range(cut, max(start + 1, cut - 12), -1):
@@ -288,13 +293,14 @@ def token_rows(
     tokenized = iter(tokenizer([document for row in documents for document in row]))
     return [[next(tokenized) for _ in row] for row in documents]
 
-# %% ../../nbs/data/tokenizing.ipynb #6f492dc5
+# %% ../../nbs/data/tokenizing.ipynb #0cd01bd6
 def _split_last_answer(row: dict) -> tuple[list[int], list[int]]:
     "A token row as the ids before its last supervised run, and that run."
     at = len(row['labels'])
     while at and row['labels'][at - 1] != IGNORE: at -= 1
     return row['input_ids'][:at], row['input_ids'][at:]
 
+# %% ../../nbs/data/tokenizing.ipynb #b08618a9
 def prompt_and_target_ids(
     lm: LM,  # a loaded model
     task: Task,  # what is asked of it

@@ -21,10 +21,11 @@ def _parts_text(parts: Sequence[Any]) -> str:
                             'only parts of type text can be supervised', 'Leave the row out.')
     return ''.join(check_text(part.get('text'), 'a part of a turn') for part in parts)
 
-# %% ../../nbs/data/turns.ipynb #8acf532c
+# %% ../../nbs/data/turns.ipynb #d23ff039
 ROLES = {  # what data sets call them: what chat templates call them
     'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant'}
 
+# %% ../../nbs/data/turns.ipynb #9fcf20bb
 def normalized_turn(
     turn: Any,  # a dict, in any of the three ways
 ) -> dict:
@@ -48,9 +49,10 @@ def is_supervised(
     "Whether a turn carries loss: an assistant's, unless its weight is 0."
     return turn['role'] == 'assistant' and turn.get('weight', 1) != 0
 
-# %% ../../nbs/data/turns.ipynb #6a2f8a10
+# %% ../../nbs/data/turns.ipynb #cced10d7
 _SYSTEM = ('system', 'developer')
 
+# %% ../../nbs/data/turns.ipynb #0a9749bb
 def _check_role(at: int, role: str) -> None:
     "Refuse a role that no chat template knows, and a system turn that is not the first."
     if role in _SYSTEM and at:
