@@ -209,8 +209,9 @@ def _same_order(ratings: BlindComparison, values: np.ndarray, resamples: int, se
         metric, people = values[texts['system'], texts['row']], texts['mark'].to_numpy()
         row, rows = pd.factorize(texts['row'])
         draws = np.concatenate(list(bootstrap_weights(len(rows), min(resamples, 300), seed)))
-        drawn = [np.repeat(np.arange(len(texts)), n[row]) for n in draws.astype(int)]   # with all texts of a row
-        taus = [kendalltau(metric[at], people[at]).statistic for at in drawn]
+        taus = []
+        for n in draws.astype(int)[:, row]:   # how often each text is drawn: as often as its row
+            taus.append(kendalltau(metric.repeat(n), people.repeat(n)).statistic)
         low, high = np.nanquantile(taus, [0.025, 0.975])
         lines.append((criterion, kendalltau(metric, people).statistic, low, high, len(rows)))
     return lines
