@@ -334,7 +334,9 @@ def test_several_comparisons_in_a_file() -> None:
 
 def test_the_screen_is_in_the_package() -> None:
     """Its JavaScript and its style are files beside the code, and the widget has them."""
-    there = {file.name: file.read_text(encoding="utf-8") for file in (resources.files("ftnb.people") / "static").iterdir()}
+    there = {
+        file.name: file.read_text(encoding="utf-8") for file in (resources.files("ftnb.people") / "static").iterdir()
+    }
     assert set(there) == {"screen.js", "screen.css"} and all(there.values())
     assert there == {file.name: file.read_text(encoding="utf-8") for file in STATIC.iterdir()}
     widget = _screen_class()(state=_state(rate(ONE, TWO)))

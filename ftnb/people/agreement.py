@@ -32,7 +32,8 @@ def _verdict_tables(ratings: BlindComparison, people: bool = True) -> dict[str, 
         votes = votes[np.array(own, bool)]
     else: votes, item, value = pairwise_votes(ratings).assign(criterion='better'), ['row', 'a', 'b'], 'score'
     votes = votes[(votes['by'] == 'people') == people]
-    return {name: v.pivot(index='rater', columns=item, values=value) for name, v in votes.groupby('criterion')}
+    return {name: some.pivot(index='rater', columns=item, values=value)
+            for name, some in votes.groupby('criterion')}
 
 # %% ../../nbs/people/agreement.ipynb #9a60bd63
 MIN_ITEMS = 5  # in common, for an agreement
@@ -43,14 +44,16 @@ def _distinct(table: pd.DataFrame) -> int:
     values = table.to_numpy(float)
     return len(np.unique(values[~np.isnan(values)]))
 
+# %% ../../nbs/people/agreement.ipynb #e4b1450a
 def _alpha(table: pd.DataFrame, level: str) -> tuple[int, float, str]:
     "The number of items with two ratings or more, Krippendorff's alpha of them, and why there is none."
     import krippendorff
     if len(table) < 2: return 0, np.nan, ONE_RATER
     both = table.loc[:, table.notna().sum() >= 2]
-    if both.shape[1] < MIN_ITEMS: return both.shape[1], np.nan, f'fewer than {MIN_ITEMS} items rated by two'
-    if _distinct(both) < 2: return both.shape[1], np.nan, 'everybody gave the same verdict on everything'
-    return both.shape[1], float(krippendorff.alpha(both.to_numpy(float), level_of_measurement=level)), ''
+    n = both.shape[1]
+    if n < MIN_ITEMS: return n, np.nan, f'fewer than {MIN_ITEMS} items rated by two'
+    if _distinct(both) < 2: return n, np.nan, 'everybody gave the same verdict on everything'
+    return n, float(krippendorff.alpha(both.to_numpy(float), level_of_measurement=level)), ''
 
 # %% ../../nbs/people/agreement.ipynb #1f83f8e9
 def _kappa(x: pd.Series, y: pd.Series, ordinal: bool) -> tuple[int, float, str]:
@@ -90,6 +93,7 @@ def _check_results(ratings: BlindComparison) -> Iterator[tuple[str, bool]]:
             first, second = json.loads(before), json.loads(v.choice)
             yield v.rater, any(abs(first[name] - second[name]) > 1 for name in first)
 
+# %% ../../nbs/people/agreement.ipynb #e23f2d5c
 def failed_checks(
     ratings: BlindComparison,  # with attention checks
 ) -> pd.DataFrame:  # rater, checks, failed
@@ -104,6 +108,7 @@ def _together(table: pd.DataFrame, ordinal: bool) -> pd.Series:
     mean = table.mean()
     return mean.round() if ordinal else (np.sign(mean - 0.5) + 1) / 2
 
+# %% ../../nbs/people/agreement.ipynb #88ed9fd9
 def _against_people(judge: pd.Series, people: pd.Series, ordinal: bool) -> tuple[int, float, float]:
     "Items in common, the share of them with the same verdict in percent, and Cohen's kappa."
     both = pd.concat([judge, people], axis=1).dropna()
@@ -136,11 +141,13 @@ def check_systems(
     "Systems by name; refuse what cannot be compared."
     for i, s in enumerate(scores):
         if not isinstance(s, Scores):
-            raise FTNBError(f'system {i} is {type(s).__name__}', 'it must be Scores', 'Use what score(...) returns.')
+            raise FTNBError(f'system {i} is {type(s).__name__}', 'it must be Scores',
+                            'Use what score(...) returns.')
         check_same_rows(scores[0], s)
         if None in (texts := s.rows['prediction'][:]):
-            raise FTNBError(f'prediction {texts.index(None)} of {s.name}', 'there is none; free text has no answers '
-                            'to compare', 'Use a task with a prompt, or score_texts on texts that you have generated.')
+            raise FTNBError(f'prediction {texts.index(None)} of {s.name}',
+                            'there is none; free text has no answers to compare',
+                            'Use a task with a prompt, or score_texts on texts that you have generated.')
     if len(scores) < 2 and not one:
         raise FTNBError(f'one system, {scores[0].name}', 'there must be two to choose from',
                         'Give another one, or criteria=[...] to rate single texts.')
@@ -152,7 +159,8 @@ def _rated_scores(ratings: BlindComparison, scores: Sequence[Scores]) -> list[Sc
     "The Scores in the order of the systems, recognised by their texts."
     systems: dict[int, Scores] = {}
     for s in check_systems(scores, one=True).values():
-        texts = [s.rows['prediction'][i] for i in ratings.rows] if len(s.rows) > max(ratings.rows) else []
+        texts = []
+        if len(s.rows) > max(ratings.rows): texts = [s.rows['prediction'][i] for i in ratings.rows]
         if texts not in ratings.outputs:
             raise FTNBError(f'Scores of {s.name}', 'their texts are none of those that were rated',
                             'Give the same Scores.')
@@ -160,8 +168,8 @@ def _rated_scores(ratings: BlindComparison, scores: Sequence[Scores]) -> list[Sc
     missing = [name for i, name in enumerate(ratings.systems) if i not in systems]
     if not missing: return [systems[i] for i in range(len(ratings.systems))]
     there = [ratings.systems[i] for i in sorted(systems)]
-    raise FTNBError(f'Scores of {and_list(there)}' if there else 'no Scores', f'those of {and_list(missing)} are missing',
-                    'Give all that were rated.')
+    raise FTNBError(f'Scores of {and_list(there)}' if there else 'no Scores',
+                    f'those of {and_list(missing)} are missing', 'Give all that were rated.')
 
 # %% ../../nbs/people/agreement.ipynb #6df7743a
 def _row_metrics(ratings: BlindComparison, scores: Sequence[Scores]) -> dict[str, np.ndarray]:
@@ -173,7 +181,8 @@ def _row_metrics(ratings: BlindComparison, scores: Sequence[Scores]) -> dict[str
         values[name] = np.stack(columns)
         if np.isnan(values[name]).any():
             row = ratings.rows[int(np.isnan(values[name]).any(0).argmax())]
-            raise FTNBError(f'{name} of row {row}', 'it is no number (NaN)', f'Correct the metric, or leave {name} out.')
+            raise FTNBError(f'{name} of row {row}', 'it is no number (NaN)',
+                            f'Correct the metric, or leave {name} out.')
     return values
 
 # %% ../../nbs/people/agreement.ipynb #2b9d8a61
@@ -199,9 +208,10 @@ def _same_order(ratings: BlindComparison, values: np.ndarray, resamples: int, se
         texts = some.groupby(['row', 'system'])['mark'].mean().reset_index()
         metric, people = values[texts['system'], texts['row']], texts['mark'].to_numpy()
         row, rows = pd.factorize(texts['row'])
-        draws = (n for w in bootstrap_weights(len(rows), min(resamples, 300), seed) for n in w.astype(int))
-        places = (np.repeat(np.arange(len(texts)), n[row]) for n in draws)
-        taus = [kendalltau(metric[at], people[at]).statistic for at in places]
+        draws = np.concatenate(list(bootstrap_weights(len(rows), min(resamples, 300), seed)))
+        taus = []
+        for n in draws.astype(int)[:, row]:   # how often each text is drawn: as often as its row
+            taus.append(kendalltau(metric.repeat(n), people.repeat(n)).statistic)
         low, high = np.nanquantile(taus, [0.025, 0.975])
         lines.append((criterion, kendalltau(metric, people).statistic, low, high, len(rows)))
     return lines

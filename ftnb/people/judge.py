@@ -31,6 +31,7 @@ def _ask_pair(question: str, prompt: str, a: str, b: str) -> str:
     return (f'{question}\n\nTask:\n{prompt}\n\nAnswer A:\n{a}\n\nAnswer B:\n{b}\n\n'
             'Reply with A, B or tie.')
 
+# %% ../../nbs/people/judge.ipynb #03ef51eb
 def _ask_mark(question: str, criterion: str, prompt: str, text: str, scale: str) -> str:
     question = question or f'How is the {criterion} of this answer?'
     return (f'{question}\n\nTask:\n{prompt}\n\nAnswer:\n{text}\n\n'

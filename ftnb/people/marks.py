@@ -52,6 +52,7 @@ def _judges_without_marks(ratings: BlindComparison, known: set[tuple[str, str]])
         if (by, name := ratings.systems[system]) in known: continue
         for criterion in ratings.criteria: yield by, criterion, name, np.nan, np.nan, np.nan, 0
 
+# %% ../../nbs/people/marks.ipynb #23bd43c1
 def _people_first(lines: list[tuple], columns: str) -> pd.DataFrame:
     return pd.DataFrame(sorted(lines, key=lambda line: line[0] != 'people'), columns=columns.split())
 

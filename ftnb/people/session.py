@@ -30,6 +30,7 @@ class Source(NamedTuple):
     texts: tuple[str, ...]  # one or two
     check: bool = False  # an attention check: its answer is known
 
+# %% ../../nbs/people/session.ipynb #1e688582
 def _key(row: int, systems: tuple[int, ...]) -> str:
     "What an item is called in the file: '3:0-1' is row 3, the first system beside the second."
     return f'{row}:{"-".join(map(str, systems))}'
@@ -125,6 +126,7 @@ def _with_checks(ratings: BlindComparison, order: list[str], rng: np.random.Gene
     again = [f'{order[i]}:again' for i in rng.permutation(half)[:ratings.checks]]
     return order[:half] + _spread(order[half:], again, rng)
 
+# %% ../../nbs/people/session.ipynb #77748f93
 def _order(ratings: BlindComparison) -> list[tuple[str, bool]]:
     "The items in this rater's order, and whether the sides are exchanged."
     rng = np.random.default_rng([ratings.seed, zlib.crc32(ratings.rater.encode())])
@@ -297,6 +299,7 @@ def _mark(criterion: str, value: Any) -> int:
     if isinstance(value, (float, np.floating)) and value.is_integer(): value = int(value)
     return check_number(criterion, value, 1, 5)
 
+# %% ../../nbs/people/session.ipynb #ea850884
 def _seconds(value: Any) -> float | None:
     "How long a verdict took, where that is known."
     seconds = check_number('seconds', value, 0, whole=False, none=True)
@@ -313,7 +316,7 @@ def progress_facts(
     return (f'Blind ratings: {done} of {total} items by {ratings.rater}',
             {'kept in': ratings.file.name, 'to go on': how})
 
-# %% ../../nbs/people/session.ipynb #54b9efd9
+# %% ../../nbs/people/session.ipynb #4687cdf1
 def _named(ratings: BlindComparison, source: Source, verdict: Any) -> dict:
     "A verdict in words: who stood where, and who was better."
     names = [ratings.systems[i] for i in source.systems] or ['the reference', 'another row']
@@ -333,6 +336,7 @@ def rater_group(
     "Whom a rater is counted with: 'people', or the judge's own name."
     return rater if rater.startswith('lm:') else 'people'
 
+# %% ../../nbs/people/session.ipynb #ed09a67d
 def pairwise_votes(
     ratings: BlindComparison,  # of pairs
 ) -> pd.DataFrame:  # by, rater, row, a, b (systems), score (1: b is better, 0: a is, ½: a tie)
@@ -353,6 +357,7 @@ def inconsistent_counts(
     return Counter((v.rater, *ratings.items[v.item].systems)
                    for v in current_verdicts(ratings).itertuples() if v.choice == 'inconsistent')
 
+# %% ../../nbs/people/session.ipynb #34013f65
 def has_verdicts(
     ratings: BlindComparison,  # a comparison
 ) -> bool:
@@ -360,6 +365,7 @@ def has_verdicts(
     counts = lambda v: v.choice not in ('skip', 'inconsistent') and not ratings.items[v.item].check
     return any(map(counts, current_verdicts(ratings).itertuples()))
 
+# %% ../../nbs/people/session.ipynb #56ae6ccf
 def identical_rows(
     ratings: BlindComparison,  # a comparison
     a: int,  # one system

@@ -40,6 +40,7 @@ def _sheet_path(path: Any) -> Path:
     raise FTNBError(f'sheet {str(path)!r}', 'it cannot be written: its folder does not exist',
                     'Give another path.')
 
+# %% ../../nbs/people/sheets.ipynb #ef278242
 def _verdict_columns(ratings: BlindComparison) -> list[str]:
     "The columns that a rater fills in."
     return list(ratings.criteria) or ['choice']
@@ -84,12 +85,18 @@ def _plain(text: str) -> str:
     "What encodings, line ends and escapes leave of a text."
     return re.sub(r'[\W_]|[^\x00-\x7f]', '', text)[:200]
 
+# %% ../../nbs/people/sheets.ipynb #1df0570c
 def _check_same_texts(item: Item, cells: Mapping[str, str]) -> None:
     "Refuse a line whose texts are not those of its item; a column that is absent says nothing."
     for name, text in (('prompt', item.prompt), ('A', item.A), ('B', item.B or '')):
         if cells.get(name.lower()) and _plain(cells[name.lower()]) != _plain(text):
             raise FTNBError(f'text {name} of item {item.id}', 'it is another one than was asked',
                             'Sort whole rows only.')
+
+# %% ../../nbs/people/sheets.ipynb #d5f0cf86
+def _digit(cell: str) -> int | str:
+    "A mark as a number: '4', '4.0' and '4,0' are 4; any other text stays what it is."
+    return int(cell[0]) if re.fullmatch(r'[1-5]([.,]0*)?', cell) else cell
 
 # %% ../../nbs/people/sheets.ipynb #5f52c582
 def _line_verdict(ratings: BlindComparison, cells: Mapping[str, str]) -> tuple[str, bool, str | None]:
@@ -102,10 +109,6 @@ def _line_verdict(ratings: BlindComparison, cells: Mapping[str, str]) -> tuple[s
     if 'skip' in map(str.lower, filled.values()): return key, flipped, 'skip'
     marks = {name: _digit(cell) for name, cell in filled.items()}
     return key, flipped, check_verdict(ratings, marks)
-
-def _digit(cell: str) -> int | str:
-    "A mark as a number: '4', '4.0' and '4,0' are 4; any other text stays what it is."
-    return int(cell[0]) if re.fullmatch(r'[1-5]([.,]0*)?', cell) else cell
 
 # %% ../../nbs/people/sheets.ipynb #3e0a8e9d
 def _sheet_verdicts(

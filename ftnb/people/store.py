@@ -104,6 +104,7 @@ def plural(
     "A number and its noun: '1 row', '2 rows'."
     return f'{n} {what}{"s" * (n != 1)}'
 
+# %% ../../nbs/people/store.ipynb #c6e95d3a
 def and_list(
     names: Sequence[str],  # one or more
 ) -> str:

@@ -50,11 +50,14 @@ def _mark_facts(ratings: BlindComparison) -> dict[str, str]:
 # %% ../../nbs/people/summary.ipynb #68010735
 def _judge_fact(v: Any) -> str:
     "A line of `judge_agreement_table` in words."
-    if v.inconsistent == 100: return f'none of its {plural(v.items, "answer")} is consistent: the order decides'
+    if v.inconsistent == 100:
+        return f'none of its {plural(v.items, "answer")} is consistent: the order decides'
     kappa = f', κ = {v.kappa:.2f}' if v.kappa == v.kappa else ''
-    common = f'as people in {v.agrees:.0f} % of {v.common}{kappa}' if v.common else 'no item in common with people'
+    common = 'no item in common with people'
+    if v.common: common = f'as people in {v.agrees:.0f} % of {v.common}{kappa}'
     return f'{v.inconsistent:.0f} % of its answers change with the order; {common}'
 
+# %% ../../nbs/people/summary.ipynb #619cd86f
 def _agreement_facts(ratings: BlindComparison) -> dict[str, str]:
     "How far people agree, and judges with people, as facts."
     table = rater_agreement(ratings)
@@ -76,6 +79,7 @@ def _rater_facts(ratings: BlindComparison) -> dict[str, str]:
         facts[rater] += f', {checks["failed"][rater]} of {checks["checks"][rater]} checks failed'
     return facts
 
+# %% ../../nbs/people/summary.ipynb #63812db0
 def result_facts(
     ratings: BlindComparison,  # a comparison
 ) -> tuple[str, dict[str, str]]:

@@ -75,7 +75,7 @@ def win_rate_table(
     votes = dict(list(pairwise_votes(ratings).groupby(['by', 'a', 'b'])))
     inconsistent, lines = inconsistent_counts(ratings), []
     for by, a, b in sorted({*votes, *inconsistent}, key=lambda k: (k[0] != 'people', k)):
-        counts = _NO_WIN
+        counts: tuple = _NO_WIN
         if (by, a, b) in votes: counts = _win_counts(ratings, votes[by, a, b], a, b, resamples, seed)
         *numbers, p_value = counts
         counts = (*numbers, inconsistent[by, a, b], int(identical_rows(ratings, a, b).sum()), p_value)

@@ -179,7 +179,7 @@ def test_looks(rating: Notebook, shots: Path) -> None:
         "pairs": rating.run("rate(*long, file='long.db', rater='me')"),
         "criteria": rating.run("rate(*long, file='long.db', criteria=('fluency', 'adequacy', 'factuality'))"),
     }
-    assert screen(cells["seq2seq"]).bounding_box()["height"] < 800, "long texts scroll"
+    assert screen(cells["pairs"]).bounding_box()["height"] < 800, "long texts scroll"
     try:
         for theme in ("JupyterLab Light", "JupyterLab Dark"):
             lab.theme(theme)
@@ -192,7 +192,7 @@ def test_looks(rating: Notebook, shots: Path) -> None:
     finally:
         lab.page.set_viewport_size({"width": 1280, "height": 900})
         lab.theme("JupyterLab Light")
-    focus = screen(cells["seq2seq"].show())
+    focus = screen(cells["pairs"].show())
     focus.focus()
     assert focus.evaluate("node => getComputedStyle(node).boxShadow") != "none", "the focus can be seen"
     sides = focus.locator(".ftnb-text")
