@@ -16,12 +16,10 @@ from ..data.batches import PackedBatch
 # %% auto #0
 __all__ = ['ATTENTION_NAME', 'document_attention', 'packed_attention', 'hidden_states', 'compile_body', 'compute_context']
 
-# %% ../../nbs/kernels/attention.ipynb #fc77fd80
+# %% ../../nbs/kernels/attention.ipynb #1461c016
 def _sliding_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
     "The causal mask of a sliding window: a position sees itself and the `window - 1` before it."
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None]
-    return (distance >= 0) & (distance < window)
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 # %% ../../nbs/kernels/attention.ipynb #db9299d5
 def _softcapped(
