@@ -24,181 +24,222 @@ from .scores import Scores, make_scores
 # %% auto #0
 __all__ = ['Benchmark', 'benchmark']
 
-# %% ../../nbs/evaluation/benchmark.ipynb #2e1fb1ce
-@dataclass(repr=False)
-class Benchmark(Card):
-    "What a model scored on tasks of lm-eval."
-    name: str
-    table: pd.DataFrame  # (task, metric): value, stderr, low, high, n, shots, interval
-    scores: dict[str, Scores]  # of each task with rows of its own, to be compared
-
-    def _facts(self) -> tuple[str, dict]:
-        error = lambda r: '' if math.isnan(r['stderr']) else f' ± {r["stderr"]:.4f}'
-        ends = lambda r: '' if math.isnan(r['low']) else f'  [{r["low"]:.4f}, {r["high"]:.4f}]'
-        lines = {f'{task}  {metric}': f'{r["value"]:.4f}{error(r)}{ends(r)}  n = {r["n"]:,}, {r["shots"]} shots'
-                 for (task, metric), r in self.table.iterrows()}
-        return f'Benchmarks of {self.name} (lm-eval; standard errors, and 95 % intervals)', lines
-
-# %% ../../nbs/evaluation/benchmark.ipynb #4bc6f5f9
+# %% ../../nbs/evaluation/benchmark.ipynb #74f98f58
 @contextlib.contextmanager
 def _no_git() -> Iterator[None]:
-    "lm-eval asks git for a commit; outside a repository git complains to the process's own stderr, which is put aside."
-    kept, none = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(none, 2)
+    "lm-eval asks git for a commit; outside a repository git would complain on the process's stderr."
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try: yield
     finally:
-        os.dup2(kept, 2)
-        for handle in (kept, none): os.close(handle)
+        os.dup2(stderr, 2)
+        for handle in (stderr, null): os.close(handle)
 
-# %% ../../nbs/evaluation/benchmark.ipynb #40adc801
+# %% ../../nbs/evaluation/benchmark.ipynb #d5846bec
 @contextlib.contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
     "Keep lm-eval's bars, log lines and processes out of a notebook inside the block."
-    log, was = logging.getLogger('lm_eval'), os.environ.get('DISABLE_MULTIPROC')
+    log, multiproc = logging.getLogger('lm_eval'), os.environ.get('DISABLE_MULTIPROC')
     level, bars = log.level, datasets.utils.logging.is_progress_bar_enabled()
     log.setLevel(logging.ERROR); datasets.utils.logging.disable_progress_bar()
     os.environ['DISABLE_MULTIPROC'] = '1'   # it would fork this process to bootstrap
+    out = io.StringIO()
     try:
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), \
-             _no_git(): yield
+        with (quiet_transformers(), contextlib.redirect_stderr(out), contextlib.redirect_stdout(out),
+              _no_git()): yield
     finally:
         log.setLevel(level)
         if bars: datasets.utils.logging.enable_progress_bar()
-        if was is None: os.environ.pop('DISABLE_MULTIPROC', None)
-        else: os.environ['DISABLE_MULTIPROC'] = was
+        if multiproc is None: os.environ.pop('DISABLE_MULTIPROC', None)
+        else: os.environ['DISABLE_MULTIPROC'] = multiproc
 
-# %% ../../nbs/evaluation/benchmark.ipynb #7e697f7e
-def _task_manager(tasks: Sequence[str], folder: str | Path | None) -> Any:
+# %% ../../nbs/evaluation/benchmark.ipynb #0c20274b
+def _task_manager(folder: str | Path | None) -> Any:
     "lm-eval's list of tasks: those of a folder, or all that it knows by name."
-    manage = import_optional('lm_eval.tasks', 'pip install ftnb[benchmarks]', 'for benchmarks').TaskManager
+    lm_eval_tasks = import_optional('lm_eval.tasks', 'pip install ftnb[benchmarks]', 'for benchmarks')
     if folder is not None and not Path(folder).is_dir():
-        raise FTNBError(f'folder={str(folder)!r}', 'there is no such folder', 'Give the folder with the .yaml files.')
+        raise FTNBError(f'folder={str(folder)!r}', 'there is no such folder',
+                        'Give the folder with the .yaml files.')
     try:
-        with _quiet_lm_eval(): known = manage(include_path=str(folder), include_defaults=False) if folder else manage()
+        with _quiet_lm_eval():
+            if not folder: return lm_eval_tasks.TaskManager()
+            return lm_eval_tasks.TaskManager(include_path=str(folder), include_defaults=False)
     except Exception as e:   # of yaml, or of what lm-eval makes of it
         why = ' '.join(str(e).split())
-        raise FTNBError(f'folder={str(folder)!r}', f'a .yaml file cannot be read ({type(e).__name__}: {why:.200})',
+        raise FTNBError(f'folder={str(folder)!r}',
+                        f'a .yaml file cannot be read ({type(e).__name__}: {why:.200})',
                         'Correct it, or take it out of the folder.') from e
-    for t in tasks:
-        if t in known.all_tasks: continue
-        where = f'no .yaml file in {str(folder)!r} describes it' if folder else 'lm-eval does not know it'
-        close = did_you_mean(t, known.all_tasks)
-        if not folder and not close.startswith('Did'): close = ''
-        raise FTNBError(f'task {t!r}', where, close if folder else f'{close} If it is a task of your own, give folder= '
-                        'with its .yaml file.'.strip())
-    return known
 
-# %% ../../nbs/evaluation/benchmark.ipynb #d74721be
-def _run_tasks(lm: LM, tasks: Sequence[str], known: Any, limit: int | None, shots: int | None, batch_size: int,
-               chat: bool, seed: int) -> dict:
-    "Have lm-eval do its work on a model in memory."
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    with _quiet_lm_eval(), seeded(seed), eval_mode(lm):
-        wrapped = HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch_size,
-                       max_length=context_length(lm))
-        try: return lm_eval.simple_evaluate(
-            wrapped, tasks=list(tasks), task_manager=known, limit=limit, num_fewshot=shots, apply_chat_template=chat,
-            bootstrap_iters=1000, random_seed=None, numpy_random_seed=None, torch_random_seed=None,
-            fewshot_random_seed=seed)
-        except FTNBError: raise
-        except (ConnectionError, OSError) as e:
-            raise FTNBError(f'task {", ".join(tasks)}', f'its rows could not be had ({str(e)[:160]})',
-                            'Connect to the network, or give folder= with a task file and its rows.') from e
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, NotImplementedError,
-                _template_error()) as e:
-            why = ' '.join(str(e).split()) or 'no message'
-            raise FTNBError(f'task {", ".join(tasks)}', f'lm-eval cannot run it ({type(e).__name__}: {why:.200})',
-                            _task_remedy(why, shots)) from e
+# %% ../../nbs/evaluation/benchmark.ipynb #a58cd000
+def _check_known(tasks: Sequence[str], known: Sequence[str], folder: str | Path | None) -> None:
+    "Refuse a task that nobody has described; suggest one that is called alike."
+    unknown = next((t for t in tasks if t not in known), None)
+    if unknown is None: return
+    similar = did_you_mean(unknown, known)
+    if folder:
+        raise FTNBError(f'task {unknown!r}', f'no .yaml file in {str(folder)!r} describes it', similar)
+    similar = f'{similar} ' if similar.startswith('Did') else ''   # and not thousands of names
+    raise FTNBError(f'task {unknown!r}', 'lm-eval does not know it',
+                    f'{similar}If it is a task of your own, give folder= with its .yaml file.')
 
-# %% ../../nbs/evaluation/benchmark.ipynb #ca3171ab
+# %% ../../nbs/evaluation/benchmark.ipynb #22573579
 def _template_error() -> type[Exception]:
     "What jinja raises for a template that asks for a column that is not there."
     from jinja2 import TemplateError
     return TemplateError
 
+# %% ../../nbs/evaluation/benchmark.ipynb #8fa94983
 def _task_remedy(why: str, shots: int | None) -> str:
     "What to do about lm-eval's message."
-    if 'larger than population' in why: return f'Give fewer worked examples than there are rows: shots={shots}.'
-    if 'output_type' in why: return 'Use multiple_choice, generate_until, loglikelihood or loglikelihood_rolling.'
+    if 'larger than population' in why:
+        return f'Give fewer worked examples than there are rows: shots={shots}.'
+    if 'output_type' in why:
+        return 'Use multiple_choice, generate_until, loglikelihood or loglikelihood_rolling.'
     return 'Look at the columns, splits and output_type that its .yaml file names.'
 
-# %% ../../nbs/evaluation/benchmark.ipynb #eaa8c326
-def _check_lm_eval_task(task: str, config: Mapping, samples: Sequence[Mapping], results: Mapping) -> None:
-    "Say what lm-eval passes over in silence: metrics that it does not know, a target that is no column."
+# %% ../../nbs/evaluation/benchmark.ipynb #b253fd3f
+@contextlib.contextmanager
+def _explained(tasks: Sequence[str], shots: int | None) -> Iterator[None]:
+    "Errors of lm-eval inside the block, with a rule and a remedy."
+    what = f'task {", ".join(tasks)}'
+    try: yield
+    except FTNBError: raise
+    except (ConnectionError, OSError) as e:
+        raise FTNBError(what, f'its rows could not be had ({str(e)[:160]})',
+                        'Connect to the network, or give folder= with a task file and its rows.') from e
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError,
+            NotImplementedError, _template_error()) as e:
+        why = ' '.join(str(e).split()) or 'no message'
+        raise FTNBError(what, f'lm-eval cannot run it ({type(e).__name__}: {why:.200})',
+                        _task_remedy(why, shots)) from e
+
+# %% ../../nbs/evaluation/benchmark.ipynb #83b07729
+def _check_lm_eval_task(task: str, config: Mapping, samples: Sequence[Mapping],
+                        results: Mapping) -> None:
+    "Say what lm-eval does not say: metrics that it does not know, a target that is no column."
     target, columns = config.get('doc_to_target'), list(samples[0]['doc']) if samples else []
     if isinstance(target, str) and target.isidentifier() and columns and target not in columns:
-        raise FTNBError(f'task {task!r}: doc_to_target: {target}', 'its rows have no such column, and lm-eval '
-                        'takes the word itself for the right answer', did_you_mean(target, columns))
-    done = {k.partition(',')[0] for k in results}
-    lost = [str(m.get('metric')) for m in config.get('metric_list') or [] if str(m.get('metric')) not in done]
-    if not lost: return
-    warnings.warn(f'task {task!r}: lm-eval has not computed {", ".join(lost)}: look at the names in metric_list.',
-                  stacklevel=3)
+        raise FTNBError(f'task {task!r}: doc_to_target: {target}',
+                        'its rows have no such column, and lm-eval takes the word itself '
+                        'for the right answer',
+                        did_you_mean(target, columns))
+    computed = {k.partition(',')[0] for k in results}
+    asked = [str(m.get('metric')) for m in config.get('metric_list') or []]
+    if missing := [k for k in asked if k not in computed]:
+        warnings.warn(f'task {task!r}: lm-eval has not computed {", ".join(missing)}: '
+                      'look at the names in metric_list.', stacklevel=4)   # points to the call of `benchmark`
 
-# %% ../../nbs/evaluation/benchmark.ipynb #52e558c1
+# %% ../../nbs/evaluation/benchmark.ipynb #9dd4086d
+def _run_tasks(lm: LM, tasks: Sequence[str], manager: Any, limit: int | None, shots: int | None,
+               batch_size: int, chat: bool, seed: int) -> dict:
+    "lm-eval's report on a model in memory."
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    with _quiet_lm_eval(), seeded(seed), eval_mode(lm):
+        wrapped = HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer),
+                       batch_size=batch_size, max_length=context_length(lm))
+        with _explained(tasks, shots):
+            return lm_eval.simple_evaluate(
+                wrapped, tasks=list(tasks), task_manager=manager, limit=limit, num_fewshot=shots,
+                apply_chat_template=chat, bootstrap_iters=1000, random_seed=None,
+                numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=seed)
+
+# %% ../../nbs/evaluation/benchmark.ipynb #47391711
 def _answer_of(sample: Mapping) -> str:
     "What a model answered: of answers to choose from the most probable one, else its text."
-    found, asked = sample['filtered_resps'], sample['arguments']
-    if found and isinstance(found[0], (list, tuple)) and len(asked) > 1:
-        return str(asked[max(range(len(found)), key=lambda i: found[i][0])][1])
-    return str(found[0]) if found else ''
+    answers, asked = sample['filtered_resps'], sample['arguments']
+    if answers and isinstance(answers[0], (list, tuple)) and len(asked) > 1:
+        return str(asked[max(range(len(answers)), key=lambda i: answers[i][0])][1])
+    return str(answers[0]) if answers else ''
 
-# %% ../../nbs/evaluation/benchmark.ipynb #406f8ac0
-def _short(k: str) -> str:
+# %% ../../nbs/evaluation/benchmark.ipynb #de80f33a
+def _short(name: str) -> str:
     "lm-eval's name of a metric, without the name of a filter that does nothing."
-    return k.removesuffix(',none')
+    return name.removesuffix(',none')
 
-# %% ../../nbs/evaluation/benchmark.ipynb #ba919657
-def _mean_metric(k: str, task: str, more: bool) -> TextMetric:
+# %% ../../nbs/evaluation/benchmark.ipynb #9a0d2cc5
+def _mean_metric(name: str, task: str, higher_is_better: bool) -> TextMetric:
     "A metric that lm-eval has computed, as the mean of its rows, in percent."
     def stats(texts: Sequence, judged: Any = None) -> np.ndarray:
-        raise FTNBError(f'metric {k!r}', 'lm-eval computes it', 'Use benchmark(lm, tasks).')
-    share = k.partition(',')[0] in ('acc', 'acc_norm', 'exact_match')
-    return TextMetric(k, stats, ratio, f'{k}|mean of rows, percent|{task}|lm-eval', 1 if more else -1, judged='numbers',
-                      limits=(0., 100.) if share else (-math.inf, math.inf))
+        raise FTNBError(f'metric {name!r}', 'lm-eval computes it', 'Use benchmark(lm, tasks).')
+    is_share = name.partition(',')[0] in ('acc', 'acc_norm', 'exact_match')
+    signature = f'{name}|mean of rows, percent|{task}|lm-eval'
+    limits = (0., 100.) if is_share else (-math.inf, math.inf)
+    better = 1 if higher_is_better else -1
+    return TextMetric(name, stats, ratio, signature, better, judged='numbers', limits=limits)
 
-# %% ../../nbs/evaluation/benchmark.ipynb #bbb04075
-def _task_scores(name: str, task: str, samples: list[dict], results: dict, more: Mapping[str, bool]) -> Scores | None:
-    "The rows of a task with those metrics that are means."
+# %% ../../nbs/evaluation/benchmark.ipynb #a7c40113
+def _mean_stats(samples: list[dict], results: Mapping) -> dict[str, np.ndarray]:
+    "For each metric that is the mean of its rows: [rows, 2], percent and 1."
     stats = {}
-    for k, value in results.items():
-        metric, _, filtered = k.partition(',')
-        each = [s.get(metric) for s in samples if s['filter'] == filtered]
+    for name, value in results.items():
+        metric, _, used = name.partition(',')
+        each = [s.get(metric) for s in samples if s['filter'] == used]
         if not each or not all(isinstance(x, (int, float)) for x in each): continue
         if math.isclose(np.mean(each), value, rel_tol=1e-9, abs_tol=1e-12):
-            stats[_short(k)] = np.stack([100 * np.array(each, float), np.ones(len(each))], 1)
+            stats[_short(name)] = np.stack([100 * np.array(each, float), np.ones(len(each))], 1)
+    return stats
+
+# %% ../../nbs/evaluation/benchmark.ipynb #7b401401
+def _task_scores(name: str, task: str, samples: list[dict], results: dict,
+                 higher: Mapping[str, bool]) -> Scores | None:
+    "The rows of a task with those metrics that are means; None if there are none."
+    stats = _mean_stats(samples, results)
     if not stats or len({len(s) for s in stats.values()}) > 1: return None
     rows = [s for s in samples if s['filter'] == samples[0]['filter']]
-    columns = {'prompt': [str(s['arguments'][0][0]) for s in rows], 'prediction': [_answer_of(s) for s in rows],
+    columns = {'prompt': [str(s['arguments'][0][0]) for s in rows],
+               'prediction': [_answer_of(s) for s in rows],
                'reference': [str(s['target']) for s in rows]}
-    metrics = {k: _mean_metric(k, task, more.get(k.partition(',')[0], True)) for k in stats}
-    return make_scores(f'{name} on {task}', metrics, stats, columns, {'row': [s['doc_hash'] for s in rows]}, 1000, 0)
+    metrics = {k: _mean_metric(k, task, higher.get(k.partition(',')[0], True)) for k in stats}
+    asked = {'row': [s['doc_hash'] for s in rows]}
+    return make_scores(f'{name} on {task}', metrics, stats, columns, asked, resamples=1000, seed=0)
 
-# %% ../../nbs/evaluation/benchmark.ipynb #93975fb7
-def _task_lines(task: str, found: dict, scores: Scores | None) -> list[dict]:
+# %% ../../nbs/evaluation/benchmark.ipynb #e8b5c38f
+def _task_lines(task: str, report: dict, scores: Scores | None) -> list[dict]:
     "A line for each metric of a task."
-    results, lines = found['results'][task], []
-    n = found.get('n-samples', {}).get(task, {}).get('effective', results.get('sample_len', 0))
-    for k, value in results.items():
-        metric, comma, filtered = k.partition(',')
+    results, lines = report['results'][task], []
+    n = report.get('n-samples', {}).get(task, {}).get('effective', results.get('sample_len', 0))
+    shots = report.get('n-shot', {}).get(task, 0)
+    for name, value in results.items():
+        metric, comma, used = name.partition(',')
         if not comma or metric.endswith('_stderr') or not isinstance(value, (int, float)): continue
-        error = results.get(f'{metric}_stderr,{filtered}')
+        error = results.get(f'{metric}_stderr,{used}')
         error = float(error) if isinstance(error, (int, float)) else math.nan
-        if scores and _short(k) in scores.intervals: low, high = (x / 100 for x in scores.intervals[_short(k)])
-        else: low, high = value - 1.96 * error, value + 1.96 * error
-        own = scores.metrics.get(_short(k)) if scores else None
-        kind = interval_kind(own, scores.stats[_short(k)]) if own and scores else '± 1.96 standard errors'
-        lines.append({'task': task, 'metric': _short(k), 'value': float(value),
-                      'stderr': error, 'low': low, 'high': high, 'n': n, 'shots': found.get('n-shot', {}).get(task, 0),
-                      'interval': kind})
+        low, high, kind = _ends(_short(name), value, error, scores)
+        lines.append({'task': task, 'metric': _short(name), 'value': float(value), 'stderr': error,
+                      'low': low, 'high': high, 'n': n, 'shots': shots, 'interval': kind})
     return lines
 
-# %% ../../nbs/evaluation/benchmark.ipynb #7f7de79c
+# %% ../../nbs/evaluation/benchmark.ipynb #8a5d992c
+def _ends(metric: str, value: float, error: float,
+          scores: Scores | None) -> tuple[float, float, str]:
+    "The 95 % interval of a metric, on lm-eval's scale, and its kind."
+    if scores is None or metric not in scores.intervals:
+        return value - 1.96 * error, value + 1.96 * error, '± 1.96 standard errors'
+    low, high = (x / 100 for x in scores.intervals[metric])
+    return low, high, interval_kind(scores.metrics[metric], scores.stats[metric])
+
+# %% ../../nbs/evaluation/benchmark.ipynb #b02ecfbb
+@dataclass(repr=False)
+class Benchmark(Card):
+    "What a model scored on tasks of lm-eval."
+    name: str  # of the model
+    table: pd.DataFrame  # by task and metric, on lm-eval's scale: value, stderr, low, high, n, ...
+    scores: dict[str, Scores]  # by task, where rows have metrics: to be compared, in percent
+
+    def _facts(self) -> tuple[str, dict]:
+        error = lambda r: '' if math.isnan(r['stderr']) else f' ± {r["stderr"]:.4f}'
+        ends = lambda r: '' if math.isnan(r['low']) else f'  [{r["low"]:.4f}, {r["high"]:.4f}]'
+        rows = lambda r: f'  n = {r["n"]:,}, {r["shots"]} shots'
+        lines = {f'{task}  {metric}': f'{r["value"]:.4f}{error(r)}{ends(r)}{rows(r)}'
+                 for (task, metric), r in self.table.iterrows()}
+        return f'Benchmarks of {self.name} (lm-eval; standard errors, and 95 % intervals)', lines
+
+# %% ../../nbs/evaluation/benchmark.ipynb #ceb16ffb
 def benchmark(
     lm: LM,  # a loaded model; it stays as it is
-    tasks: str | Sequence[str],  # names of lm-eval's tasks ('arc_easy', 'hellaswag' ...), or of those in `folder`
-    folder: str | Path | None = None,  # where .yaml files describe tasks; None: lm-eval's own, with rows from the hub
+    tasks: str | Sequence[str],  # names of lm-eval's tasks ('arc_easy' ...), or of those in `folder`
+    folder: str | Path | None = None,  # where .yaml files describe tasks; None: rows come from the hub
     limit: int | None = None,  # only the first rows of each task; None: all
     *,
     shots: int | None = None,  # worked examples in the prompt; None: as the task says
@@ -210,18 +251,29 @@ def benchmark(
     "Run standard tasks of lm-eval (Gao et al.) on a model in memory."
     check_lm_and_task(lm, None)
     tasks = check_names('tasks', [tasks] if isinstance(tasks, str) else tasks, 1, different=True)
-    check_number('limit', limit, 1, none=True), check_number('shots', shots, 0, none=True), check_number('batch_size', batch_size, 1)
+    check_number('limit', limit, 1, none=True), check_number('shots', shots, 0, none=True)
+    check_number('batch_size', batch_size, 1), check_number('seed', seed, 0, 2**32 - 1)
     if chat and not getattr(lm.tokenizer, 'chat_template', None):
-        raise FTNBError(f'chat=True for {", ".join(tasks)}', f'{lm.name} has no chat template', 'Leave chat out.')
-    known, line = _task_manager(tasks, folder), StatusLine(quiet=not progress)
+        raise FTNBError(f'chat=True for {", ".join(tasks)}', f'{lm.name} has no chat template',
+                        'Leave chat out.')
+    manager, line = _task_manager(folder), StatusLine(quiet=not progress)
+    _check_known(tasks, manager.all_tasks, folder)
     line.update(f'running {", ".join(tasks)} ...')
-    found = _run_tasks(lm, tasks, known, limit, shots, batch_size, chat, check_number('seed', seed, 0, 2**32 - 1))
-    more = found.get('higher_is_better', {})
-    scores = {t: _task_scores(lm.name, t, s, found['results'][t], more.get(t, {})) for t, s in found['samples'].items()}
-    lines = [x for t in found['results'] for x in _task_lines(t, found, scores.get(t))]
-    for t, rows in found['samples'].items():
-        _check_lm_eval_task(t, found.get('configs', {}).get(t, {}) if folder else {}, rows, found['results'][t])
-    n = len(found['results'])
-    line.close(f'ran {n} task{"s" * (n != 1)}, {sum(map(len, found["samples"].values())):,} answers')
+    report = _run_tasks(lm, tasks, manager, limit, shots, batch_size, chat, seed)
+    result = _read_report(lm.name, report, check_targets=folder is not None)
+    n, answers = len(report['results']), sum(map(len, report['samples'].values()))
+    line.close(f'ran {n} task{"s" * (n != 1)}, {answers:,} answers')
+    return result
+
+# %% ../../nbs/evaluation/benchmark.ipynb #787512b0
+def _read_report(name: str, report: dict, check_targets: bool) -> Benchmark:
+    "lm-eval's report as a table, and as scores by task."
+    results, higher, scores = report['results'], report.get('higher_is_better', {}), {}
+    for task, samples in report['samples'].items():
+        scores[task] = _task_scores(name, task, samples, results[task], higher.get(task, {}))
+    lines = [line for task in results for line in _task_lines(task, report, scores.get(task))]
+    for task, samples in report['samples'].items():
+        config = report.get('configs', {}).get(task, {}) if check_targets else {}
+        _check_lm_eval_task(task, config, samples, results[task])
     table = pd.DataFrame(lines).set_index(['task', 'metric'])
-    return Benchmark(lm.name, table, {t: s for t, s in scores.items() if s})
+    return Benchmark(name, table, {task: s for task, s in scores.items() if s})

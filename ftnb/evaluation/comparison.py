@@ -160,13 +160,13 @@ def _line(a: Scores, b: Scores, k: str, result: tuple, test: str) -> dict[str, A
             'test': 'jackknife t' if m.spread == 'jackknife' else test,
             'interval': interval_kind(m, a.stats[k], b.stats[k])}
 
-# %% ../../nbs/evaluation/comparison.ipynb #80ec4763
+# %% ../../nbs/evaluation/comparison.ipynb #bebba903
 def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Comparison:
     "Compare two, without a correction yet."
     left_out = {k: why for k in {**a.metrics, **b.metrics} if (why := _why_not(k, a, b))}
     shared = [k for k in a.metrics if k not in left_out]
-    stats = [[s.stats[k] for k in shared] for s in (a, b)]
-    results = paired_differences([a.metrics[k] for k in shared], *stats, resamples, seed, test)
+    x, y = ([s.stats[k] for k in shared] for s in (a, b))
+    results = paired_differences([a.metrics[k] for k in shared], x, y, resamples, seed, test)
     lines = [_line(a, b, k, result, test) for k, result in zip(shared, results)]
     none, tested = 'none: one model', _tested(a, b)
     untested = {'low': 0., 'high': 0., 'p_value': math.nan, 'test': none, 'interval': none}
