@@ -17,7 +17,7 @@ __all__ = ['CALIBRATION', 'check_label_probs']
 # %% ../../nbs/evaluation/calibration.ipynb #26f363c4
 CALIBRATION: dict[str, Callable[..., TextMetric]] = {}  # metrics of label probabilities, by name
 
-# %% ../../nbs/evaluation/calibration.ipynb #a7b86821
+# %% ../../nbs/evaluation/calibration.ipynb #d81b5e43
 def check_label_probs(
     where: str,  # what the message calls it: 'brier: row 3'
     probs: Any,  # what should be {label: probability}
@@ -29,7 +29,8 @@ def check_label_probs(
             value, 'a prediction is a dict {label: probability}, and each label is a str',
             'Look at how it was made.')
     real = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool)
-    if not all(real(x) and float(x) >= 0 for x in probs.values()) or abs(sum(probs.values()) - 1) >= 1e-3:
+    if (not all(real(x) and float(x) >= 0 for x in probs.values())
+            or abs(sum(probs.values()) - 1) >= 1e-3):
         raise FTNBError(value, 'probabilities are numbers, at least 0, and their sum is 1',
                         'Divide them by their sum, and look for nan, None and texts.')
 
