@@ -68,6 +68,8 @@ def test_the_line(tmp_path: Path) -> None:
     assert run.lm is lm and run.status == "finished" and run.checkpoint is None
     assert len(run.losses) == 150 and all(isinstance(x, float) for x in run.losses)
     assert run.tokens == 30 * data.report["tokens"] and math.isclose(run.tokens_per_s, run.tokens / run.seconds)
+    more = "settings learner packed valid samples pause go_on stop say wait"
+    assert all(hasattr(run, name) for name in more.split())
 
     after = ftnb.score(lm, rows["train"], task, progress=False)
     assert set(after.values) == set(after.intervals) == {"exact_match", "perplexity"}

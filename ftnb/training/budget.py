@@ -86,11 +86,11 @@ def token_budget(
     finally: lm.model.train(was_training)
     return _smallest_fast(measured), measured
 
-# %% ../../nbs/training/budget.ipynb #b466457b
+# %% ../../nbs/training/budget.ipynb #66bcce63
 def with_token_budget(
-    lm: LM,
-    data: Encoded,
-    s: Settings,
+    lm: LM,  # the model; it stays as it is
+    data: Encoded,  # token rows
+    s: Settings,  # without a number of tokens
     progress: bool,  # say what was measured
 ) -> Settings:  # the same but for `tokens_per_step` and `micro_tokens`
     "Settings with a measured number of tokens in a step."

@@ -89,7 +89,6 @@ def read_run_folder(
 ) -> tuple[Path, dict]:  # its path, and what run.json says
     "The folder of a run, and what is written there about it."
     try:
-        if not isinstance(folder, (str, Path)): raise TypeError
         path = Path(folder).expanduser()
         return path, json.loads((path / 'run' / 'run.json').read_text())
     except (TypeError, OSError, ValueError) as error:

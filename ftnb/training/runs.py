@@ -34,7 +34,7 @@ class Run(Card):
     progress: Progress  # shows and times the steps
     held_out: HeldOut | None = None  # measures the held-out loss; None: no validation rows
     sampler: Samples | None = None  # writes texts as the model learns; None: no prompts were given
-    early_stopping: EarlyStopping | None = None  # None: `patience` was not asked for
+    early_stopping: EarlyStopping | None = None  # keeps the best weights; None: no `patience` was given
     checkpointer: Checkpoint | None = None  # writes checkpoints; None: no folder was given
     controls: Controls | None = None  # of a run in the background, for other threads
     thread: threading.Thread | None = None  # that trains in the background
@@ -125,7 +125,7 @@ def _is_recomputing(lm: LM) -> bool:
     return any(getattr(m, 'gradient_checkpointing', False) for m in lm.model.modules())
 
 def set_recompute(
-    lm: LM,
+    lm: LM,  # changed in place
     yes: bool = True,  # False: keep all activations
 ) -> bool:  # whether anything has changed
     "Have the model keep few activations, and compute them again for the gradient."
@@ -135,10 +135,12 @@ def set_recompute(
         else: lm.model.gradient_checkpointing_disable()
     return True
 
-# %% ../../nbs/training/runs.ipynb #c8faa6ca
+# %% ../../nbs/training/runs.ipynb #5816dcf0
 IN_TRAINING: Any = weakref.WeakKeyDictionary()   # torch module -> the run that trains it
 
-def check_not_training(lm: LM) -> None:
+def check_not_training(
+    lm: LM,  # that is to be changed
+) -> None:
     "Refuse a model that another run is training."
     if lm.model not in IN_TRAINING: return
     raise FTNBError(f'model {lm.name!r}', 'a run in the background is training it',
@@ -189,8 +191,10 @@ def _naming_rows(run: Run, error: NotFinite) -> FTNBError:
     who = f'it comes from {", ".join(guilty[:5])} of data.train'
     return FTNBError(error.value, f'{error.rule}; {who}', 'Look at these rows.')
 
-# %% ../../nbs/training/runs.ipynb #768e16be
-def batches_in_words(packed: bool) -> str:
+# %% ../../nbs/training/runs.ipynb #ad8de295
+def batches_in_words(
+    packed: bool,  # as `Run.packed`
+) -> str:
     "How the rows of a batch lie."
     return 'packed, without padding' if packed else 'padded, rows of similar length together'
 
@@ -216,8 +220,10 @@ def _run_facts(run: Run) -> dict:
     facts['batches'] = batches_in_words(run.packed)
     return facts | ({'checkpoint': Path(run.checkpoint).name} if run.checkpoint else {})
 
-# %% ../../nbs/training/runs.ipynb #0e4468ab
-def background_controls(run: Run) -> Controls:
+# %% ../../nbs/training/runs.ipynb #28805be7
+def background_controls(
+    run: Run,  # refused, if it is not in the background
+) -> Controls:
     "The controls of a run in the background."
     if run.controls: return run.controls
     raise FTNBError('this run', 'it is not in the background',

@@ -54,8 +54,10 @@ class Settings:
 # options of `finetune` that do not change what is learned
 _BESIDE = ('checkpoint', 'checkpoint_every', 'callbacks', 'progress', 'background')
 
-# %% ../../nbs/training/settings.ipynb #af36cb73
-def sample_prompts(samples: Any) -> tuple[str, ...]:
+# %% ../../nbs/training/settings.ipynb #9c3c3b01
+def sample_prompts(
+    samples: Any,  # a prompt, or a list of prompts
+) -> tuple[str, ...]:
     "Prompts as a tuple; a single one may be given as it is."
     return (samples,) if isinstance(samples, str) else check_names('samples', samples)
 
@@ -88,9 +90,9 @@ def _check_ranges(s: Settings) -> None:
     check_number('clip', s.clip, 1e-12, whole=False, none=True)
     check_number('seed', s.seed, 0, 2**32 - 1)
 
-# %% ../../nbs/training/settings.ipynb #3b611f5f
+# %% ../../nbs/training/settings.ipynb #926ff5c7
 def check_settings(
-    s: Settings,
+    s: Settings,  # of a run
     data: Encoded,  # what it is to be trained on
 ) -> None:
     "Refuse settings that cannot work, before anything is computed."
@@ -115,8 +117,11 @@ def _check_types(lm: Any, data: Any) -> None:
         raise FTNBError(f'data is a {type(data).__name__}', 'it must be Encoded',
                         'Use encode(lm, rows, task) first.')
 
-# %% ../../nbs/training/settings.ipynb #ce8dcb5b
-def check_match(lm: LM, data: Any) -> None:
+# %% ../../nbs/training/settings.ipynb #4c0ec797
+def check_match(
+    lm: LM,  # the model that is to be trained
+    data: Any,  # what `encode` returned
+) -> None:
     "Refuse data that was not encoded for this model."
     _check_types(lm, data)
     vocab, expected = data.tokenizer.get_vocab(), lm.tokenizer.get_vocab()
@@ -126,8 +131,10 @@ def check_match(lm: LM, data: Any) -> None:
                if data.seq2seq != is_seq2seq(lm) else '')
     if problem: raise FTNBError('data', problem, 'Encode it again with this model.')
 
-# %% ../../nbs/training/settings.ipynb #b3ba0dc0
-def check_trainable(lm: LM) -> None:
+# %% ../../nbs/training/settings.ipynb #f8cba3f8
+def check_trainable(
+    lm: LM,  # with its adapter, and with what is frozen
+) -> None:
     "Refuse a model of which nothing can be trained."
     trained = [p for p in lm.model.parameters() if p.requires_grad]
     if not trained:
@@ -160,9 +167,9 @@ def make_optimizer(
     options = {'fused': True} if name == 'adamw' and device in ('cpu', 'cuda') else {}
     return getattr(library, class_name)(_parameter_groups(model, weight_decay), lr=lr, **options)
 
-# %% ../../nbs/training/settings.ipynb #3438b6e4
+# %% ../../nbs/training/settings.ipynb #03451846
 def make_schedule(
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,  # with the highest rate
     name: str,  # one of `SCHEDULES`
     warmup: int,  # steps in which the rate rises
     total: int,  # steps of the whole run

@@ -31,10 +31,10 @@ from .runs import Run, check_not_training, set_recompute
 # %% auto #0
 __all__ = ['check_options', 'trained_part', 'choose_loss', 'save_memory', 'make_learner', 'tokens_at_a_time', 'prepare_run']
 
-# %% ../../nbs/training/setup.ipynb #9fd8f8ef
+# %% ../../nbs/training/setup.ipynb #f1654955
 def check_options(
-    lm: LM,
-    data: Encoded,
+    lm: LM,  # the model that is to be trained
+    data: Encoded,  # its rows
     options: Mapping[str, Any],  # keyword arguments of `finetune`
 ) -> tuple[Settings, Any, int]:  # settings; the adapter to add, or None; how many blocks to freeze
     "Refuse what cannot be trained, or not in this way."
@@ -74,10 +74,10 @@ def _undo(lm: LM) -> Callable[[], None]:
         set_recompute(lm, False)
     return undo
 
-# %% ../../nbs/training/setup.ipynb #27217a33
+# %% ../../nbs/training/setup.ipynb #8ee7b16d
 def choose_loss(
-    lm: LM,
-    steps: Steps,  # what it is computed of
+    lm: LM,  # the model that is to be trained
+    steps: Steps,  # of the run: packed or not
 ) -> Callable[[Any, Any], torch.Tensor]:  # (model, batch) -> summed loss
     "The loss for this model."
     s, loss = steps.settings, packed_loss
@@ -98,9 +98,9 @@ def _cached_features(lm: LM, data: Encoded, s: Settings) -> CachedFeatures | Non
     features = CachedFeatures(lm, data.train, s.micro_tokens)
     return features if features.exact(data.train) else None
 
-# %% ../../nbs/training/setup.ipynb #fa7037d3
+# %% ../../nbs/training/setup.ipynb #dd9b6e4f
 def save_memory(
-    lm: LM,
+    lm: LM,  # the model that is trained
     recompute: bool | str,  # of the settings; only 'auto' allows it now
 ) -> bool:  # whether it makes sense to try again
     "Go on with less memory, if that is allowed and possible."
@@ -110,10 +110,10 @@ def save_memory(
                       stacklevel=4)
     return saved
 
-# %% ../../nbs/training/setup.ipynb #1c9e1d83
+# %% ../../nbs/training/setup.ipynb #29650e8c
 def make_learner(
-    lm: LM,
-    steps: Steps,
+    lm: LM,  # the model, with its adapter and with what is frozen
+    steps: Steps,  # of the run
     total: int,  # steps of the whole run, for the schedule
 ) -> Learner:
     "Model, steps, loss, optimizer and schedule, put together."
@@ -129,8 +129,11 @@ def make_learner(
         context=lambda: compute_context(lm, steps.packed),
         scaler=torch.amp.GradScaler(lm.device.type) if scaled else None)
 
-# %% ../../nbs/training/setup.ipynb #168b1b0d
-def tokens_at_a_time(s: Settings, learner: Learner) -> int:
+# %% ../../nbs/training/setup.ipynb #92d9ec40
+def tokens_at_a_time(
+    s: Settings,  # what was asked for: `micro_tokens`
+    learner: Learner,  # what has turned out: `token_limit`
+) -> int:
     "Most tokens in a forward pass, as far as it is known what fits into memory."
     return min(s.micro_tokens, learner.token_limit or s.micro_tokens)
 
@@ -150,8 +153,9 @@ def _ordered_callbacks(run: Run) -> list:
     ours = [run.controls, run.held_out, run.sampler, run.progress, run.early_stopping]
     return [c for c in [*ours, *run.user_callbacks, run.checkpointer] if c is not None]
 
-# %% ../../nbs/training/setup.ipynb #96af1781
-def prepare_run(lm: LM, data: Encoded, s: Settings,
+# %% ../../nbs/training/setup.ipynb #1ae87d3a
+def prepare_run(
+    lm: LM, data: Encoded, s: Settings,  # the model, its rows, and how it is trained
     callbacks: Sequence[Any] = (),  # the user's own
     progress: bool = True,  # show what is going on
     folder: Path | None = None,  # for checkpoints; None: write none
