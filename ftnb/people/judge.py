@@ -40,8 +40,8 @@ def _ask_mark(question: str, criterion: str, prompt: str, text: str, scale: str)
 # %% ../../nbs/people/judge.ipynb #b65feef6
 def _answer_probs(lm: LM, questions: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     "The probability of each label as the answer to each question, `[questions, labels]`."
-    task = Task('judge', ('question',), lambda row: labels[0], lambda row: row['question'], cue='Reply:',
-                labels=tuple(labels))
+    task = Task('judge', ('question',), lambda row: labels[0], lambda row: row['question'],
+                cue='Reply:', labels=tuple(labels))
     rows = check_rows(task, [{'question': question} for question in questions])
     prompts = [prompt for prompt, _ in prompt_and_target_ids(lm, task, rows)]
     room = context_length(lm) - 8   # for the label
@@ -74,7 +74,8 @@ def _mark_verdicts(lm: LM, ratings: Ratings, sources: Sequence[Source], question
 def _check_judge(lm: Any, question: Any, name: Any) -> None:
     "Refuse what is no model, no question, or no name."
     if not isinstance(lm, LM):
-        raise FTNBError(describe_value('lm', lm), 'it must be an LM', 'Give what load_lm(...) returns.')
+        raise FTNBError(describe_value('lm', lm), 'it must be an LM',
+                        'Give what load_lm(...) returns.')
     for k, text in (('question', question), ('name', name)):
         is_text = isinstance(text, str) and bool(text.strip())
         require_value(k, text, text is None or is_text, 'it must be a text, or None')
@@ -86,9 +87,9 @@ def judge(
     b: Scores | None = None,  # another's to the same rows; None: only where criteria are rated
     *more: Scores,  # further systems
     file: str | os.PathLike = 'ratings.db',  # where ratings are kept, people's and judges'
-    criteria: Sequence[str] | None = None,  # rate single texts by these; None: which of two is better
-    question: str | None = None,  # what the judge is asked, before the task and the answers; None: the usual
-    name: str | None = None,  # of the judge; another question needs another name; None: the model's name
+    criteria: Sequence[str] | None = None,  # rate single texts by these; None: pairs
+    question: str | None = None,  # asked before the task and the answers; None: the usual
+    name: str | None = None,  # another question needs another name; None: the model's
     rows: int | Sequence[int] | np.ndarray | None = None,  # as in `rate`
     seed: int = 0,  # as in `rate`
     prompts: Sequence[str] | None = None,  # as in `rate`
@@ -98,7 +99,8 @@ def judge(
     names = check_criteria(() if criteria is None else criteria)
     systems = check_systems([a, *(() if b is None else (b,)), *more], one=bool(names))
     content = comparison_content(systems, names, rows, check_number('seed', seed, 0), prompts)
-    ratings = begin_ratings(check_path('file', file), f'lm:{name or lm.name}', content | {'checks': None})
+    content['checks'] = None   # as many as people have; a judge gets none
+    ratings = begin_ratings(check_path('file', file), f'lm:{name or lm.name}', content)
     _judge_all(lm, ratings, question or ('' if ratings.criteria else QUESTION))
     return ratings
 
@@ -106,7 +108,8 @@ def judge(
 def _judge_all(lm: LM, ratings: Ratings, question: str) -> None:
     "Ask a judge everything that it has not answered yet."
     answered = set(current_verdicts(ratings, ratings.rater)['item'])
-    left = [key for key, source in ratings.items.items() if not source.check and key not in answered]
+    left = [key for key, source in ratings.items.items()
+            if not source.check and key not in answered]
     verdicts = _mark_verdicts if ratings.criteria else _pair_verdicts
     for i in range(0, len(left), 32):
         keys = left[i:i + 32]

@@ -45,11 +45,11 @@ def _mean_interval(
     low, high = map(float, np.quantile(totals[:, 0] / totals[:, 1], [tail, 1 - tail]))
     return mean, low, high
 
-# %% ../../nbs/people/marks.ipynb #49575814
-def _judges_without_marks(ratings: BlindComparison, known: set[tuple[str, str]]) -> Iterator[tuple]:
+# %% ../../nbs/people/marks.ipynb #b72a8d56
+def _judges_without_marks(ratings: BlindComparison, marked: set[tuple[str, str]]) -> Iterator[tuple]:
     "Lines of judges that have contradicted themselves about a system every time."
     for by, system in sorted(inconsistent_counts(ratings)):
-        if (by, name := ratings.systems[system]) in known: continue
+        if (by, name := ratings.systems[system]) in marked: continue
         for criterion in ratings.criteria: yield by, criterion, name, np.nan, np.nan, np.nan, 0
 
 # %% ../../nbs/people/marks.ipynb #23bd43c1

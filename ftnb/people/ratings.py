@@ -44,8 +44,9 @@ class Ratings(BlindComparison):
     def _facts(self) -> tuple[str, dict]: return card_facts(self)
     def _ipython_display_(self) -> None: show_screen(self)
 
-# %% ../../nbs/people/ratings.ipynb #ac7b71bd
-COLUMNS = {'item', 'prompt', 'a', 'b', 'rater', 'row', 'check', 'system', 'skipped', 'seconds', 'at'}
+# %% ../../nbs/people/ratings.ipynb #25369072
+COLUMNS = {'item', 'prompt', 'a', 'b', 'rater', 'row', 'check', 'system', 'skipped', 'seconds',
+           'at'}  # of sheets and of `to_pandas`
 
 def check_criteria(
     criteria: Any,  # what should be a list of names
@@ -85,9 +86,9 @@ def _check_prompts(prompts: Any, n: int) -> list[str]:
     raise FTNBError(f'prompts of {plural(len(texts), "text")}',
                     f'there must be one for each of {plural(n, "row")}', 'Change prompts.')
 
-# %% ../../nbs/people/ratings.ipynb #5769bf21
+# %% ../../nbs/people/ratings.ipynb #9212fad2
 def _choose_rows(rows: Any, n: int, seed: int) -> list[int]:
-    "Row numbers: all, so many by lot, or those that are listed."
+    "Row numbers: all, so many at random, or those that are listed."
     if rows is None: return list(range(n))
     if isinstance(rows, (np.ndarray, pd.Series, pd.Index)): rows = rows.tolist()
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
@@ -95,7 +96,8 @@ def _choose_rows(rows: Any, n: int, seed: int) -> list[int]:
         return sorted(map(int, np.random.default_rng(seed).permutation(n)[:many]))
     listed = [check_number(f'rows[{k}]', row, 0, n - 1) for k, row in enumerate(rows)]
     if listed and len(set(listed)) == len(listed): return listed
-    raise FTNBError(f'rows={listed!r:.60}', 'each must be there once, and one at least', 'Change rows.')
+    raise FTNBError(f'rows={listed!r:.60}', 'each must be there once, and one at least',
+                    'Change rows.')
 
 # %% ../../nbs/people/ratings.ipynb #d8dd1989
 def comparison_content(
@@ -132,13 +134,14 @@ def _check_worth(ratings: Ratings) -> None:
     room = sum(source.check for source in ratings.items.values())
     if ratings.criteria: room = len(ratings.order) // 2
     needs = '' if ratings.criteria else ': a check needs a reference, and a text of another row'
-    require('checks', ratings.checks, ratings.checks <= room, f'there is room for {room} only{needs}')
+    enough = ratings.checks <= room
+    require('checks', ratings.checks, enough, f'there is room for {room} only{needs}')
 
 # %% ../../nbs/people/ratings.ipynb #d0b393fe
 def begin_ratings(
     file: Path,  # where ratings are kept
     rater: str,  # a person, or a judge
-    content: dict[str, Any],  # of `comparison_content`, and 'checks' (None: as many as it was begun with)
+    content: dict[str, Any],  # of `comparison_content`, with 'checks' (None: those it was begun with)
 ) -> Ratings:
     "Put a comparison into a file, unless it is there; check that it was begun in the same way."
     id, new = _comparison_id(content), content | {'checks': content['checks'] or 0}
@@ -158,13 +161,13 @@ def begin_ratings(
 # %% ../../nbs/people/ratings.ipynb #2563f8f5
 def rate(
     a: Scores,  # one system's answers: before
-    b: Scores | None = None,  # another's to the same rows: after; None: only where criteria are rated
+    b: Scores | None = None,  # another's to the same rows: after; None: only with criteria
     *more: Scores,  # further systems
-    file: str | os.PathLike = 'ratings.db',  # where ratings are kept; it may hold several comparisons
+    file: str | os.PathLike = 'ratings.db',  # where ratings are kept; may hold several comparisons
     rater: str = 'me',  # who rates
-    criteria: Sequence[str] = (),  # rate single texts from 1 to 5 by these; empty: which of two is better
+    criteria: Sequence[str] = (),  # rate single texts from 1 to 5 by these; empty: pairs
     checks: int = 0,  # attention checks for each rater
-    rows: int | Sequence[int] | np.ndarray | None = None,  # which rows, or how many by lot; None: all
+    rows: int | Sequence[int] | np.ndarray | None = None,  # which, or how many at random
     seed: int = 0,  # of orders and sides
     prompts: Sequence[str] | None = None,  # what raters see as the question; None: the prompts of a
 ) -> Ratings:  # in a notebook it shows the rating screen
@@ -183,11 +186,13 @@ def open_ratings(
 ) -> Ratings:
     "Open what was rated: to see it, or to go on."
     path, begin = check_path('file', file), 'Begin with rate(before, after).'
-    if not path.is_file(): raise FTNBError(f'ratings file {str(file)!r}', 'there is no such file', begin)
+    if not path.is_file():
+        raise FTNBError(f'ratings file {str(file)!r}', 'there is no such file', begin)
     prepare_file(path)
     with connect(path) as db: sets = dict(db.execute('SELECT id, content FROM sets'))
     if which is None and len(sets) == 1: which = next(iter(sets))
     if isinstance(which, str) and which in sets:
         return Ratings(path, which, check_rater(rater), **json.loads(sets[which]))
-    raise FTNBError(describe_value('which', which), f'the file holds {plural(len(sets), "comparison")}',
+    raise FTNBError(describe_value('which', which),
+                    f'the file holds {plural(len(sets), "comparison")}',
                     f'Choose: {overview(path)}.' if sets else begin)

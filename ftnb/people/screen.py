@@ -28,12 +28,12 @@ def _screen_class() -> Any:
         state = traitlets.Dict().tag(sync=True)
     return RatingScreen
 
-# %% ../../nbs/people/screen.ipynb #28718fa8
+# %% ../../nbs/people/screen.ipynb #d1bb6ce2
 def _state(ratings: BlindComparison, focus: bool = False) -> dict[str, Any]:
-    "All that the browser is told; screen.js explains each field."
+    "All that the browser gets; screen.js explains each field."
     item, (done, total) = ratings.next(), ratings.progress
-    state = {'done': done, 'total': total, 'criteria': ratings.criteria, 'over': item is None, 'error': '',
-             'focus': focus, 'at': time.time_ns()}
+    state = {'done': done, 'total': total, 'criteria': ratings.criteria, 'over': item is None,
+             'error': '', 'focus': focus, 'at': time.time_ns()}
     if item is None: return state | {'id': '', 'prompt': '', 'texts': []}
     return state | {'id': item.id, 'prompt': item.prompt, 'texts': [item.A, item.B or '']}
 
@@ -41,7 +41,7 @@ def _state(ratings: BlindComparison, focus: bool = False) -> dict[str, Any]:
 def screen(
     ratings: BlindComparison,  # what is rated
     on_verdict: Callable[[], Any] = lambda: None,  # called after each verdict
-    on_finish: Callable[[], Any] = lambda: None,  # called when all are rated, and the rater wants to see the result
+    on_finish: Callable[[], Any] = lambda: None,  # called when all are rated, and the result is wanted
 ) -> Any:  # an anywidget
     "The rating screen of a comparison."
     check_ratings(ratings)
@@ -54,7 +54,8 @@ def screen(
             else: ratings.record(message['id'], message['choice'], message['seconds'])
             widget.state = _state(ratings)
             on_verdict()
-        except FTNBError as e: widget.state = {**widget.state, 'error': str(e), 'at': time.time_ns()}
+        except FTNBError as e:
+            widget.state = {**widget.state, 'error': str(e), 'at': time.time_ns()}
     widget.on_msg(answer)
     return widget
 

@@ -63,13 +63,13 @@ def _check_texts(
     seed: int,  # of the drawing of rows
 ) -> list[tuple[int, tuple[str, str]]]:  # row, (right, wrong)
     "Rows for attention checks, each with its reference and a text that was written for another row."
-    n, found = len(references), []
+    n, pairs = len(references), []
     for row in map(int, np.random.default_rng(seed).permutation(n)):
         right = {references[row], *(texts[row] for texts in outputs)}
         others = (outputs[0][(row + i) % n] for i in range(1, n))
         wrong = next((text for text in others if text.strip() and text not in right), None)
-        if wrong and references[row].strip(): found.append((row, (references[row], wrong)))
-    return found[:checks]
+        if wrong and references[row].strip(): pairs.append((row, (references[row], wrong)))
+    return pairs[:checks]
 
 # %% ../../nbs/people/session.ipynb #c20178a3
 def _sources(ratings: BlindComparison) -> dict[str, Source]:
@@ -98,7 +98,7 @@ def _sides(
     groups: Sequence[tuple[int, ...]],  # of each item in order, the systems that are shown
     rng: np.random.Generator,
 ) -> list[bool]:  # of each item, whether the sides are exchanged
-    "Sides by lot, so that each system of a pair stands on the left equally often."
+    "Sides at random, so that each system of a pair stands on the left equally often."
     halves = lambda n: rng.permutation((np.arange(n) + rng.integers(2)) % 2).astype(bool).tolist()
     drawn = {group: iter(halves(n)) for group, n in sorted(Counter(groups).items())}
     return [next(drawn[group]) for group in groups]

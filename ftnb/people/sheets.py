@@ -35,7 +35,7 @@ def _sheet_path(path: Any) -> Path:
     file = check_path('path', path)
     if file.suffix.lower() != '.csv':
         raise FTNBError(f'sheet {str(path)!r}', 'it is written as CSV, and its name must end in .csv',
-                        f'Write {str(file.with_suffix(".csv"))!r}; every spreadsheet program opens it.')
+                        f'Write {str(file.with_suffix(".csv"))!r}; any spreadsheet program opens it.')
     if file.parent.is_dir(): return file
     raise FTNBError(f'sheet {str(path)!r}', 'it cannot be written: its folder does not exist',
                     'Give another path.')
@@ -120,7 +120,8 @@ def _sheet_verdicts(
     for n, cells in _read_lines(path, _verdict_columns(ratings)):
         try:
             key, flipped, verdict = _line_verdict(ratings, cells)
-            if key in verdicts: raise FTNBError(f'item {cells["item"]}', 'it is there twice', 'Delete one.')
+            if key in verdicts:
+                raise FTNBError(f'item {cells["item"]}', 'it is there twice', 'Delete one.')
             verdicts[key] = flipped, verdict
         except FTNBError as e: mistakes.append(f'line {n}: {e.value}, {e.rule}')
     if not mistakes: return verdicts
@@ -141,6 +142,7 @@ def read_sheet(
     file, mine = check_path('path', path), replace(ratings, rater=check_rater(rater))
     verdicts = _sheet_verdicts(mine, file)
     there = {v.item: v.choice for v in current_verdicts(mine, mine.rater).itertuples()}
-    store_verdicts(mine, [(key, flipped, verdict, None) for key, (flipped, verdict) in verdicts.items()
+    store_verdicts(mine, [(key, flipped, verdict, None)
+                          for key, (flipped, verdict) in verdicts.items()
                           if verdict and there.get(key) != verdict])
     return mine

@@ -35,7 +35,8 @@ def _win_facts(ratings: BlindComparison) -> dict[str, str]:
     if len(ratings.systems) < 3: return facts
     try: table = bradley_terry_ranking(ratings)
     except FTNBError: return facts   # no chain of comparisons yet
-    strengths = [f'{name} {v.strength:+.2f} [{v.low:+.2f}, {v.high:+.2f}]' for name, v in table.iterrows()]
+    strengths = [f'{name} {v.strength:+.2f} [{v.low:+.2f}, {v.high:+.2f}]'
+                 for name, v in table.iterrows()]
     return facts | {'ranking (log odds)': ',  '.join(strengths)}
 
 # %% ../../nbs/people/summary.ipynb #a1a67e96

@@ -68,7 +68,7 @@ def win_rate_table(
     ratings: BlindComparison,  # of pairs
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
-) -> pd.DataFrame:  # by, system, over, win_rate (%), low, high, won, tied, lost, inconsistent, identical, p_value
+) -> pd.DataFrame:  # a line a pair: win_rate (%), low, high, counts, p_value
     "How often one system's answers are preferred to another's, people and judges apart."
     check_rating_kind(ratings, criteria=False)
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
@@ -83,9 +83,9 @@ def win_rate_table(
     columns = 'by system over win_rate low high won tied lost inconsistent identical p_value'.split()
     return pd.DataFrame(lines, columns=columns)
 
-# %% ../../nbs/people/win_rates.ipynb #9a8a9ceb
+# %% ../../nbs/people/win_rates.ipynb #dc819dfa
 def bradley_terry(
-    wins: np.ndarray,  # [systems, systems]: how often the one in the row was preferred to the one in the column
+    wins: np.ndarray,  # [systems, systems]: how often the row's was preferred to the column's
     extra: float = 0.,  # added to every cell off the diagonal
 ) -> np.ndarray:  # [systems], log strengths, 0 on average
     "Strengths from counts of wins (Bradley and Terry 1952), by maximum likelihood."
@@ -103,9 +103,9 @@ def _win_rows(ratings: BlindComparison, by: str) -> np.ndarray:
         wins[:, b, a], wins[:, a, b] = sums[:, 0], sums[:, 1] - sums[:, 0]
     return wins
 
-# %% ../../nbs/people/win_rates.ipynb #5b11e9b9
+# %% ../../nbs/people/win_rates.ipynb #13c29a88
 def _connected(wins: np.ndarray, strong: bool) -> bool:
-    "Whether wins (or, not `strong`, comparisons in any direction) lead from every system to every other."
+    "Whether wins (or, not `strong`, any comparisons) lead from every system to every other."
     from scipy.sparse.csgraph import connected_components
     return connected_components(wins > 0, connection='strong' if strong else 'weak')[0] == 1
 
