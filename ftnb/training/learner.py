@@ -25,7 +25,7 @@ class TrainingBatch(Protocol):
     def to(self, device: torch.device) -> Any: "The same batch on a device."
     def halves(self) -> list: "The same batch in two, or alone in a list if that cannot be."
 
-# %% ../../nbs/training/learner.ipynb #30ea3ca9
+# %% ../../nbs/training/learner.ipynb #836b3a7f
 class Learner:
     "The training loop."
     def __init__(self,
@@ -53,7 +53,7 @@ class Learner:
         self.losses: list[float] = []   # mean loss per target, one a step
         self.batches: Sequence[TrainingBatch] = ()   # of this step
         self.token_limit: int | None = None   # tokens that fit into memory at once, when known
-        self.pending: list[_PendingLoss] = []   # losses of which the device has not told yet
+        self.pending: list[_PendingLoss] = []   # losses on their way from the device
         # the host need not wait for a loss, if the optimizer can be told to do nothing
         fused = hasattr(optimizer, '_step_supports_amp_scaling')
         self.runs_ahead = self.device.type == 'cuda' and fused and not scaler
