@@ -59,8 +59,8 @@ class ScoreMonitor(Monitor):
     def score_rows(self) -> Scores:
         "Score the chosen rows."
         given, numbers = self.given, self.order[:self.n]
-        if isinstance(given, datasets.Dataset): rows = given.select(numbers)
-        else: rows = [given[i] for i in numbers]
+        rows = (given.select(numbers) if isinstance(given, datasets.Dataset)
+                else [given[i] for i in numbers])
         return score(self.lm, rows, self.task, progress=False, name='while training', **self.options)
 
     def first(self) -> Scores:
