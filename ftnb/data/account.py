@@ -58,9 +58,9 @@ def _short_rows(ids: np.ndarray, ends: np.ndarray, lengths: np.ndarray, size: in
     padded = (np.r_[ids[end - n:end], np.zeros(size - n, np.uint64)] for end, n in zip(ends, lengths))
     return [_run_hashes(row, size)[0] for row in padded]
 
-# %% ../../nbs/data/account.ipynb #d36c3b11
+# %% ../../nbs/data/account.ipynb #adc2d7ce
 def _shingles(ids: np.ndarray, lengths: np.ndarray, size: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    "Every run of `size` tokens as a hash, and its row; `ids` are the tokens of all rows, one after the other."
+    "Every run of `size` tokens as a hash, and its row; `ids`: all rows, one after the other."
     ids, ends = ids.astype(np.uint64) + np.uint64(1), np.cumsum(lengths)
     inside: np.ndarray = np.ones(len(ids), bool)
     for j in range(1, size): inside[(ends - j)[lengths >= j]] = False   # would go on in the next row
@@ -146,10 +146,10 @@ def script_of(
     counts = Counter(SCRIPTS.get(w := first_word(c), w) for c in text if c.isalpha())
     return counts.most_common(1)[0][0] if counts else ''
 
-# %% ../../nbs/data/account.ipynb #64d5106a
+# %% ../../nbs/data/account.ipynb #61055eac
 def differs_from_most(
     names: np.ndarray,  # [rows], of str; '' where nothing is known
-    share: float = 0.,  # the part of what is known that the commonest name must exceed, or none is marked
+    share: float = 0.,  # of what is known, which the commonest name must exceed, or none is marked
 ) -> np.ndarray:  # [rows], bool
     "Mark the names that are not the commonest one."
     counts = Counter(name for name in names if name)
@@ -236,14 +236,15 @@ def text_counts(
             'control_characters': sum(bool(CONTROL.search(text)) for text in texts),
             'other_script': int(script.sum())} | _language_counts(answers, prompts, script)
 
-# %% ../../nbs/data/account.ipynb #648851ed
+# %% ../../nbs/data/account.ipynb #9f261c8d
 def find_repeated_rows(
     train: CheckedRows,  # the training rows
     splits: dict[str, CheckedRows],  # with 'valid' and 'test'
     drop: Collection[str],  # which to leave out: 'overlap', 'duplicates'
 ) -> tuple[CheckedRows, Counter]:  # the training rows that stay, and counts for the report
     "Find training rows that are also in other splits, or twice in their own."
-    hashes, valid, test = (text_hashes(row_texts(rows)) for rows in (train, splits['valid'], splits['test']))
+    all_splits = (train, splits['valid'], splits['test'])
+    hashes, valid, test = (text_hashes(row_texts(rows)) for rows in all_splits)
     in_valid, in_test = np.isin(hashes, valid), np.isin(hashes, test)
     count = Counter(overlap_valid=int(in_valid.sum()), overlap_test=int(in_test.sum()),
                     valid_overlap=int(np.isin(valid, test).sum()))   # validation rows that are in test

@@ -167,18 +167,20 @@ def _filled(items: Iterable[int], lengths: Sequence[int], budget: int) -> list[l
         room -= lengths[i]
     return groups
 
-# %% ../../nbs/data/batches.ipynb #e807fcb5
+# %% ../../nbs/data/batches.ipynb #ac17dd68
 def _micro_batches(lengths: Sequence[int], micro_tokens: int, padded: bool) -> list[list[int]]:
     "The rows of one step, grouped into forward passes."
-    return token_batches(lengths, micro_tokens) if padded else _filled(range(len(lengths)), lengths, micro_tokens)
+    if padded: return token_batches(lengths, micro_tokens)
+    return _filled(range(len(lengths)), lengths, micro_tokens)
 
-# %% ../../nbs/data/batches.ipynb #836d7c52
+# %% ../../nbs/data/batches.ipynb #d2abe3e0
 Plan = list[list[list[int]]]  # steps of micro-batches of row numbers
 
 def _length_buckets(order: list[int], lengths: Sequence[int], window: int) -> list[int]:
-    "Shuffled rows, sorted by length within each `window` of them: neighbours are alike, and still mostly random."
+    "Shuffled rows, sorted by length within each `window` of them."
     longest_first = lambda rows: sorted(rows, key=lambda i: -lengths[i])
-    return [i for start in range(0, len(order), window) for i in longest_first(order[start:start + window])]
+    windows = (order[start:start + window] for start in range(0, len(order), window))
+    return [i for rows in windows for i in longest_first(rows)]
 
 # %% ../../nbs/data/batches.ipynb #b835d17c
 def plan_epoch(

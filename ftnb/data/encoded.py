@@ -53,11 +53,11 @@ def list_lengths(
     chunks = [np.diff(chunk.offsets.to_numpy()) for chunk in table.column(column).chunks]
     return np.concatenate(chunks or [np.zeros(0, int)])
 
-# %% ../../nbs/data/encoded.ipynb #2d008ebc
+# %% ../../nbs/data/encoded.ipynb #0a259f8e
 def arrow_table(
     rows: datasets.Dataset,  # token rows
 ) -> pa.Table:
-    "The rows of a data set as an Arrow table, in their order (`select` and `shuffle` only note another one)."
+    "The rows of a data set as an Arrow table, in their own order."
     return (rows if rows._indices is None else rows.flatten_indices()).data.table
 
 # %% ../../nbs/data/encoded.ipynb #f727ab9f
@@ -138,11 +138,12 @@ class Encoded(Card):
         "The card, and a small picture of the lengths of rows."
         return Card._repr_html_(self) + ('' if self.streamed else length_histogram(self.lengths()))
 
-# %% ../../nbs/data/encoded.ipynb #da8cca9d
+# %% ../../nbs/data/encoded.ipynb #53a4f862
 def _share(report: Mapping) -> str:
     "Tokens, and how many of them carry loss, in words."
     tokens, supervised = report['tokens'], report['supervised_tokens']
-    return f'{tokens:,} tokens; the model learns to write {supervised:,} of them ({supervised / max(1, tokens):.0%})'
+    share = f'{supervised / max(1, tokens):.0%}'
+    return f'{tokens:,} tokens; the model learns to write {supervised:,} of them ({share})'
 
 QUANTILES = (50, 90, 99, 100)  # of lengths, in per cent
 
@@ -254,7 +255,8 @@ class TokenView:
 
     def __repr__(self) -> str:
         head = lambda n, row: f'row {n}: {len(row["labels"])} tokens, {supervised_count(row)} ⟦supervised⟧'
-        return '\n\n'.join(f'{head(n, row)}\n{_token_line(self.tokenizer, row)}' for n, row in enumerate(self.rows))
+        line = lambda row: _token_line(self.tokenizer, row)
+        return '\n\n'.join(f'{head(n, row)}\n{line(row)}' for n, row in enumerate(self.rows))
 
     def _repr_html_(self) -> str:
         spans = lambda row: ''.join(_token_html(self.tokenizer, ids, supervised)
@@ -264,9 +266,9 @@ class TokenView:
             f'<div dir="auto" style="white-space:pre-wrap;font-family:monospace">{spans(row)}</div>'
             for n, row in enumerate(self.rows))
 
-# %% ../../nbs/data/encoded.ipynb #5a84c27a
+# %% ../../nbs/data/encoded.ipynb #71a677a9
 def _joined_pair(pair: Mapping) -> dict:
-    "Source and target of an encoder-decoder as one row, to be shown: the source read, the target supervised."
+    "Source and target of an encoder-decoder as one row: the source read, the target supervised."
     source, target = pair['input_ids'], pair['labels']
     return {'input_ids': source + target, 'labels': [IGNORE] * len(source) + target}
 

@@ -28,8 +28,9 @@ __all__ = ['DROPS', 'STREAM_CHUNK', 'encode']
 # %% ../../nbs/data/encoding.ipynb #e24ab579
 DROPS = ('overlap', 'duplicates', 'near_duplicates')  # what `drop` may name
 
-# %% ../../nbs/data/encoding.ipynb #72fba79e
-def _settings(lm: LM, max_len: int | None, bad_rows: str, drop: Any, allow_special: bool) -> EncodeSettings:
+# %% ../../nbs/data/encoding.ipynb #f66f74f9
+def _settings(lm: LM, max_len: int | None, bad_rows: str, drop: Any,
+              allow_special: bool) -> EncodeSettings:
     "How to encode, checked; `drop` may be one name."
     context = context_length(lm)
     max_len = min(512, context) if max_len is None else max_len
@@ -39,22 +40,23 @@ def _settings(lm: LM, max_len: int | None, bad_rows: str, drop: Any, allow_speci
     for name in drop: check_choice(name, DROPS, 'drop')
     return EncodeSettings(max_len, bad_rows, frozenset(drop), allow_special)
 
-# %% ../../nbs/data/encoding.ipynb #8476e6e2
+# %% ../../nbs/data/encoding.ipynb #6fd4e189
 def _zeros(side: str = '') -> dict[str, int]:
     "Every count of a report, at zero."
     more = ('rows', 'used', 'tokens', 'supervised_tokens', 'overlap_valid', 'overlap_test')
     return {side + name: 0 for name in (*more, *LOSSES, *NOTES) if name != 'other_language'}
 
-def _split_counts(done: EncodedSplit, rows: CheckedRows, special: SpecialText, seq2seq: bool) -> dict[str, int]:
+def _split_counts(done: EncodedSplit, rows: CheckedRows, special: SpecialText,
+                  seq2seq: bool) -> dict[str, int]:
     "All counts of a split."
     counts = done.count | text_counts(rows, special) | split_summary(done, seq2seq)
-    if 'language_rows' in counts: counts.setdefault('other_language', 0)   # looked for, and none found
+    if 'language_rows' in counts: counts.setdefault('other_language', 0)   # looked for: none
     return counts
 
-# %% ../../nbs/data/encoding.ipynb #ad12d615
+# %% ../../nbs/data/encoding.ipynb #4e94b293
 def _encode_train(lm: LM, splits: dict[str, CheckedRows], task: Task,
                   settings: EncodeSettings) -> tuple[CheckedRows, EncodedSplit]:
-    "The training rows that stay, and what becomes of them; compared with the other splits and with each other."
+    "The training rows that stay, compared with the other splits and with each other; encoded."
     rows, repeated = find_repeated_rows(splits['train'], splits, settings.drop)
     done = encode_split(lm, rows, task, settings)
     check_rows_left(done, settings.max_len)
@@ -62,7 +64,7 @@ def _encode_train(lm: LM, splits: dict[str, CheckedRows], task: Task,
     done.count.update(count_near_duplicates(done, settings.drop, is_seq2seq(lm)))
     return rows, done
 
-# %% ../../nbs/data/encoding.ipynb #d73d0102
+# %% ../../nbs/data/encoding.ipynb #aec2b353
 def _encode(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: EncodeSettings) -> Encoded:
     "Encode checked splits."
     special, seq2seq = SpecialText(lm.tokenizer), is_seq2seq(lm)
@@ -71,11 +73,12 @@ def _encode(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: Encode
     tables = [train.table, valid.table]
     check_token_ids(lm, tables)
     report = _zeros() | _zeros('valid_') | _split_counts(train, rows, special, seq2seq)
-    report |= {f'valid_{k}': n for k, n in _split_counts(valid, splits['valid'], special, seq2seq).items()}
+    valid_counts = _split_counts(valid, splits['valid'], special, seq2seq)
+    report |= {f'valid_{k}': n for k, n in valid_counts.items()}
     report |= {f'test_{k}': n for k, n in splits['test'].count.items()}
     report['test_compared'] = len(splits['test'].turns)
     report['longest'] = max(int(list_lengths(table, 'input_ids').max(initial=0)) for table in tables)
-    return Encoded(datasets.Dataset(tables[0]), datasets.Dataset(tables[1]), report, lm.tokenizer, task, seq2seq)
+    return Encoded(*map(datasets.Dataset, tables), report, lm.tokenizer, task, seq2seq)
 
 # %% ../../nbs/data/encoding.ipynb #d4142b5c
 @contextlib.contextmanager
@@ -120,15 +123,15 @@ def encode(
 # %% ../../nbs/data/encoding.ipynb #9ed1a515
 _VERSION = 2  # of what is kept
 
-# %% ../../nbs/data/encoding.ipynb #3dfc0285
+# %% ../../nbs/data/encoding.ipynb #b6e40f4a
 def _key(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: EncodeSettings) -> str:
     "A name for the result of encoding these rows with this tokenizer and these settings."
     digest, tok = hashlib.sha256(), lm.tokenizer
     how = [task.cue, uses_chat_template(lm, task), task.answers, bool(task.turns), is_seq2seq(lm),
            eos_ids(lm), tok.chat_template]
-    given = [settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special,
+    options = [settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special,
              bool(language_model())]
-    for part in (_VERSION, how, given, tok.backend_tokenizer.to_str()):
+    for part in (_VERSION, how, options, tok.backend_tokenizer.to_str()):
         digest.update(json.dumps(part, default=str).encode())
     for name, rows in splits.items():
         digest.update(f'\0{name}{sorted(rows.count.items())}'.encode())

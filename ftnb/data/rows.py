@@ -88,7 +88,7 @@ def _refuse_sheet(path: Path) -> None:
                     'Save it as .csv (UTF-8), or give the table: '
                     f'pandas.read_excel({path.name!r}, dtype=str, keep_default_na=False).')
 
-# %% ../../nbs/data/rows.ipynb #b4949222
+# %% ../../nbs/data/rows.ipynb #913fe6d1
 def _read_file(name: str | Path) -> Any:
     "The rows of a file."
     path = Path(name).expanduser()
@@ -100,7 +100,8 @@ def _read_file(name: str | Path) -> Any:
     read = READERS[check_choice(path.suffix.lower(), READERS, 'file type')]
     try: return read(path)
     except pa.ArrowException as e:
-        raise FTNBError(f'file {path.name!r}', 'it cannot be read as its name says', 'Write it again.') from e
+        raise FTNBError(f'file {path.name!r}', 'it cannot be read as its name says',
+                        'Write it again.') from e
 
 # %% ../../nbs/data/rows.ipynb #deea22e2
 # a str that means a file, also one that cannot be read
@@ -165,14 +166,15 @@ def read_splits(
     valid: Any = next((rows[name] for name in VALID_NAMES if name in rows), [])
     return read_rows(rows['train']), read_rows(valid), read_rows(rows.get('test', []))
 
-# %% ../../nbs/data/rows.ipynb #952a75b9
+# %% ../../nbs/data/rows.ipynb #49daabf5
 def unread_splits(
     rows: Any,  # what `encode` was given
     streamed: bool,  # a stream is not compared with its test rows
 ) -> dict[str, int]:  # counts for the report; -1 where the size is not known
     "How many rows are in splits that nobody looks at."
     if not isinstance(rows, Mapping): return {}
-    read = {'train', *[name for name in VALID_NAMES if name in rows][:1]} | (set() if streamed else {'test'})
+    read = {'train', *[name for name in VALID_NAMES if name in rows][:1]}
+    if not streamed: read.add('test')
     sized = (list, tuple, datasets.Dataset, pd.DataFrame)
     return {f'unread_{name}': len(split) if isinstance(split, sized) else -1
             for name, split in rows.items() if name not in read}

@@ -84,17 +84,18 @@ def _pair_chunks(row: dict, max_len: int, done: EncodedSplit) -> list[dict]:
 # %% ../../nbs/data/splits.ipynb #63b226cc
 CHUNK = 1000  # rows that are tokenized at a time
 
-# %% ../../nbs/data/splits.ipynb #dfaec8c5
-def _add_rows(done: EncodedSplit, first: int, rows: list[list[dict]], cut: Callable[[dict], list[dict]]) -> None:
+# %% ../../nbs/data/splits.ipynb #db89f054
+def _add_rows(done: EncodedSplit, first: int, rows: list[list[dict]],
+              cut: Callable[[dict], list[dict]]) -> None:
     "Add the token rows of some rows, of which the first has the number `first`."
-    kept: list[dict] = []
+    all_chunks: list[dict] = []
     for number, documents in enumerate(rows, first):
         chunks = [chunk for document in documents for chunk in cut(document)]
         done.count['used' if chunks else 'dropped_no_target_left'] += 1
         done.count['split_rows'] += len(documents) > 1
         done.owner += [number] * len(chunks)
-        kept += chunks
-    done.tables.append(token_table(kept))
+        all_chunks += chunks
+    done.tables.append(token_table(all_chunks))
 
 # %% ../../nbs/data/splits.ipynb #27a91d57
 def encode_split(
@@ -114,7 +115,7 @@ def encode_split(
         _add_rows(done, start, token_rows(lm, task, some, settings.allow_special), cut)
     return done
 
-# %% ../../nbs/data/splits.ipynb #567bd718
+# %% ../../nbs/data/splits.ipynb #5c1c8c86
 def split_summary(
     done: EncodedSplit,  # an encoded split
     seq2seq: bool,  # for an encoder-decoder: the tokens of both sides count
@@ -127,7 +128,8 @@ def split_summary(
     summary = {'tokens': int(read.sum() + (written.sum() if seq2seq else 0)),
                'supervised_tokens': int(labels.sum()) - firsts, 'pieces': len(table)}
     for side, sizes in zip(('prompt', 'target'), zip(*done.sizes)):
-        for q in QUANTILES: summary[f'{side}_tokens_{q}'] = int(np.quantile(sizes, q / 100, method='higher'))
+        for q in QUANTILES:
+            summary[f'{side}_tokens_{q}'] = int(np.quantile(sizes, q / 100, method='higher'))
     return summary
 
 # %% ../../nbs/data/splits.ipynb #2ea83451

@@ -24,13 +24,13 @@ def _prefixes(parts: list[Part]) -> list[str]:
     "The text up to the end of each part."
     return list(itertools.accumulate([part.text or '' for part in parts]))
 
-# %% ../../nbs/data/tokenizing.ipynb #c52a2bdf
+# %% ../../nbs/data/tokenizing.ipynb #36cf4316
 def _split_at_prefixes(prefixes: list[list[int]]) -> list[list[int]]:
     "The ids that each prefix adds to the one before; [] if one does not begin with the one before."
     if len(prefixes) == 1: return prefixes
-    whole, ends = prefixes[-1], [0, *map(len, prefixes)]
-    if any(whole[:len(ids)] != ids for ids in prefixes): return []
-    return [whole[a:b] for a, b in itertools.pairwise(ends)]
+    full, ends = prefixes[-1], [0, *map(len, prefixes)]
+    if any(full[:len(ids)] != ids for ids in prefixes): return []
+    return [full[a:b] for a, b in itertools.pairwise(ends)]
 
 # %% ../../nbs/data/tokenizing.ipynb #abba4249
 class Segment(NamedTuple):
@@ -45,7 +45,7 @@ def _merged(parts: list[Part]) -> list[Part]:
     return [Part(None if all(p.text is None for p in g) else ''.join(p.text or '' for p in g), supervised)
             for supervised, group in groups if (g := list(group))]
 
-# %% ../../nbs/data/tokenizing.ipynb #1691a21d
+# %% ../../nbs/data/tokenizing.ipynb #b69a4a29
 def _labelled_parts(special: SpecialText, document: list[Part]) -> Iterator[tuple[str, Part]]:
     "The parts of a document, further divided at literal text, each with the kind of its segment."
     for part in document:
@@ -57,7 +57,7 @@ def _labelled_parts(special: SpecialText, document: list[Part]) -> Iterator[tupl
 
 def _segments(special: SpecialText, document: list[Part]) -> list[Segment]:
     "A document as segments."
-    if SPECIAL_MARK in (document[0].text or ''):   # a tokenizer's start token comes before literal text, too
+    if SPECIAL_MARK in (document[0].text or ''):   # a start token comes before literal text, too
         document = [Part('', document[0].supervised), *document]
     plain = all(part.text is not None and SPECIAL_MARK not in part.text for part in document[:-1])
     if plain and document[-1].text is None:   # most are like this
@@ -92,7 +92,8 @@ class DocumentTokenizer:
         if not start: return rows
         return [without_eos(self.lm, ids) if text else self.start for text, ids in zip(texts, rows)]
 
-    def continued(self, texts: list[str], goes_on: bool, literal: bool = False) -> list[list[int]]:
+    def continued(self, texts: list[str], goes_on: bool,
+                  literal: bool = False) -> list[list[int]]:
         "Token ids of texts; if text `goes_on`, without the space that some tokenizers put before any text."
         if not (goes_on and self.adds_space): return self.ids(texts, literal=literal)
         return [ids_in_context(lambda some: self.ids(some, literal=literal), text) for text in texts]
@@ -105,23 +106,24 @@ class DocumentTokenizer:
         return [i for ids in characters for i in ids]
 
     def cut(self,
-        whole: list[int],  # ids of a text
+        full: list[int],  # ids of a text
         specials: int,  # how many special tokens it should have
         tails: list[tuple[int, list[int]]],  # for each boundary: specials before it, ids of its tail
     ) -> list[list[int]]:  # the ids of each part; [] if they cannot be told apart
         "Cut the ids of a text at its boundaries."
-        at = [0, *(i for i, t in enumerate(whole) if t in self.special.ids and i >= len(self.start))]
+        at = [0, *(i for i, t in enumerate(full) if t in self.special.ids and i >= len(self.start))]
         if len(at) != specials + 1: return []
         ends = [0]
         for n, ids in tails:
-            if whole[at[n]:at[n] + len(ids)] != ids: return []
+            if full[at[n]:at[n] + len(ids)] != ids: return []
             ends.append(at[n] + len(ids))
-        return [whole[a:b] for a, b in itertools.pairwise([*ends, len(whole)])]
+        return [full[a:b] for a, b in itertools.pairwise([*ends, len(full)])]
 
     def by_prefixes(self, parts: list[Part]) -> list[list[int]]:
         "The ids of each part of a text; every prefix is tokenized, or else every part."
         prefixes = self.ids(_prefixes(parts), self.adds_start)
-        return _split_at_prefixes(prefixes) or [prefixes[0], *self.ids([part.text or '' for part in parts[1:]])]
+        split = _split_at_prefixes(prefixes)
+        return split or [prefixes[0], *self.ids([part.text or '' for part in parts[1:]])]
 
     def first_texts(self, segments: list[list[Part]]) -> Iterator[list[list[int]]]:
         "The ids of each part, for the text segments that documents begin with."
@@ -132,10 +134,10 @@ class DocumentTokenizer:
         tails = [boundary for each in boundaries for boundary in each]
         at_start = iter(_each_once([b.tail for b in tails if not b.specials], started))
         later = iter(_each_once([b.tail for b in tails if b.specials], self.ids))
-        wholes = _each_once(texts, started)
-        for parts, whole, found, each in zip(segments, wholes, spans, boundaries):
+        full_ids = _each_once(texts, started)
+        for parts, full, specials, each in zip(segments, full_ids, spans, boundaries):
             ids = [(b.specials, next(later if b.specials else at_start)) for b in each]
-            yield self.cut(whole, len(found), ids) or self.by_prefixes(parts)
+            yield self.cut(full, len(specials), ids) or self.by_prefixes(parts)
 
     def row(self, segments: list[Segment], first_texts: Iterator[list[list[int]]]) -> dict:
         "The token row of one document; `first_texts` has the ids of the segments that documents begin with."
@@ -197,9 +199,9 @@ def _labels(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool) ->
         else: labels += _until_end(ids, ends) if trim else ids
     return labels
 
-# %% ../../nbs/data/tokenizing.ipynb #a7040c58
+# %% ../../nbs/data/tokenizing.ipynb #318e83ad
 def _token_row(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool = False) -> dict:
-    "A token row from the ids of parts, supervised or not; it ends where its last answer does, and with an end token."
+    "A token row from the ids of parts; it ends where its last answer does, and with an end token."
     last = max((i for i, (_, supervised) in enumerate(parts) if supervised), default=-1)
     ids = list(itertools.chain.from_iterable(ids for ids, _ in parts[:last + 1]))
     labels = _labels(parts[:last + 1], ends, trim)
@@ -208,17 +210,19 @@ def _token_row(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool 
     if not ids or not ends or ids[-1] in ends: return {'input_ids': ids, 'labels': labels}
     return {'input_ids': ids + ends[:1], 'labels': labels + ends[:1]}
 
-# %% ../../nbs/data/tokenizing.ipynb #961efafc
+# %% ../../nbs/data/tokenizing.ipynb #11bdd135
 def _joins_previous(c: str) -> bool:
     "Whether a character belongs to the one before it: accents, joiners, variation selectors, skin tones."
-    return unicodedata.category(c) in ('Mn', 'Me', 'Mc') or c == '\u200d' or '\U0001f3fb' <= c <= '\U0001f3ff'
+    accent = unicodedata.category(c) in ('Mn', 'Me', 'Mc')
+    return accent or c == '\u200d' or '\U0001f3fb' <= c <= '\U0001f3ff'
 
-# %% ../../nbs/data/tokenizing.ipynb #7a28670d
+# %% ../../nbs/data/tokenizing.ipynb #09deb1b6
 def _character_end(tokenizer: Any, ids: list[int], start: int, cut: int) -> int:
     "The last place up to `cut` (a few tokens before it at most) where a character ends."
     for at in range(cut, max(start + 1, cut - 12), -1):
         before, after = tokenizer.decode(ids[max(start, at - 8):at]), tokenizer.decode(ids[at:at + 4])
-        if not before.endswith(('\ufffd', '\u200d')) and not (after and _joins_previous(after[0])): return at
+        ends = not before.endswith(('\ufffd', '\u200d'))
+        if ends and not (after and _joins_previous(after[0])): return at
     return cut
 
 # %% ../../nbs/data/tokenizing.ipynb #7c31390c
@@ -238,9 +242,9 @@ def split_row(
         start = cut - 1
     return chunks
 
-# %% ../../nbs/data/tokenizing.ipynb #66b3ad4a
+# %% ../../nbs/data/tokenizing.ipynb #83a7061b
 def _special_as_text(lm: LM, task: Task, special: SpecialText, text: str, ids: list[int]) -> list[int]:
-    "The ids of a text; anew, if its tokenizer took a name in it for a special token although it was told not to."
+    "The ids of a text; anew, if its tokenizer took a name in it for a special token all the same."
     if not special.found.search(text): return ids
     around = source_ids(lm, ['a'], True)[0]
     count = lambda some: sum(i in special.ids for i in some)
@@ -250,12 +254,13 @@ def _special_as_text(lm: LM, task: Task, special: SpecialText, text: str, ids: l
     again = tokenizer([[Part(special.hide(text), True), END]])[0]['input_ids']
     return again if around[-1] in special.ids else again[:-1]
 
-# %% ../../nbs/data/tokenizing.ipynb #7a38550a
+# %% ../../nbs/data/tokenizing.ipynb #4a52cdd4
 def _seq2seq_rows(lm: LM, task: Task, rows: CheckedRows, special: SpecialText | None) -> list[dict]:
     "Token rows for an encoder-decoder; `special`: names of special tokens in the texts are only text."
     literal, ends = bool(special), eos_ids(lm)
     texts = [source_and_target(task, row, turns) for row, turns in zip(rows.raw, rows.turns)]
-    write = lambda some: lm.tokenizer(text_target=some, split_special_tokens=literal)['input_ids'] if some else []
+    write = lambda some: lm.tokenizer(
+        text_target=some, split_special_tokens=literal)['input_ids'] if some else []
     sources = _each_once([source for source, _ in texts], lambda some: source_ids(lm, some, literal))
     targets = _each_once([target for _, target in texts], write)
     if special:
@@ -275,7 +280,7 @@ def cut_seq2seq_row(
     source = ids if len(ids) <= max_len else ids[:max_len - 1] + ids[-1:]
     return {'input_ids': source, 'labels': labels[:max_len]}
 
-# %% ../../nbs/data/tokenizing.ipynb #2a8bd4cf
+# %% ../../nbs/data/tokenizing.ipynb #69eae545
 def token_rows(
     lm: LM,  # a loaded model
     task: Task,  # what is asked of it
@@ -284,7 +289,8 @@ def token_rows(
 ) -> list[list[dict]]:  # for each row one, or more where a chat template rewrites earlier turns
     "The token rows of each row, uncut."
     special = SpecialText(lm.tokenizer)
-    if is_seq2seq(lm): return [[r] for r in _seq2seq_rows(lm, task, rows, None if allow_special else special)]
+    if is_seq2seq(lm):
+        return [[row] for row in _seq2seq_rows(lm, task, rows, None if allow_special else special)]
     hide = (lambda text: text) if allow_special else special.hide
     turns = [[turn | {'content': hide(turn['content'])} for turn in row] for row in rows.turns]
     chat = uses_chat_template(lm, task)
