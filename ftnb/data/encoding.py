@@ -78,7 +78,8 @@ def _encode(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: Encode
     report |= {f'test_{k}': n for k, n in splits['test'].count.items()}
     report['test_compared'] = len(splits['test'].turns)
     report['longest'] = max(int(list_lengths(table, 'input_ids').max(initial=0)) for table in tables)
-    return Encoded(*map(datasets.Dataset, tables), report, lm.tokenizer, task, seq2seq)
+    train_rows, valid_rows = map(datasets.Dataset, tables)
+    return Encoded(train_rows, valid_rows, report, lm.tokenizer, task, seq2seq)
 
 # %% ../../nbs/data/encoding.ipynb #d4142b5c
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def call_task(
         misspelt = key is not None and key not in row
         raise FTNBError(f'{part} of task {task.name!r}',
                         f'on this row it raises {type(e).__name__}: {e}',
-                        did_you_mean(key, row) if misspelt else 'Correct the function.') from e
+                        did_you_mean(str(key), row) if misspelt else 'Correct the function.') from e
 
 # %% ../../nbs/data/tasks.ipynb #3eedcbd4
 class EmptyTarget(FTNBError):
