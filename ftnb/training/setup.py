@@ -80,7 +80,8 @@ def choose_loss(
     steps: Steps,  # of the run: packed or not
 ) -> Callable[[Any, Any], torch.Tensor]:  # (model, batch) -> summed loss
     "The loss for this model."
-    s, loss = steps.settings, packed_loss
+    s = steps.settings
+    loss: Callable[..., torch.Tensor] = packed_loss
     if is_seq2seq(lm): loss = seq2seq_loss
     elif not steps.packed: loss = padded_loss
     elif features := _cached_features(lm, steps.data, s): loss = features.loss
