@@ -139,7 +139,8 @@ def test_looks(lab: Lab, notebook: Notebook, shots: Path) -> None:
     cell.button("say it").click()
     until(lambda: "ooo" in cell.outputs.locator(".widget-html").inner_text(), "the model says something")
     long = notebook.run(
-        "from ftnb.core.display import loss_curve\nfrom ftnb.training.progress import live_view\nfrom IPython.display import HTML\n"
+        "from ftnb.core.display import loss_curve\nfrom ftnb.training.progress import live_view\n"
+        "from IPython.display import HTML\n"
         "HTML(live_view('step 2 of 3', 0.7, loss_curve([3., 2.], [(0, 3.)]), [(0, ['e' * 300]), (2, ['2\\nlines'])]))"
     )
     tops = [b.bounding_box()["y"] for b in cell.show().outputs.locator("button").all()]
