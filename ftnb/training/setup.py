@@ -81,7 +81,7 @@ def choose_loss(
 ) -> Callable[[Any, Any], torch.Tensor]:  # (model, batch) -> summed loss
     "The loss for this model."
     s = steps.settings
-    loss: Any = packed_loss
+    loss: Callable[..., torch.Tensor] = packed_loss
     if is_seq2seq(lm): loss = seq2seq_loss
     elif not steps.packed: loss = padded_loss
     elif features := _cached_features(lm, steps.data, s): loss = features.loss
