@@ -15,7 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--force", default="", help="notebook flags whose cells run as well, such as 'slow cuda'")
 
 
-QUICK = {"test_contract", "test_grown", "test_import", "test_quality", "test_rhythm", "test_structure", "test_sync"}  # take seconds
+# files of tests that take seconds
+QUICK = {"test_contract", "test_grown", "test_import", "test_quality", "test_rhythm", "test_structure", "test_sync"}
 
 
 def changed() -> set[str]:
