@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from .errors import FTNBError
 
 # %% auto #0
-__all__ = ['FORMULA_STARTS', 'atomic_file', 'atomic_folder', 'cache_folder', 'checksum', 'file_digest', 'file_lock', 'read_text',
+__all__ = ['FORMULA_STARTS', 'atomic_file', 'atomic_folder', 'cache_folder', 'checksum', 'file_lock', 'read_text',
            'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv', 'read_csv', 'escape_cell', 'unescape_cell',
            'write_csv']
 
@@ -94,9 +94,6 @@ def checksum(
 ) -> str:
     "The BLAKE2b checksum of a file."
     with file.open('rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()[:digits]
-
-# %% ../../nbs/core/files.ipynb #57484e45
-def file_digest(file: Path) -> str: return checksum(file, 32)  # until evaluation/scores calls checksum(file, 32)
 
 # %% ../../nbs/core/files.ipynb #1072c60c
 class file_lock:
