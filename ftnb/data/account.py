@@ -232,7 +232,7 @@ def text_counts(
     answers = [turns[-1]['content'] for turns in rows.turns]
     prompts = ['\n'.join(turn['content'] for turn in turns[:-1]) for turns in rows.turns]
     script = other_script(answers) | other_script(prompts)
-    return {'special_text': sum(bool(special.found.search(text)) for text in texts),
+    return {'special_text': sum(bool(special.pattern.search(text)) for text in texts),
             'control_characters': sum(bool(CONTROL.search(text)) for text in texts),
             'other_script': int(script.sum())} | _language_counts(answers, prompts, script)
 

@@ -32,7 +32,7 @@ class PackedBatch:
     input_ids: torch.Tensor  # [1, tokens]
     position_ids: torch.Tensor  # [1, tokens]: 0, 1, 2 ... in each document
     targets: torch.Tensor  # [tokens]: the next token of the same document, or -100
-    chosen: torch.Tensor  # [supervised]: which of the tokens have a target
+    target_positions: torch.Tensor  # [supervised]: which of the tokens have a target
     starts: torch.Tensor  # [documents + 1], int32: where each document begins, where the last one ends
     lengths: tuple[int, ...]  # of the documents, in tokens
     rows: tuple[int, ...] = ()  # the numbers of their rows, if known
@@ -41,7 +41,7 @@ class PackedBatch:
     @property
     def supervised(self) -> int:
         "How many tokens carry loss."
-        return len(self.chosen)
+        return len(self.target_positions)
 
     def to(self, device: torch.device) -> PackedBatch:
         "The same batch on another device."
@@ -88,10 +88,10 @@ def _moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 def _some_documents(batch: PackedBatch, first: int, last: int) -> PackedBatch:
     "A batch's documents from number `first` to the one before `last`."
     a, b = sum(batch.lengths[:first]), sum(batch.lengths[:last])
-    chosen = batch.chosen[(batch.chosen >= a) & (batch.chosen < b)] - a
+    chosen = batch.target_positions[(batch.target_positions >= a) & (batch.target_positions < b)] - a
     return dataclasses.replace(
         batch, input_ids=batch.input_ids[:, a:b], position_ids=batch.position_ids[:, a:b],
-        targets=batch.targets[a:b], chosen=chosen, starts=batch.starts[first:last + 1] - a,
+        targets=batch.targets[a:b], target_positions=chosen, starts=batch.starts[first:last + 1] - a,
         lengths=batch.lengths[first:last], rows=batch.rows[first:last])
 
 # %% ../../nbs/data/batches.ipynb #e0f7aeaf

@@ -129,7 +129,7 @@ class DocumentTokenizer:
         "The ids of each part, for the text segments that documents begin with."
         started = lambda some: self.ids(some, self.adds_start)
         texts = [''.join(part.text or '' for part in parts) for parts in segments]
-        spans = [[match.span() for match in self.special.found.finditer(text)] for text in texts]
+        spans = [[match.span() for match in self.special.pattern.finditer(text)] for text in texts]
         boundaries = [_boundaries(*each) for each in zip(texts, segments, spans)]
         tails = [boundary for each in boundaries for boundary in each]
         at_start = iter(_each_once([b.tail for b in tails if not b.specials], started))
@@ -245,7 +245,7 @@ def split_row(
 # %% ../../nbs/data/tokenizing.ipynb #83a7061b
 def _special_as_text(lm: LM, task: Task, special: SpecialText, text: str, ids: list[int]) -> list[int]:
     "The ids of a text; anew, if its tokenizer took a name in it for a special token all the same."
-    if not special.found.search(text): return ids
+    if not special.pattern.search(text): return ids
     around = source_ids(lm, ['a'], True)[0]
     count = lambda some: sum(i in special.ids for i in some)
     if count(ids) <= count(around): return ids

@@ -144,7 +144,7 @@ def hidden_states(
     if not (varlen and batch.longest): options['doc_lengths'] = lengths
     out = (model.base_model if body is None else body)(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **options)
-    return out.last_hidden_state[0].index_select(0, batch.chosen)
+    return out.last_hidden_state[0].index_select(0, batch.target_positions)
 
 # %% ../../nbs/kernels/attention.ipynb #950084f8
 def compile_body(

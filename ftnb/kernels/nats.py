@@ -59,7 +59,7 @@ def packed_loss(
     body: Callable | None = None,  # a compiled form of `model.base_model`; None: that itself
 ) -> torch.Tensor:  # the sum of nats over its targets
     "The loss of packed documents: no padding, no logits matrix."
-    h, targets = hidden_states(model, batch, body), batch.targets.index_select(0, batch.chosen)
+    h, targets = hidden_states(model, batch, body), batch.targets.index_select(0, batch.target_positions)
     if type(model.get_output_embeddings()) is not torch.nn.Linear:
         return output_module_loss(model, h, targets, smoothing)
     return linear_cross_entropy(h, targets=targets, smoothing=smoothing, **output_layer(model))
@@ -73,7 +73,7 @@ def packed_nats(
     head, layer = model.get_output_embeddings(), output_layer(model)
     finish = lambda h: finish_logits(head(h), layer['scale'], layer['cap'])
     with torch.no_grad():
-        h, targets = hidden_states(model, batch), batch.targets.index_select(0, batch.chosen)
+        h, targets = hidden_states(model, batch), batch.targets.index_select(0, batch.target_positions)
         chunks = zip(h.split(256), targets.split(256))
         return torch.cat([F.cross_entropy(finish(part), t, reduction='none') for part, t in chunks])
 

@@ -51,13 +51,13 @@ class SpecialText:
         known = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.ids = set(known)  # of the special tokens
         self.names = sorted(set(known.values()), key=lambda name: (-len(name), name))  # one may begin another
-        self.found = re.compile('|'.join(map(re.escape, self.names)) or r'(?!)')  # any of the names in a text
+        self.pattern = re.compile('|'.join(map(re.escape, self.names)) or r'(?!)')  # any of the names in a text
 
     def hide(self,
         text: str,  # anything that `check_text` accepts
     ) -> str:
         "The text with each name replaced by two characters that stand for it."
-        return self.found.sub(lambda m: SPECIAL_MARK + chr(0xE000 + self.names.index(m[0])), text)
+        return self.pattern.sub(lambda m: SPECIAL_MARK + chr(0xE000 + self.names.index(m[0])), text)
 
     def split(self,
         text: str,  # what `hide` made, or a longer text with that in it
