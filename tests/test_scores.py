@@ -667,7 +667,7 @@ def test_score_monitor_is_shown_and_resumed(tmp_path: Path, capsys: pytest.Captu
     again = ftnb.ScoreMonitor(again_lm, rows, task, 4, seconds=0, share=None)
     run = ftnb.resume(folder, again_lm, callbacks=[again], progress=False)
     assert same_weights(run, whole)
-    values = lambda s: [(x["step"], x["values"]) for x in s.looks]
+    values = lambda s: [(x["step"], x["values"]) for x in s.measurements]
     assert values(again) == values(watched)
 
 

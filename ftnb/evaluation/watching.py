@@ -28,15 +28,15 @@ __all__ = ['ScoreMonitor']
 
 # %% ../../nbs/evaluation/watching.ipynb #61b606cc
 class ScoreMonitor(Monitor):
-    "Score a few held-out rows as it trains, within a time budget; `.history` is a table of all looks."
+    "Score a few held-out rows as it trains, within a time budget; `.history` is a table of all measurements."
     def __init__(self,
         lm: LM,  # the model that is trained
         rows: Any,  # held-out rows, of which it takes as many as time allows
         task: Task,  # what is asked, and what judges it
-        every: int | None = None,  # steps between looks, besides those at the start and after epochs
+        every: int | None = None,  # steps between measurements, besides those at the start and after epochs
         *,
-        seconds: float = 10.,  # for one look
-        share: float | None = 0.2,  # of the run's time for looks (not the first, the last); None: no limit
+        seconds: float = 10.,  # for one measurement
+        share: float | None = 0.2,  # of the run's time for measurements (not the first, the last); None: no limit
         metrics: Sequence[str | TextMetric] | None = None,  # beside the task's own
         max_new_tokens: int | None = None,  # most tokens of an answer; None: as the task says
         seed: int = 0,  # of the choice of rows
@@ -46,12 +46,12 @@ class ScoreMonitor(Monitor):
         self.options: dict[str, Any] = dict(metrics=metrics, max_new_tokens=max_new_tokens, **decoding)
         self.lm, self.task, self.given = lm, task, _checked_rows(lm, rows, task, **self.options)
         order = np.random.default_rng(check_number('seed', seed, 0)).permutation(len(self.given))
-        self.order: list[int] = order.tolist()  # row numbers; a look takes the first `n`
-        self.n = 0  # rows in a look; 0: not known yet
+        self.order: list[int] = order.tolist()  # row numbers; a measurement takes the first `n`
+        self.n = 0  # rows in a measurement; 0: not known yet
         self.seconds = check_number('seconds', seconds, 0, whole=False)
         self.share = check_number('share', share, 0, 1, whole=False, none=True)
-        self.looks: list[dict] = []  # step, values (name -> [value, low, high]), rows, seconds
-        self.spent = 0.  # seconds that all looks but the first have taken
+        self.measurements: list[dict] = []  # step, values (name -> [value, low, high]), rows, seconds
+        self.spent = 0.  # seconds that all measurements but the first have taken
         self.began = time.perf_counter()  # when training began in this process
         self.before = 0.  # seconds of training in earlier processes
         self.displayed = False  # whether a progress view shows the records
@@ -83,8 +83,8 @@ class ScoreMonitor(Monitor):
 
     @property
     def due(self) -> bool:
-        "Whether the looks so far, and one more, stay within their share of the time."
-        return self.share is None or self.spent + self.looks[-1]['seconds'] <= self.share * self.passed
+        "Whether the measurements so far, and one more, stay within their share of the time."
+        return self.share is None or self.spent + self.measurements[-1]['seconds'] <= self.share * self.passed
 
     def record(self, learner: Learner) -> None:
         "Look, unless that has been done after this very step, or would take too much time."
@@ -93,9 +93,9 @@ class ScoreMonitor(Monitor):
         start = time.perf_counter()
         with seeded(0): scores = self.measure() if self.n else self.first()
         seconds = time.perf_counter() - start
-        if self.looks: self.spent += seconds
+        if self.measurements: self.spent += seconds
         values = {k: [scores.values[k], *map(float, scores.intervals[k])] for k in scores.metrics}
-        self.looks.append({'step': learner.step, 'values': values, 'rows': self.n, 'seconds': seconds})
+        self.measurements.append({'step': learner.step, 'values': values, 'rows': self.n, 'seconds': seconds})
         texts = [f'{k} {v:.2f} [{low:.2f}, {high:.2f}]' for k, (v, low, high) in values.items()]
         self.records.append((learner.step, [f'scores of {self.n} rows: ' + ', '.join(texts)]))
 
@@ -110,19 +110,19 @@ class ScoreMonitor(Monitor):
 
     @property
     def history(self) -> pd.DataFrame:
-        "One row a look and metric: step, metric, value, low, high, and how many rows and seconds it took."
+        "One row a measurement and metric: step, metric, value, low, high, and how many rows and seconds it took."
         lines = [(x['step'], k, *v, x['rows'], x['seconds'])
-                 for x in self.looks for k, v in x['values'].items()]
+                 for x in self.measurements for k, v in x['values'].items()]
         columns = ['step', 'metric', 'value', 'low', 'high', 'rows', 'seconds']
         return pd.DataFrame(lines, columns=columns)
 
     def __repr__(self) -> str:
-        rows, looks = f'{self.n or "some"} of {len(self.order):,} rows', f'{len(self.looks)} looks'
-        return f'ScoreMonitor({self.lm.name!r}, {rows}, task {self.task.name!r}, {looks})'
+        rows, times = f'{self.n or "some"} of {len(self.order):,} rows', f'{len(self.measurements)} measurements'
+        return f'ScoreMonitor({self.lm.name!r}, {rows}, task {self.task.name!r}, {times})'
 
     def state_dict(self) -> dict:
         "What `load_state_dict` takes, of plain Python values."
-        return {'records': self.records, 'looks': self.looks, 'order': self.order, 'n': self.n,
+        return {'records': self.records, 'measurements': self.measurements, 'order': self.order, 'n': self.n,
                 'spent': self.spent, 'before': self.passed}
 
     def load_state_dict(self, state: dict) -> None:
@@ -131,7 +131,7 @@ class ScoreMonitor(Monitor):
             raise FTNBError(f'ScoreMonitor with {len(self.order)} rows',
                             f'the run was watched on {len(state["order"])}', 'Give the same rows.')
         Monitor.load_state_dict(self, state)
-        self.looks[:], self.order[:] = state['looks'], state['order']
+        self.measurements[:], self.order[:] = state['measurements'], state['order']
         self.n, self.spent, self.before = state['n'], state['spent'], state['before']
 
 # %% ../../nbs/evaluation/watching.ipynb #dc9d5ffc
