@@ -6,6 +6,7 @@ from labdriver import Notebook, until
 
 CHAT = """
 import torch
+from ftnb import Chat, chat_window, tiny_lm
 lm = tiny_lm(chat=True, context=4096, tie_word_embeddings=False)
 plain = [t for t in range(3, 259) if lm.tokenizer.decode([t]).isascii() and lm.tokenizer.decode([t]).isprintable()]
 with torch.no_grad():  # it never ends, and writes what can be read
@@ -54,7 +55,7 @@ def test_chat_window(notebook: Notebook, shots: Path) -> None:
 
 
 def test_playground(notebook: Notebook, shots: Path) -> None:
-    cell = notebook.run("playground(tiny_lm(), 'To be', 8)")
+    cell = notebook.run("from ftnb import playground, tiny_lm\nplayground(tiny_lm(), 'To be', 8)")
     bars, prompt = cell.show().outputs.locator(".widget-html").first, cell.outputs.locator("textarea")
     shown = bars.inner_html()
     slider = cell.outputs.locator(".noUi-handle").first
