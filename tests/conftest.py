@@ -26,6 +26,7 @@ def changed() -> set[str]:
     return {line[3:] for line in lines}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep together what shares a browser or a long run; with `--quick`, leave out what is slow and not touched."""
     for item in items:
