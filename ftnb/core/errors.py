@@ -14,7 +14,7 @@ __all__ = ['OPTIONAL', 'FTNBError', 'shows_error', 'did_you_mean', 'check_choice
 
 # %% ../../nbs/core/errors.ipynb #5c63e607
 class FTNBError(ValueError):
-    "Bad input, told in three parts: the value, the rule it breaks, and what to do about it."
+    "Bad input, described in three parts: the value, the rule it breaks, and what to do about it."
     def __init__(self,
         value: str,  # what was given, in the caller's words
         rule: str,  # what must hold

@@ -143,7 +143,7 @@ def _share(report: Mapping) -> str:
     "Tokens, and how many of them carry loss, in words."
     tokens, supervised = report['tokens'], report['supervised_tokens']
     share = f'{supervised / max(1, tokens):.0%}'
-    return f'{tokens:,} tokens; the model learns to write {supervised:,} of them ({share})'
+    return f'{tokens:,} tokens, {supervised:,} of them supervised ({share})'
 
 QUANTILES = (50, 90, 99, 100)  # of lengths, in per cent
 
@@ -151,7 +151,7 @@ QUANTILES = (50, 90, 99, 100)  # of lengths, in per cent
 def _quantiles(report: Mapping, side: str) -> str:
     "The lengths of prompts or targets in words."
     half, most, nearly_all, longest = (report[f'{side}_tokens_{q}'] for q in QUANTILES)
-    return f'half up to {half:,} tokens, 90 % to {most:,}, 99 % to {nearly_all:,}, longest {longest:,}'
+    return f'median {half:,} tokens, 90th percentile {most:,}, 99th {nearly_all:,}, longest {longest:,}'
 
 # %% ../../nbs/data/encoded.ipynb #5f4dd2e9
 def _held_out(report: Mapping, streamed: bool) -> dict[str, str]:
@@ -168,7 +168,7 @@ def _held_out(report: Mapping, streamed: bool) -> dict[str, str]:
 
 # %% ../../nbs/data/encoded.ipynb #d186e008
 def _unread(report: Mapping) -> dict[str, str]:
-    "The splits that nobody looked at, in words, if there are any."
+    "The splits that were not used, in words, if there are any."
     counts = {k.removeprefix('unread_'): n for k, n in report.items() if k.startswith('unread_')}
     splits = ', '.join(name + (f' ({n:,} rows)' if n >= 0 else '') for name, n in counts.items())
     return {'not read': splits} if splits else {}

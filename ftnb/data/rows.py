@@ -171,7 +171,7 @@ def unread_splits(
     rows: Any,  # what `encode` was given
     streamed: bool,  # a stream is not compared with its test rows
 ) -> dict[str, int]:  # counts for the report; -1 where the size is not known
-    "How many rows are in splits that nobody looks at."
+    "How many rows are in splits that are not used."
     if not isinstance(rows, Mapping): return {}
     read = {'train', *[name for name in VALID_NAMES if name in rows][:1]}
     if not streamed: read.add('test')

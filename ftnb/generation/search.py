@@ -120,18 +120,18 @@ class ContrastiveSearch:
 
 # %% ../../nbs/generation/search.ipynb #9adfee98
 class BeamHypotheses:
-    "The finished texts of one search, at most `num_beams` of them."
+    "The finished hypotheses of one prompt, at most `num_beams` of them."
     def __init__(self, num_beams: int):
         self.num_beams, self.is_done = num_beams, False
         self.beams: list[tuple[float, list[int]]] = []  # (score, new tokens), the best first
 
     def add(self, score: float, ids: list[int]) -> None:
-        "Set a finished text aside, if it is good enough."
+        "Keep a finished hypothesis, if it is good enough."
         if self.is_done: return
         self.beams = sorted([*self.beams, (score, ids)], key=lambda x: -x[0])[:self.num_beams]
 
     def update_done(self, best_unfinished: float) -> None:
-        "The search is over when no unfinished text has a better score than the worst of these."
+        "The search is over when no unfinished hypothesis has a better score than the worst of these."
         full = len(self.beams) == self.num_beams
         self.is_done = self.is_done or (full and best_unfinished <= self.beams[-1][0])
 

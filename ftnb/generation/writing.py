@@ -63,7 +63,7 @@ class Completion(Card):
     text: str  # without the prompt, without a stop string
     ids: list[int]  # the tokens that were written, with those of a stop string, without an end token
     tokens: list[str]  # the text of each
-    logprobs: list[float]  # of each token, in nats, by the model itself (temperature 1, without cuts)
+    logprobs: list[float]  # of each token, in nats, by the model itself (temperature 1, without top-k and top-p)
     finish: str  # 'end': the model's end token; 'stop': a stop string; 'length': max_new_tokens
     cut: int = 0  # tokens of the prompt that were cut off
 

@@ -47,7 +47,7 @@ def check_lm(
 ) -> None:
     "Refuse what is no `LM`: a name, or the bare model of another library."
     if isinstance(lm, LM): return
-    what = f'lm is {type(lm).__name__} {str(lm)[:40]!r}'
+    what = f'lm is the {type(lm).__name__} {str(lm)[:40]!r}'
     raise FTNBError(what, 'it must be an LM', "Use load_lm('...') first.")
 
 # %% ../../nbs/models/lm.ipynb #7055dd02

@@ -82,7 +82,7 @@ def _check_judge(lm: Any, question: Any, name: Any) -> None:
 
 # %% ../../nbs/people/judge.ipynb #2acfa380
 def judge(
-    lm: LM,  # the judge; better none of the systems
+    lm: LM,  # the judge; preferably none of the systems
     a: Scores,  # one system's answers
     b: Scores | None = None,  # another's to the same rows; None: only where criteria are rated
     *more: Scores,  # further systems

@@ -164,7 +164,7 @@ class Controls(Callback):
         self.running.set()
 
     def pause(self) -> None:
-        "Rest before the next step, until `go_on`."
+        "Pause before the next step, until `go_on`."
         self.running.clear()
 
     def go_on(self) -> None:

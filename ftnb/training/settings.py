@@ -51,7 +51,7 @@ class Settings:
     seed: int = 0  # of the order of rows, of dropout, of an adapter's first values
 
 # %% ../../nbs/training/settings.ipynb #4959d42c
-# options of `finetune` that do not change what is learned
+# options of `finetune` that do not affect training
 _BESIDE = ('checkpoint', 'checkpoint_every', 'callbacks', 'progress', 'background')
 
 # %% ../../nbs/training/settings.ipynb #9c3c3b01

@@ -22,7 +22,7 @@ class Steps:
     "The steps of each epoch, for a `Learner`."
     data: Encoded  # what is trained on
     settings: Settings  # rows or tokens in a step, epochs, seed
-    packed: bool  # rows one behind the other, without padding
+    packed: bool  # packed batches, without padding
     fixed_shape: bool = False  # fill up every packed batch to the same shape, for `torch.compile`
 
     def __post_init__(self):
