@@ -218,5 +218,6 @@ def check_callbacks(
         if not isinstance(c, type) and any(hasattr(c, name) for name in methods): continue
         rule = f'it must be an object with one of {", ".join(methods[:6])}'
         remedy = 'Give an object, not its class: callbacks=[Mine()].'
-        raise FTNBError(f'callback {str(c)[:60]}', rule, remedy)
+        what = f'{c.__name__} is a class' if isinstance(c, type) else str(c)[:60]
+        raise FTNBError(f'callback {what}', rule, remedy)
     return given
