@@ -1,10 +1,14 @@
 """What the tests share: the project's paths, its notebook tool, and `--force`."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # processes beside each other share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / ".ci"))  # tests import the notebook tool as `nb`
