@@ -7,7 +7,8 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 STAMP := .venv/.ftnb-installed
-WORKERS ?= 2  # processes that run tests beside each other
+# processes that run tests beside each other
+WORKERS ?= 2
 # a list of requirements from settings.ini
 setting = $$($(PY) -c 'import configparser as c; p = c.ConfigParser(interpolation=None); p.read("settings.ini"); print(p["DEFAULT"]["$(1)"])')
 
@@ -37,8 +38,8 @@ $(STAMP): settings.ini setup.py constraints.txt Makefile
 quickstart: env  ## fine-tune, generate and compare in a terminal, on this machine, in minutes
 	@$(PY) .ci/nb.py run nbs/tutorials/quickstart.ipynb --out _out/quickstart
 
-test: env  ## every notebook and every test, without GPU or network (several minutes)
-	@echo 'Testing: every notebook runs from top to bottom in a process of its own. This takes several minutes.'
+test: env  ## every notebook and every test, without GPU or network (half an hour or more on two cores)
+	@echo 'Testing: every notebook runs from top to bottom in a process of its own. On two cores this takes half an hour or more.'
 	@$(PY) -m pytest tests -n $(WORKERS) --dist loadgroup
 
 test-quick: env  ## the notebooks that differ from the last commit, and every test that takes seconds
