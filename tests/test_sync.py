@@ -77,3 +77,11 @@ def test_outputs_are_stored(path: Path) -> None:
             continue
         assert not any(o.output_type == "error" for o in cell.outputs), f"cell {n} (id {cell.id}) stored an error"
         assert cell.outputs or not needs_output(cell.source), f"cell {n} (id {cell.id}) has no stored output: make nbs"
+
+
+@each_notebook
+def test_first_cell(path: Path) -> None:
+    """The website makes the page's head of the first cell: what else stands in it would be lost there."""
+    lines = nbformat.read(path, as_version=4).cells[0].source.split("\n")
+    title, description = lines[0], [line for line in lines[1:] if line]
+    assert title.startswith("# ") and description and all(line.startswith("> ") for line in description), lines[0]
