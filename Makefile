@@ -38,8 +38,8 @@ $(STAMP): settings.ini setup.py constraints.txt Makefile
 quickstart: env  ## fine-tune, generate and compare in a terminal, on this machine, in minutes
 	@$(PY) .ci/nb.py run nbs/tutorials/quickstart.ipynb --out _out/quickstart
 
-test: env  ## every notebook and every test, without GPU or network (half an hour or more on two cores)
-	@echo 'Testing: every notebook runs from top to bottom in a process of its own. On two cores this takes half an hour or more.'
+test: env  ## every notebook and every test, without GPU or network (20 to 40 minutes on two cores)
+	@echo 'Testing: every notebook runs from top to bottom in a process of its own. On two cores this takes 20 to 40 minutes.'
 	@$(PY) -m pytest tests -n $(WORKERS) --dist loadgroup
 
 test-quick: env  ## the notebooks that differ from the last commit, and every test that takes seconds
