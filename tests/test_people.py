@@ -799,7 +799,7 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
     "NaN seconds": (lambda: first_of(rate(ONE, TWO), "A", seconds=float("nan")), ["=nan", "at least 0", "Change"]),
     "endless seconds": (lambda: first_of(rate(ONE, TWO), "A", seconds=float("inf")), ["=inf", "a number", "Change"]),
     "after the last": (lambda: finished().record(None, "A"), ["item=None", "when all are rated", "Stop"]),
-    "a list as an item": (lambda: rate(ONE, TWO).record([], "A"), ["item is list", "none of this", "next()"]),
+    "a list as an item": (lambda: rate(ONE, TWO).record([], "A"), ["item=[]", "none of this", "next()"]),
     "Scores as a choice": (lambda: first_of(rate(ONE, TWO), TWO), ["choice is Scores", "'A', 'B', 'tie'", "Change"]),
     "half a mark": (
         lambda: first_of(rate(ONE, criteria=["style"]), {"style": 4.5}),

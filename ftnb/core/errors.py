@@ -4,13 +4,14 @@
 
 # %% ../../nbs/core/errors.ipynb #0f482271
 from __future__ import annotations
-import contextlib, difflib, importlib, math, numbers, re
+import contextlib, difflib, importlib, importlib.util, math, numbers, re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['OPTIONAL', 'FTNBError', 'shows_error', 'did_you_mean', 'check_choice', 'require', 'check_number', 'check_names',
-           'import_optional']
+__all__ = ['OPTIONAL', 'FTNBError', 'shows_error', 'did_you_mean', 'check_choice', 'describe_value', 'require', 'check_number',
+           'check_names', 'import_optional', 'package_folder']
 
 # %% ../../nbs/core/errors.ipynb #5c63e607
 class FTNBError(ValueError):
@@ -60,6 +61,15 @@ def check_choice(
     rule = f'it must be one of {len(names)} known names'
     raise FTNBError(f'{what} {value!r}', rule, did_you_mean(value, names))
 
+# %% ../../nbs/core/errors.ipynb #descval1
+def describe_value(
+    name: str,  # of the parameter
+    value: object,  # what was given
+) -> str:
+    "A wrong value in a message: Python's own values as they are, up to 60 characters; else the type."
+    plain = type(value).__module__ == 'builtins'
+    return f'{name}={value!r:.60}' if plain else f'{name} is {type(value).__name__}'
+
 # %% ../../nbs/core/errors.ipynb #21fc4ea2
 def require(
     name: str,  # of the parameter
@@ -68,7 +78,7 @@ def require(
     rule: str,  # what must hold
 ) -> None:
     "Raise an `FTNBError` about a parameter unless `ok`."
-    if not ok: raise FTNBError(f'{name}={value!r}', rule, f'Change {name}.')
+    if not ok: raise FTNBError(describe_value(name, value), rule, f'Change {name}.')
 
 # %% ../../nbs/core/errors.ipynb #42357469
 def _numeral(value: Any) -> bool:
@@ -155,3 +165,16 @@ def import_optional(
     try: return importlib.import_module(module)
     except ImportError as e:
         raise FTNBError(f'module {module!r} is missing', f'it is needed {why}', f'Run: {install}') from e
+
+# %% ../../nbs/core/errors.ipynb #pkgfold2
+def package_folder(
+    module: str,  # the module's name
+    package: str,  # the package to install if it is missing
+    what: str = '',  # what needs it, for the message; '': the package itself
+    rule: str = 'it is read from where it is installed',  # what must hold, for the message
+) -> Path:
+    "The folder of an installed package, found without importing it."
+    spec = importlib.util.find_spec(module)
+    if spec and spec.submodule_search_locations: return Path(next(iter(spec.submodule_search_locations)))
+    command = OPTIONAL.get(package, ('', f'pip install --no-deps {package}'))[1]
+    raise FTNBError(what or f'package {package!r} is missing', rule, f'Run: {command}')

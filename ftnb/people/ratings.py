@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import pandas as pd
-from ..core.errors import FTNBError, check_names, check_number, require
+from ..core.errors import FTNBError, check_names, check_number, describe_value, require
 from ..evaluation.scores import Scores
 from .store import (
-    and_list, check_path, connect, describe_value, overview, plural, prepare_file, require_value)
+    and_list, check_path, connect, overview, plural, prepare_file)
 from .session import BlindComparison, check_rater
 from .win_rates import bradley_terry_ranking, win_rate_table
 from .marks import mark_difference_table, mean_marks
@@ -78,10 +78,10 @@ def _readable(
 def _check_prompts(prompts: Any, n: int) -> list[str]:
     "Prompts in other words, one for each of n rows."
     listed = isinstance(prompts, Iterable) and not isinstance(prompts, (str, bytes, Mapping))
-    require_value('prompts', prompts, listed, f'it must be a list of {plural(n, "text")}')
+    require('prompts', prompts, listed, f'it must be a list of {plural(n, "text")}')
     texts = list(prompts)
     for i, text in enumerate(texts):
-        require_value(f'prompts[{i}]', text, isinstance(text, str), 'it must be a text')
+        require(f'prompts[{i}]', text, isinstance(text, str), 'it must be a text')
     if len(texts) == n: return texts
     raise FTNBError(f'prompts of {plural(len(texts), "text")}',
                     f'there must be one for each of {plural(n, "row")}', 'Change prompts.')

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
-from ..core.errors import FTNBError, check_number, require
+from ..core.errors import FTNBError, check_number, describe_value, require
 from ..core.display import Card
-from .store import connect, describe_value, require_value
+from .store import connect
 
 # %% auto #0
 __all__ = ['WORDS', 'Source', 'BlindComparison', 'Item', 'check_ratings', 'check_rater', 'store_verdicts', 'current_verdicts',
@@ -230,7 +230,7 @@ def check_rater(
 ) -> str:
     "A rater's name, without spaces around it; a judge's is refused."
     is_name = isinstance(rater, str) and bool(rater.strip())
-    require_value('rater', rater, is_name, 'it must be a name')
+    require('rater', rater, is_name, 'it must be a name')
     require('rater', rater, not rater.startswith('lm:'),
             'such names are for judge(lm, ...), not for a person')
     return rater.strip()
@@ -303,7 +303,7 @@ def _mark(criterion: str, value: Any) -> int:
 def _seconds(value: Any) -> float | None:
     "How long a verdict took, where that is known."
     seconds = check_number('seconds', value, 0, whole=False, none=True)
-    require_value('seconds', value, seconds != float('inf'), 'it must be a number, 0 at least, or None')
+    require('seconds', value, seconds != float('inf'), 'it must be a number, 0 at least, or None')
     return seconds
 
 # %% ../../nbs/people/session.ipynb #88f0e94b

@@ -8,11 +8,11 @@ import contextlib, itertools, json, os, sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, require
 
 # %% auto #0
 __all__ = ['REMEDIES', 'DAMAGED', 'APPLICATION_ID', 'SCHEMAS', 'connect', 'prepare_file', 'plural', 'and_list', 'overview',
-           'describe_value', 'require_value', 'check_path']
+           'check_path']
 
 # %% ../../nbs/people/store.ipynb #f1a7e987
 REMEDIES = {  # a word in SQLite's message: what to do
@@ -133,25 +133,6 @@ def _overview_line(id: str, content: dict, at: str | None, n: int, first: str | 
     return (f"which='{id}': {and_list(content['systems'])}{by}, {plural(len(content['rows']), 'row')}, "
             f'{begun}{plural(n, "rating")}')
 
-# %% ../../nbs/people/store.ipynb #0a588aaa
-def describe_value(
-    name: str,  # of the parameter
-    value: Any,  # what was passed
-) -> str:
-    "A wrong value in a message: texts and numbers as they are (up to 60 characters), else the type."
-    plain = value is None or isinstance(value, (str, int, float))
-    return f'{name}={value!r:.60}' if plain else f'{name} is {type(value).__name__}'
-
-# %% ../../nbs/people/store.ipynb #36c13ed5
-def require_value(
-    name: str,  # of the parameter
-    value: Any,  # what was passed
-    ok: bool,  # whether it is allowed
-    rule: str,  # what must hold
-) -> None:
-    "Raise an `FTNBError` about a parameter, of whatever type its value is, unless `ok`."
-    if not ok: raise FTNBError(describe_value(name, value), rule, f'Change {name}.')
-
 # %% ../../nbs/people/store.ipynb #5d7fff4b
 def check_path(
     name: str,  # of the parameter
@@ -159,5 +140,5 @@ def check_path(
 ) -> Path:
     "A path; anything else is refused."
     ok = isinstance(value, (str, os.PathLike)) and bool(os.fspath(value).strip())
-    require_value(name, value, ok, 'it must be a path, str or Path')
+    require(name, value, ok, 'it must be a path, str or Path')
     return Path(value)
