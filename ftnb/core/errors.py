@@ -110,7 +110,7 @@ def check_number(
         return int(value) if whole else float(value)
     rule = _number_rule(low, high, whole, none)
     remedy = f'Write {name}={value}, without quotes.' if _numeral(value) else f'Change {name}.'
-    raise FTNBError(f'{name}={value!r:.60}', rule + (f', {why}' if why else ''), remedy)
+    raise FTNBError(describe_value(name, value), rule + (f', {why}' if why else ''), remedy)
 
 # %% ../../nbs/core/errors.ipynb #9195b82e
 def check_names(
@@ -122,7 +122,7 @@ def check_names(
     "Return `value` if it is a list of texts, none of them empty; else raise an `FTNBError`."
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         remedy = f'Put it into brackets: [{value!r:.60}].' if isinstance(value, str) else f'Change {name}.'
-        raise FTNBError(f'{name}={value!r:.60}', 'it must be a list of str', remedy)
+        raise FTNBError(describe_value(name, value), 'it must be a list of str', remedy)
     names = tuple(value)
     for x in names:
         if isinstance(x, str) and x.strip(): continue

@@ -12,7 +12,7 @@ import torch
 
 # %% auto #0
 __all__ = ['IGNORE', 'Plan', 'supervised_count', 'PackedBatch', 'pack', 'Seq2SeqBatch', 'pad_seq2seq', 'token_batches',
-           'plan_epoch', 'plan_stream']
+           'fill_groups', 'plan_epoch', 'plan_stream']
 
 # %% ../../nbs/data/batches.ipynb #b4241ff4
 IGNORE = -100  # the label of a token without loss, as everywhere in PyTorch and transformers
@@ -155,8 +155,12 @@ def token_batches(
     return groups
 
 # %% ../../nbs/data/batches.ipynb #3a95373f
-def _filled(items: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    "Group items in order so that no group exceeds `budget` tokens (an item that does is alone)."
+def fill_groups(
+    items: Iterable[int],  # row numbers, in the order that is kept
+    lengths: Sequence[int],  # of all rows, in tokens
+    budget: int,  # tokens in a group, at most (an item that exceeds it is alone)
+) -> list[list[int]]:
+    "Group items in order so that no group exceeds `budget` tokens."
     groups: list[list[int]] = []
     room = 0
     for i in items:
@@ -171,7 +175,7 @@ def _filled(items: Iterable[int], lengths: Sequence[int], budget: int) -> list[l
 def _micro_batches(lengths: Sequence[int], micro_tokens: int, padded: bool) -> list[list[int]]:
     "The rows of one step, grouped into forward passes."
     if padded: return token_batches(lengths, micro_tokens)
-    return _filled(range(len(lengths)), lengths, micro_tokens)
+    return fill_groups(range(len(lengths)), lengths, micro_tokens)
 
 # %% ../../nbs/data/batches.ipynb #d2abe3e0
 Plan = list[list[list[int]]]  # steps of micro-batches of row numbers
@@ -195,7 +199,7 @@ def plan_epoch(
     order, shuffle = list(range(len(lengths))), random.Random(seed).shuffle
     shuffle(order)
     if padded: order = _length_buckets(order, lengths, 50 * batch_size)
-    if tokens_per_step: steps = _filled(order, lengths, tokens_per_step)
+    if tokens_per_step: steps = fill_groups(order, lengths, tokens_per_step)
     else: steps = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
     if padded: shuffle(steps)
     groups = lambda step: _micro_batches([lengths[i] for i in step], micro_tokens, padded)

@@ -19,11 +19,11 @@ from .rows import CheckedRows, check_rows, read_splits, unread_splits
 from .account import find_repeated_rows, language_model, text_counts
 from .encoded import LOSSES, NOTES, Encoded, list_lengths, load_encoded, save_encoded
 from .splits import (
-    EncodedSplit, EncodeSettings, check_rows_left, check_token_ids, count_near_duplicates,
+    CHUNK, EncodedSplit, EncodeSettings, check_rows_left, check_token_ids, count_near_duplicates,
     encode_split, split_summary)
 
 # %% auto #0
-__all__ = ['DROPS', 'STREAM_CHUNK', 'encode']
+__all__ = ['DROPS', 'encode']
 
 # %% ../../nbs/data/encoding.ipynb #e24ab579
 DROPS = ('overlap', 'duplicates', 'near_duplicates')  # what `drop` may name
@@ -131,7 +131,7 @@ def _key(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: EncodeSet
     how = [task.cue, uses_chat_template(lm, task), task.answers, bool(task.turns), is_seq2seq(lm),
            eos_ids(lm), tok.chat_template]
     options = [settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special,
-             bool(language_model())]
+               bool(language_model())]
     for part in (_VERSION, how, options, tok.backend_tokenizer.to_str()):
         digest.update(json.dumps(part, default=str).encode())
     for name, rows in splits.items():
@@ -164,15 +164,12 @@ def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | No
     return Encoded(datasets.IterableDataset.from_generator(rows), datasets.Dataset(done.table),
                    report, lm.tokenizer, task, seq2seq)
 
-# %% ../../nbs/data/encoding.ipynb #25dc5613
-STREAM_CHUNK = 1000  # rows of a stream that are read at a time
-
 # %% ../../nbs/data/encoding.ipynb #7409287e
 def _streamed(lm: LM, rows: Iterable, task: Task, settings: EncodeSettings, report: dict) -> Iterator[dict]:
     "The token rows of a stream, a chunk at a time; `report` counts them, from the beginning of each pass."
     for k in [k for k in report if not k.startswith(('valid_', 'unread_'))]: del report[k]
     remaining = iter(rows)
-    while chunk := list(itertools.islice(remaining, STREAM_CHUNK)):
+    while chunk := list(itertools.islice(remaining, CHUNK)):
         where = f'rows {report.get("rows", 0):,} and on: train'
         checked = check_rows(task, chunk, where, settings.bad_rows, is_seq2seq(lm))
         done = encode_split(lm, checked, task, settings)

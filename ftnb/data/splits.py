@@ -82,7 +82,7 @@ def _pair_chunks(row: dict, max_len: int, done: EncodedSplit) -> list[dict]:
     return [cut_seq2seq_row(row, max_len)]
 
 # %% ../../nbs/data/splits.ipynb #63b226cc
-CHUNK = 1000  # rows that are tokenized at a time
+CHUNK = 1000  # rows that are read and tokenized at a time
 
 # %% ../../nbs/data/splits.ipynb #db89f054
 def _add_rows(done: EncodedSplit, first: int, rows: list[list[dict]],

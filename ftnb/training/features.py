@@ -5,13 +5,13 @@
 # %% ../../nbs/training/features.ipynb #efea64a9
 from __future__ import annotations
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 import torch
 from ..core.errors import FTNBError
 from ..models.lm import LM, eval_mode
 from ..models.adapters import transformer_blocks
-from ..data.batches import PackedBatch, pack
+from ..data.batches import PackedBatch, fill_groups, pack
 from ..kernels.attention import compute_context, hidden_states
 from ..kernels.nats import packed_loss
 
@@ -32,15 +32,6 @@ def count_frozen_blocks(
     frozen = [not any(p.requires_grad for p in block.parameters()) for block in blocks]
     return frozen.index(False) if False in frozen else 0
 
-# %% ../../nbs/training/features.ipynb #bf5a129e
-def _row_groups(lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
-    "Numbers of rows, in their order, in groups of at most so many tokens (a longer row is alone)."
-    groups: list[list[int]] = [[]]
-    for i, n in enumerate(lengths):
-        if groups[-1] and sum(lengths[j] for j in groups[-1]) + n > micro_tokens: groups.append([])
-        groups[-1].append(i)
-    return groups
-
 # %% ../../nbs/training/features.ipynb #3aa3bb9e
 class CachedFeatures:
     "What the frozen lower blocks of a model make of each row, computed once."
@@ -52,7 +43,8 @@ class CachedFeatures:
         self.lm, self.blocks = lm, transformer_blocks(lm.model)
         self.first = count_frozen_blocks(lm.model)   # the first block that is trained
         self.features: list[torch.Tensor] = []   # [tokens, hidden] of each row, on the CPU
-        for group in _row_groups([len(ids) for ids in rows['input_ids']], micro_tokens):
+        lengths = [len(ids) for ids in rows['input_ids']]
+        for group in fill_groups(range(len(lengths)), lengths, micro_tokens):
             self.features += self.compute(pack([rows[i] for i in group], group))
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from ..core.errors import FTNBError
 from ..core.machine import choose_device
-from ..models.lm import LM, fingerprint, quiet_transformers
+from ..models.lm import LM, check_lm, fingerprint, quiet_transformers
 from ..models.loading import load_lm
 from ..models.adapters import adapter_layers, add_lora, remove_adapter
 from ..data.applications import free_text
@@ -82,10 +82,9 @@ def _restored_lm(folder: Path, facts: dict, lm: LM | None) -> LM:
     "The model of a run, ready for the weights of a checkpoint."
     if lm is None:
         lm = _base_lm(folder, facts) if facts['base'] else _untrained_lm(folder / 'model', facts)
-    elif isinstance(lm, LM): check_not_training(lm)
     else:
-        raise FTNBError(f'lm is a {type(lm).__name__}', 'it must be an LM',
-                        'Leave it out, or load it.')
+        check_lm(lm)
+        check_not_training(lm)
     if (folder / 'adapter').is_dir() and not adapter_layers(lm.model):
         from peft import LoraConfig
         add_lora(lm, LoraConfig.from_pretrained(folder / 'adapter'))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ..core.errors import (
     FTNBError, check_choice, check_names, check_number, import_optional, require)
-from ..models.lm import LM, is_seq2seq
+from ..models.lm import LM, check_lm, is_seq2seq
 from ..data.encoded import Encoded
 
 # %% auto #0
@@ -111,8 +111,7 @@ def check_settings(
 # %% ../../nbs/training/settings.ipynb #f976a765
 def _check_types(lm: Any, data: Any) -> None:
     "Refuse a model's name, or rows that were not encoded."
-    if not isinstance(lm, LM):
-        raise FTNBError(f'lm is a {type(lm).__name__}', 'it must be an LM', "Use load_lm('...').")
+    check_lm(lm)
     if not isinstance(data, Encoded):
         raise FTNBError(f'data is a {type(data).__name__}', 'it must be Encoded',
                         'Use encode(lm, rows, task) first.')
