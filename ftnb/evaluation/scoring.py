@@ -23,6 +23,7 @@ from ..generation.likelihood import answer_nats, normalized_probs
 from ..generation.writing import generate
 from .metric import TextMetric, check_pairs
 from .calibration import check_label_probs
+from .perplexity import NUMERIC
 from .metrics import metrics_by_name, text_metric
 from .scores import Scores, make_scores
 from .comparison import compare
@@ -285,9 +286,8 @@ def choose_metrics(
 ) -> dict[str, TextMetric]:
     "The task's metrics and more, tried on the first row; those of a set on all rows."
     more = {} if metrics is None else metrics_by_name(metrics)
-    measured = ('perplexity', 'loss', 'bits_per_byte', *(['log_loss'] if task.labels else []))
     for name, m in more.items():
-        if m.judged == 'numbers' and name in measured: continue
+        if m.judged == 'numbers' and name in NUMERIC: continue
         if not task.answers:
             raise FTNBError(f'metric {name!r} of task {task.name!r}',
                             'free text has no answer that it could judge',

@@ -146,9 +146,9 @@ def interval_kind(
     "Which interval a score, or the difference of two, gets."
     if not all(math.isfinite(metric.combine(s.sum(0))) for s in stats): return 'undefined'
     if len(stats[0]) < 2: return 'too few rows'
+    if all(_is_share(metric, s) for s in stats): return 'Wilson' if len(stats) == 1 else 'Tango'
     left_out = [metric.leave_one_out(s) for s in stats]
     if not all(np.isfinite(x).all() for x in left_out): return 'too few rows'
-    if all(_is_share(metric, s) for s in stats): return 'Wilson' if len(stats) == 1 else 'Tango'
     if np.ptp(left_out[-1] - (left_out[0] if len(stats) > 1 else 0)) < 1e-9: return 'rows alike'
     return 'jackknife' if metric.spread == 'jackknife' else 'BCa'
 

@@ -35,7 +35,8 @@ class Constraint:
     def __call__(self, rows: list[int], logits: torch.Tensor) -> torch.Tensor:
         "Set the logits of all tokens that would leave the form to minus infinity."
         from llguidance import LLMatcher
-        for r in rows: self.matchers.setdefault(r, LLMatcher(self.vocabulary, self.grammar, log_level=0))
+        for r in rows:
+            if r not in self.matchers: self.matchers[r] = LLMatcher(self.vocabulary, self.grammar, log_level=0)
         bits = np.stack([np.frombuffer(self.matchers[r].compute_bitmask(), np.uint8) for r in rows])
         if error := next((e for r in rows if (e := self.matchers[r].get_error())), ''):
             reason = error.splitlines()[0][:80]

@@ -50,7 +50,7 @@ def _beam_search_batch(job: GenerationJob, batch: list[int], on_finish: Callable
     n = job.num_return_sequences
     prompts = sorted({i // n for i in batch})
     rows = [job.rows[p * n] for p in prompts]
-    results = beam_search(job.lm, rows, job.max_new_tokens, job.decoding, lambda step: on_step())
+    results = beam_search(job.lm, rows, job.max_new_tokens, job.decoding, on_step)
     beams = dict(zip(prompts, results))
     for i in batch:
         job.ids[i] = beams[i // n][i % n][1]
@@ -87,8 +87,9 @@ def _native(job: GenerationJob, todo: list[int], batch_tokens: int, on_finish: C
     batches = _batches(job, todo, batch_tokens)[::-1]
     line = StatusLine(quiet=not progress or len(batches) < 2)
     write = _beam_search_batch if job.decoding.uses_beams else _decode_batch
-    def on_step(): line.update(f'generating: {sum(map(bool, job.finish)):,} of {len(job.rows):,} texts, '
-                               f'{sum(map(len, job.ids)):,} tokens')
+    def on_step():
+        if line.due: line.update(f'generating: {sum(map(bool, job.finish)):,} of {len(job.rows):,} texts, '
+                                 f'{sum(map(len, job.ids)):,} tokens')
     while batches:
         batch, too_large = batches.pop(), False
         try: write(job, batch, on_finish, on_step)

@@ -78,6 +78,7 @@ class AnswersFile:
         settings: dict,  # how the texts are made, with the key 'ftnb answers'
     ):
         self.path = Path(path)
+        settings = json.loads(json.dumps(settings, default=lambda x: x.item()))   # NumPy's too; as they are read
         if not self.path.parent.is_dir() or self.path.is_dir():
             raise FTNBError(f'file {str(path)!r}', 'it must be a file in a folder that exists', 'Correct the path.')
         self.answers: dict[tuple[str, int], dict] = {}   # of `prompt_keys` -> a line of the file

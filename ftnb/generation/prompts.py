@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ..core.errors import FTNBError, check_number, require
 from ..models.lm import LM, check_lm, context_length, is_seq2seq
-from ..models.tokens import source_ids, without_eos
+from ..models.tokens import check_text, source_ids, without_eos
 
 # %% auto #0
 __all__ = ['Prompt', 'as_prompt_list', 'prompt_ids', 'prepare_prompts']
@@ -54,9 +54,7 @@ def _check_prompt(lm: LM, i: int, prompt: Any) -> None:
     if not len(prompt):
         raise FTNBError(f'prompt {i} is empty', 'there is nothing to go on from',
                         'To begin from nothing, give [lm.tokenizer.bos_token_id].')
-    if is_text and any(0xD800 <= ord(c) < 0xE000 for c in prompt):
-        raise FTNBError(f'prompt {i}', 'it has half a character in it (a surrogate)',
-                        'Decode it anew from its bytes.')
+    if is_text: check_text(prompt, f'prompt {i}')
     size = lm.model.config.get_text_config().vocab_size
     unknown = [] if is_text else [t for t in prompt if not 0 <= t < size]
     if unknown: raise FTNBError(f'token {unknown[0]} in prompt {i}', f'the model has {size} tokens',

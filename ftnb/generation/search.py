@@ -220,7 +220,7 @@ def beam_search(
     rows: list[list[int]],  # token ids of the prompts
     max_new_tokens: int,  # most tokens to add to a row
     decoding: Decoding,  # with `num_beams`
-    on_step: Callable[[int], None] = lambda step: None,  # called after each step
+    on_step: Callable[[], None] = lambda: None,  # called after each step
 ) -> list[list[tuple[float, list[int]]]]:  # for each prompt, (score, new tokens), the best first
     "Search for the most probable whole continuations."
     with eval_mode(lm): b = BeamState(lm, rows, decoding)
@@ -229,6 +229,6 @@ def beam_search(
         with eval_mode(lm):
             chosen = _beam_step(b, last)
             if last or not _advance(b, *chosen): break
-        on_step(step)
+        on_step()
     sort = lambda groups: sorted((x for h in groups for x in h.beams), key=lambda x: -x[0])
     return [sort(groups) for groups in b.hypotheses]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 import torch
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, describe_value
 from ..core.display import Card
 from ..core.machine import Placement
 
@@ -47,8 +47,7 @@ def check_lm(
 ) -> None:
     "Refuse what is no `LM`: a name, or the bare model of another library."
     if isinstance(lm, LM): return
-    what = f'lm is the {type(lm).__name__} {str(lm)[:40]!r}'
-    raise FTNBError(what, 'it must be an LM', "Use load_lm('...') first.")
+    raise FTNBError(describe_value('lm', lm), 'it must be an LM', "Use load_lm('...') first.")
 
 # %% ../../nbs/models/lm.ipynb #7055dd02
 def eos_ids(

@@ -151,8 +151,18 @@ def check_systems(
     if len(scores) < 2 and not one:
         raise FTNBError(f'one system, {scores[0].name}', 'there must be two to choose from',
                         'Give another one, or criteria=[...] to rate single texts.')
-    count = Counter(s.name for s in scores)
-    return {s.name if count[s.name] == 1 else f'{s.name} ({i + 1})': s for i, s in enumerate(scores)}
+    return dict(zip(_distinct_names([s.name for s in scores]), scores))
+
+# %% ../../nbs/people/agreement.ipynb #distnam1
+def _distinct_names(names: Sequence[str]) -> list[str]:
+    "Names of systems; of equal ones each gets its place, or the next number that is free."
+    count, taken = Counter(names), set(names)
+    distinct: list[str] = []
+    for place, name in enumerate(names, 1):
+        numbered = (f'{name} ({n})' for n in itertools.count(place))
+        distinct.append(next(x for x in numbered if x not in taken) if count[name] > 1 else name)
+        taken.add(distinct[-1])
+    return distinct
 
 # %% ../../nbs/people/agreement.ipynb #9308241e
 def _rated_scores(ratings: BlindComparison, scores: Sequence[Scores]) -> list[Scores]:

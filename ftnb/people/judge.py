@@ -8,8 +8,8 @@ import json, os
 from collections.abc import Sequence
 from typing import Any
 import numpy as np
-from ..core.errors import FTNBError, check_number, describe_value, require
-from ..models.lm import LM, context_length
+from ..core.errors import FTNBError, check_number, require
+from ..models.lm import LM, check_lm, context_length
 from ..data.tasks import Task
 from ..data.rows import check_rows
 from ..data.tokenizing import prompt_and_target_ids
@@ -73,9 +73,7 @@ def _mark_verdicts(lm: LM, ratings: Ratings, sources: Sequence[Source], question
 # %% ../../nbs/people/judge.ipynb #54880aa6
 def _check_judge(lm: Any, question: Any, name: Any) -> None:
     "Refuse what is no model, no question, or no name."
-    if not isinstance(lm, LM):
-        raise FTNBError(describe_value('lm', lm), 'it must be an LM',
-                        'Give what load_lm(...) returns.')
+    check_lm(lm)
     for k, text in (('question', question), ('name', name)):
         is_text = isinstance(text, str) and bool(text.strip())
         require(k, text, text is None or is_text, 'it must be a text, or None')

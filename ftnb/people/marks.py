@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from ..core.errors import check_number
-from ..evaluation.statistics import bootstrap_weights
+from ..evaluation.statistics import bootstrap_weights, resampled_sums
 from .session import (
     BlindComparison, check_rating_kind, current_verdicts, inconsistent_counts, rater_group)
 
@@ -41,7 +41,7 @@ def _mean_interval(
     n, mean = len(sums), float(sums[:, 0].sum() / sums[:, 1].sum())
     if n < 2: return mean, np.nan, np.nan
     tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
-    totals = np.concatenate([w @ sums for w in bootstrap_weights(n, resamples, seed)])
+    totals, = resampled_sums(bootstrap_weights(n, resamples, seed), [sums])
     low, high = map(float, np.quantile(totals[:, 0] / totals[:, 1], [tail, 1 - tail]))
     return mean, low, high
 

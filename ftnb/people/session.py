@@ -169,17 +169,19 @@ class BlindComparison(Card):
         id = hashlib.blake2b(f'{self.id} {key} {flipped}'.encode(), digest_size=5).hexdigest()
         return Item(id, self.prompts[source.row], *source.texts[::-1 if flipped else 1])
 
+    def unrated(self) -> list[tuple[str, bool]]:
+        "What this rater has neither rated nor skipped, in order: (key, whether the sides are exchanged)."
+        rated = set(current_verdicts(self, self.rater)['item'])
+        return [(key, flipped) for key, flipped in self.order if key not in rated]
+
     def next(self) -> Item | None:
         "The next item to rate; None when all are."
-        rated = set(current_verdicts(self, self.rater)['item'])
-        left = [self.item(key, flipped) for key, flipped in self.order if key not in rated]
-        return left[0] if left else None
+        return next((self.item(*place) for place in self.unrated()), None)
 
     @property
     def progress(self) -> tuple[int, int]:
         "How many items this rater has rated or skipped, and of how many."
-        rated = set(current_verdicts(self, self.rater)['item'])
-        return sum(key in rated for key, _ in self.order), len(self.order)
+        return len(self.order) - len(self.unrated()), len(self.order)
 
     def record(self,
         item: Item | str,  # what `next` gave, or its id
@@ -286,7 +288,6 @@ def check_verdict(
     word = WORDS.get(choice.strip().lower()) if isinstance(choice, str) else None
     if word == 'skip' or (word and not ratings.criteria): return word
     value, names = describe_value('choice', choice), ratings.criteria
-    if isinstance(choice, dict): value = f'choice {choice!r:.60}'
     if not names: raise FTNBError(value, "it must be 'A', 'B', 'tie' or 'skip'", 'Change it.')
     if not isinstance(choice, Mapping) or set(choice) != set(names):
         raise FTNBError(value, f"it must be 'skip', or a mark for each of {', '.join(names)}",

@@ -22,8 +22,7 @@ __all__ = ['AnyRatings', 'write_sheet', 'read_sheet']
 # %% ../../nbs/people/sheets.ipynb #627d8fad
 def _open_items(ratings: BlindComparison) -> list[Item]:
     "What this rater has not rated yet; something must be left."
-    rated = set(current_verdicts(ratings, ratings.rater)['item'])
-    items = [ratings.item(key, flipped) for key, flipped in ratings.order if key not in rated]
+    items = [ratings.item(*place) for place in ratings.unrated()]
     if items: return items
     raise FTNBError(f'sheet for {ratings.rater}',
                     f'nothing is left to rate: all {len(ratings.order)} are rated',

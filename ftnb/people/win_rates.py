@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_number
-from ..evaluation.statistics import bootstrap_weights
+from ..evaluation.statistics import bootstrap_weights, resampled_sums
 from .session import (
     BlindComparison, check_rating_kind, identical_rows, inconsistent_counts, pairwise_votes)
 
@@ -23,7 +23,7 @@ def share_interval(
     "The bootstrap interval of a share over rows, with two won and two lost (Agresti and Coull 1998)."
     each = sums[:, 1].mean()
     rows = np.vstack([sums, [[each, each]] * 2, [[0, each]] * 2])
-    totals = np.concatenate([w @ rows for w in bootstrap_weights(len(rows), resamples, seed)])
+    totals, = resampled_sums(bootstrap_weights(len(rows), resamples, seed), [rows])
     low, high = map(float, np.quantile(100 * totals[:, 0] / totals[:, 1], [0.025, 0.975]))
     return low, high
 
