@@ -184,6 +184,13 @@ def _leaves(value: Any) -> Iterator[Any]:
         for part in value: yield from _leaves(part)
     elif value is not None: yield value
 
+# %% ../../nbs/data/templates.ipynb #3c69e8e2
+def _call_parts(function: Mapping) -> list:
+    "What must be found of a call: the values of its arguments; their names if they have none; its own name."
+    arguments = function.get('arguments')
+    names = list(arguments) if isinstance(arguments, Mapping) else []
+    return [*_leaves(arguments)] or names or [function['name']]
+
 # %% ../../nbs/data/templates.ipynb #ad08c5f3
 def missing_parts(
     turn: Mapping,  # an answer
@@ -193,7 +200,7 @@ def missing_parts(
     *thoughts, content = TAGS.split(turn['content'])
     thoughts += [turn[k] for k in THOUGHTS if turn.get(k)]
     functions = [call['function'] for call in turn.get('tool_calls', [])]
-    calls = [part for f in functions for part in ([*_leaves(f.get('arguments'))] or [f['name']])]
+    calls = [part for f in functions for part in _call_parts(f)]
     parts = (('content', [content]), ('call', calls), ('thought', thoughts), ('name', [f['name'] for f in functions]))
     return [name for name, some in parts if not all(_is_in(part, text) for part in some)]
 

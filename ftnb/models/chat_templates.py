@@ -198,7 +198,7 @@ def call_style(
         return try_template(tokenizer, [_PAIR[0], turn])
     def is_good(style: CallStyle) -> bool:
         text = written(style)   # Python's quotes, and escaped ones, are no JSON
-        return PROBE in text and f"'{PROBE}'" not in text and f'{PROBE}\\\\"' not in text
+        return PROBE in text and f"'{PROBE}'" not in text and f'{PROBE}\\"' not in text
     styles = [CallStyle(flat, text) for flat in (False, True) for text in (False, True)]
     return next(filter(is_good, styles), styles[0])
 
