@@ -4,9 +4,10 @@
 
 # %% ../../nbs/core/errors.ipynb #0f482271
 from __future__ import annotations
-import contextlib, difflib, importlib, importlib.util, math, numbers, re
+import contextlib, copy, difflib, importlib, importlib.util, math, numbers, re, sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 # %% auto #0
@@ -25,6 +26,31 @@ class FTNBError(ValueError):
         self.value, self.rule, self.remedy = value, rule, remedy
 
     def __str__(self) -> str: return f'{self.value}: {self.rule}. {self.remedy}'
+
+    def _render_traceback_(self) -> list[str]:
+        "What IPython shows: the person's own lines, and the message."
+        from IPython import get_ipython
+        from IPython.core.ultratb import ListTB
+        view: Any = get_ipython().InteractiveTB   # type: ignore[union-attr]
+        own = _users_frames(self.__traceback__)
+        if own is None or view.mode in ('Minimal', 'Verbose'):
+            return view.structured_traceback(type(self), self, self.__traceback__)
+        *lines, message = ListTB.structured_traceback(view, type(self), copy.copy(self), own, 0)
+        return [*lines, '(%tb Verbose shows every frame)', message]
+
+# %% ../../nbs/core/errors.ipynb #3ca6a5f6
+def _is_users(frame: FrameType) -> bool:
+    "Whether a frame runs a person's own code: not ours, no other package's, not Python's."
+    file, module = frame.f_code.co_filename, str(frame.f_globals.get('__name__'))
+    installed = {'site-packages', 'dist-packages'}.intersection(Path(file).parts)
+    python = file.startswith(('<frozen', sysconfig.get_paths()['stdlib']))
+    return not (module.partition('.')[0] == 'ftnb' or installed or python)
+
+def _users_frames(tb: TracebackType | None) -> TracebackType | None:
+    "The frames of a traceback that are a person's own; None: there are none."
+    if tb is None: return None
+    rest = _users_frames(tb.tb_next)
+    return TracebackType(rest, tb.tb_frame, tb.tb_lasti, tb.tb_lineno) if _is_users(tb.tb_frame) else rest
 
 # %% ../../nbs/core/errors.ipynb #34af3f9e
 @contextlib.contextmanager
