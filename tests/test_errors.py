@@ -190,7 +190,11 @@ def outer(name):
 MISSING = "module 'no_such' is missing: it is needed here. Run: pip install it"
 CELLS = {  # what a cell does, and the lines that are shown of it
     "outer('no_such')": ["line 1", "outer('no_such')", "line 6 in outer", "line 3 in inner", MISSING],
-    "try:\n    x = 1\n    inner('no_such')\nfinally:\n    y = 2\n    z = 3": ["line 3\n", "inner('no_such')\n", MISSING],
+    "try:\n    x = 1\n    inner('no_such')\nfinally:\n    y = 2\n    z = 3": [
+        "line 3\n",
+        "inner('no_such')\n",
+        MISSING,
+    ],
     "from concurrent.futures import ThreadPoolExecutor as Pool\nPool().submit(outer, 'no_such').result()": [
         "line 2\n",
         ".result()",
@@ -198,8 +202,17 @@ CELLS = {  # what a cell does, and the lines that are shown of it
         "line 3 in inner",
         MISSING,
     ],
-    "try: int('x')\nexcept ValueError as e: raise FTNBError('1', '2', '3') from e": ["line 2\n", "raise FTNBError", "1: 2. 3"],
-    "import json\njson.loads('1', parse_int=inner)": ["line 2\n", "json.loads(", "line 3 in inner", "module '1' is missing"],
+    "try: int('x')\nexcept ValueError as e: raise FTNBError('1', '2', '3') from e": [
+        "line 2\n",
+        "raise FTNBError",
+        "1: 2. 3",
+    ],
+    "import json\njson.loads('1', parse_int=inner)": [
+        "line 2\n",
+        "json.loads(",
+        "line 3 in inner",
+        "module '1' is missing",
+    ],
 }
 
 
@@ -216,7 +229,7 @@ def test_a_notebook_shows_the_own_line_and_the_message_once() -> None:
         missing = [w for w in words if w not in shown]
         assert not missing, (source, missing, shown)
         assert shown.count(words[-1]) == 1, shown
-        for foreign in ("ftnb/", "import_optional(", "site-packages", "concurrent/futures", "ModuleNotFound", "direct cause"):
+        for foreign in ("ftnb/", "import_optional(", "site-packages", "concurrent/", "ModuleNotFound", "direct cause"):
             assert foreign not in shown.replace("return import_optional(", ""), (source, shown)
     everything, chain = texts[-2:]
     assert "ModuleNotFoundError" in everything and "errors.py" in everything and "direct cause" in everything

@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 import torch
 
-from ftnb import finetune, resume, tiny_lm
+from ftnb import finetune, load_lm, resume, save_lm, score, tiny_lm
 from ftnb.core.errors import FTNBError
+from ftnb.data.applications import summarization
 from ftnb.data.encoding import encode
 from ftnb.training.checkpoints import checkpoints_in, newest_checkpoint
 from ftnb.training.learner import Callback, Learner
@@ -341,3 +342,30 @@ def two_runs_in_a_folder(folder: Path) -> str:
 
 def test_two_runs_in_a_folder(tmp_path: Path) -> None:
     assert "another run is writing its checkpoints there" in in_process(two_runs_in_a_folder, tmp_path / "run")
+
+
+def test_a_model_from_a_folder_is_found_again_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards and scores show its last part; what it is loaded by is kept, whole."""
+
+    class Two(Callback):
+        def after_step(self, learner: Learner) -> None:
+            if learner.step == 2:
+                raise KeyboardInterrupt
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    save_lm(tiny_lm(), "models/base.v2")
+    lm = load_lm("models/../models/base.v2/")
+    assert lm.name == "base.v2" and repr(lm).startswith("LM base.v2")
+    data = encode(lm, TEXTS)
+    options: dict[str, Any] = {"lora": 2, "checkpoint": "runs/one", "checkpoint_every": 1, "progress": False}
+    run = finetune(lm, data, callbacks=[Two()], **options)
+    assert run.status == "interrupted" and not (tmp_path / "runs/one/run/base").exists()
+    save_lm(lm, "adapters/first")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = resume(tmp_path / "runs/one", progress=False)
+    assert (again.status, again.lm.name, len(again.losses)) == ("finished", "base.v2", 3)
+    adapted = load_lm("../adapters/first")
+    assert (adapted.name, adapted.source) == ("first", lm.source)
+    task = summarization("text", "summary")
+    assert score(adapted, [{"text": "a", "summary": "b"}], task, max_new_tokens=2, progress=False).name == "first"
