@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_number, require
+from ..core.files import check_path
 from ..core.display import Card, html_table
 from ..models.lm import LM, active_weights_hash
 from .decoding import Decoding, sampling_uniforms
@@ -179,7 +180,7 @@ def _check_options(decoding: Decoding, n: int | None, stops: tuple[str, ...], se
     check_number('batch_tokens', batch_tokens, 1)
     check_number('seed', seed, 0)
     check_number('n', n, 1, none=True)
-    require('file', file, file is None or isinstance(file, (str, os.PathLike)), 'it must be a path')
+    if file is not None: check_path('file', file)
     if decoding.uses_beams:
         require('n', n, (n or 1) <= decoding.num_beams, f'beam search keeps {decoding.num_beams} texts')
         require('stop', stops, not stops, 'beam search ranks whole texts, which end with the end token')

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder
+from ..core.files import atomic_folder, check_path
 from ..models.lm import LM, fingerprint, is_seq2seq, quiet_transformers
 from ..models.loading import find_model
 from ..data.encoded import Encoded, save_encoded
@@ -26,9 +26,7 @@ def new_run_folder(
     "The folder for checkpoints; one that has any is refused."
     if folder is None: return None
     given = f'checkpoint={str(folder)!r}'
-    if not isinstance(folder, (str, Path)):
-        raise FTNBError(given, 'it must be the path of a folder', 'Give a str.')
-    path = Path(folder).expanduser()
+    path = check_path('checkpoint', folder).expanduser()
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         rule = f'no folder can be made there ({error.strerror})'
