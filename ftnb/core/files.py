@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 from .errors import FTNBError, check_utf8, describe_value
 
 # %% auto #0
-__all__ = ['FORMULA_STARTS', 'check_path', 'atomic_file', 'atomic_folder', 'cache_folder', 'checksum', 'file_lock', 'read_text',
-           'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv', 'read_csv', 'escape_cell', 'unescape_cell',
-           'write_csv']
+__all__ = ['FORMULA_STARTS', 'check_path', 'atomic_file', 'atomic_folder', 'cache_folder', 'checksum', 'write_checksums',
+           'find_damage', 'file_lock', 'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv',
+           'read_csv', 'escape_cell', 'unescape_cell', 'write_csv']
 
 # %% ../../nbs/core/files.ipynb #c7aefd63
 def check_path(
@@ -109,6 +109,29 @@ def checksum(
 ) -> str:
     "The BLAKE2b checksum of a file."
     with file.open('rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()[:digits]
+
+# %% ../../nbs/core/files.ipynb #355b43ac
+def write_checksums(
+    folder: Path,  # whole, but for this
+) -> None:
+    "Note the sizes and the checksums of the files in a folder."
+    sums = {f.name: [f.stat().st_size, checksum(f)] for f in sorted(folder.iterdir())}
+    (folder / 'checksums.json').write_text(json.dumps(sums, indent=1))
+
+# %% ../../nbs/core/files.ipynb #bf97df9e
+def find_damage(
+    folder: Path,  # with what `write_checksums` has written
+) -> str:  # '' if there is none
+    "What is wrong with the files of a folder."
+    try: sums = dict(json.loads((folder / 'checksums.json').read_text()))
+    except (OSError, ValueError, TypeError): sums = {}
+    if not sums: return 'its list of checksums cannot be read'
+    for name, (size, expected) in sums.items():
+        file = folder / name
+        if not file.is_file(): return f'{name} is missing'
+        if (n := file.stat().st_size) != size: return f'{name} has {n:,} bytes, not {size:,}'
+        if checksum(file) != expected: return f'{name} has been changed'
+    return ''
 
 # %% ../../nbs/core/files.ipynb #1072c60c
 class file_lock:

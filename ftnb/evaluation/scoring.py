@@ -16,7 +16,7 @@ from ..data.turns import last_answer
 from ..data.tasks import Task, check_lm_and_task
 from ..data.rows import CheckedRows, check_not_columns, check_rows, read_rows
 from ..data.batches import IGNORE
-from ..data.tokenizing import prompt_and_target_ids, split_row
+from ..data.tokenizing import cut_prompt, prompt_and_target_ids, split_row
 from ..kernels.nats import row_nats
 from ..generation.decoding import Decoding
 from ..generation.likelihood import answer_nats, normalized_probs
@@ -219,7 +219,7 @@ def _measured_rows(lm: LM, pairs: list[tuple[list[int], list[int]]],
     room, free = context_length(lm), not task.answers
     if is_seq2seq(lm): rows = [{'input_ids': p, 'labels': t} for p, t in pairs]
     else:   # of a prompt that is too long the end counts, as when it is answered
-        if not free: pairs = [(p[max(0, len(p) + len(t) - room):], t) for p, t in pairs]
+        if not free: pairs = [(cut_prompt(lm.tokenizer, p, max(0, room - len(t))), t) for p, t in pairs]
         rows = [{'input_ids': p + t, 'labels': [IGNORE] * len(p) + t} for p, t in pairs]
     return [split_row(row, room, free=free) for row in rows]
 

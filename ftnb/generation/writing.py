@@ -44,7 +44,7 @@ def stream(
     pattern: str | None = None,  # a regular expression that the whole text must match
     schema: Any = None,  # a JSON schema (or a pydantic model) that it must satisfy
     seed: int = 0,  # of the sampling
-    truncate: bool = False,  # cut a prompt that is too long, with a warning
+    truncate: bool | str = False,  # cut a prompt that is too long, with a warning; or 'left', 'right'
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
     "Yield the continuation of `prompt` piece by piece, as the model writes it."
     check_number('seed', seed, 0)
@@ -112,7 +112,7 @@ class _Options(TypedDict, total=False):
     pattern: str | None
     schema: Any
     seed: int
-    truncate: bool
+    truncate: bool | str
     file: str | os.PathLike | None
     engine: str
     batch_tokens: int
@@ -154,7 +154,7 @@ def generate(
     n: int | None = None,  # texts for each prompt, as a list: samples, or the best beams
     details: bool = False,  # return `Completion`s: tokens, log-probabilities, why it ended
     seed: int = 0,  # of the sampling; a prompt's text does not depend on the other prompts
-    truncate: bool = False,  # cut prompts that are too long, with a warning
+    truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right'
     file: str | os.PathLike | None = None,  # write each finished text there; take what is there already
     engine: str = 'ftnb',  # who writes: 'ftnb', 'continuous' (transformers' batching) or 'vllm'
     batch_tokens: int = 8192,  # rows × (longest prompt + new tokens) in one batch
