@@ -47,7 +47,11 @@ from ftnb.core.files import read_csv, write_csv
 HALF = json.loads('"\\ud83d"')
 ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\x00j"  # all that str.splitlines takes for line ends, and a zero
 TASK = summarization()
-LLAMA, CHAT, T5 = tiny_lm(), tiny_lm(chat=True), tiny_lm("t5")
+LLAMA, CHAT, T5, CALLS = tiny_lm(), tiny_lm(chat=True), tiny_lm("t5"), tiny_lm(chat=True)
+CALLS.tokenizer.chat_template = (
+    "{% for m in messages %}[{{m.role}}]{{m.content}}{% for c in m.tool_calls or [] %}{{c.function.name}}{% endfor %}"
+    "{{eos_token}}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 def asked(content: str, **turn: Any) -> list[dict[str, Any]]:
@@ -92,7 +96,7 @@ DOORS: dict[str, Callable[[str, Path], Any]] = {
     "encode, completion": lambda x, d: encode(LLAMA, [{"prompt": "a", "completion": x}], cache=True),
     "encode, encoder-decoder": lambda x, d: encode(T5, [{"prompt": x, "completion": "b"}]),
     "encode, messages": lambda x, d: encode(CHAT, [{"messages": asked(x)}]),
-    "encode, calls": lambda x, d: encode(CHAT, [{"messages": asked("a", tool_calls=call(x))}]),
+    "encode, calls": lambda x, d: encode(CALLS, [{"messages": asked("a", tool_calls=call(x))}]),
     "encode, tools": lambda x, d: encode(CHAT, [{"messages": asked("a"), "tools": call(x)}]),
     "encode, template": lambda x, d: encode(CHAT, [{"messages": asked("a"), "chat_template_kwargs": {"k": x}}]),
     "encode, table": lambda x, d: encode(LLAMA, pd.DataFrame({"text": pd.Series([x], dtype=object)})),
