@@ -73,6 +73,7 @@ LOSSES = {  # what can be lost: a count's name in the report, and on the card
     'lost_target_tokens': 'target tokens cut off',
     'without_eos': 'rows without an end token',
     'lost_thoughts': 'thoughts that the chat template leaves out',
+    'lost_names': 'calls whose name the chat template leaves out',
     'lost_context': 'rows whose system turn, tools or questions the chat template leaves out',
 }
 
@@ -197,8 +198,8 @@ def _rendered(report: Mapping) -> dict[str, str]:
     "The rows that were rendered already, in words, and what to do about them."
     count = report.get('rendered_as_letters', 0) + report.get('valid_rendered_as_letters', 0)
     remedy = 'Give messages instead, or allow_special=True.'
-    words = f'{count:,} rows went through a chat template before; its tokens are taken for letters. {remedy}'
-    return {'CAREFUL': words} if count else {}
+    words = f'{count:,} rows; the tokens of the chat template in them are taken for letters. {remedy}'
+    return {'RENDERED ALREADY': words} if count else {}
 
 # %% ../../nbs/data/encoded.ipynb #0ce2a50a
 def _write_arrow(table: pa.Table, path: Path) -> None:

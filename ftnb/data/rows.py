@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from ..core.errors import FTNBError, check_choice, check_nested_utf8, did_you_mean
 from ..core.files import check_unique_columns, read_csv, read_text
-from .values import RecordedRow, is_missing, plain_row
+from .values import RecordedRow, is_missing, plain_row, restore_integers
 from .turns import is_answer, is_supervised
 from .tasks import EmptyTarget, Task, call_task, row_to_turns
 from .templates import source_and_target
@@ -120,14 +120,16 @@ def read_rows(
         if isinstance(rows, FileRows): return rows
     if isinstance(rows, pd.DataFrame):
         check_unique_columns(rows.columns, 'the table')
-        return rows.to_dict('records')
+        return restore_integers(rows.to_dict('records'))
     if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)): return rows
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise FTNBError(
             f'rows is a {type(rows).__name__}',
             'it must be a Dataset, a DatasetDict, a list of dicts or of str, a table or a file',
             'Wrap a single text in a list.')
-    return [{'text': row} if isinstance(row, str) else row for row in rows]
+    listed = [{'text': row} if isinstance(row, str) else row for row in rows]
+    from_pandas = any(isinstance(v, np.ndarray) for row in listed[:100] if isinstance(row, dict) for v in row.values())
+    return restore_integers(listed) if from_pandas else listed
 
 # %% ../../nbs/data/rows.ipynb #a8374e20
 VALID_NAMES = ('valid', 'validation', 'dev', 'val')  # the first that is there is used

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from ..core.errors import FTNBError
-from ftnb.models.chat_templates import (
-    THOUGHTS, BrokenTemplate, end_of_turn, render_chat, text_after_answer, text_around, thought_key,
-    wants_text_arguments)
+from ..models.chat_templates import (
+    TAGS, THOUGHTS, BrokenTemplate, call_style, end_of_turn, render_chat, styled_call,
+    text_after_answer, text_around, writes_thoughts)
 from ..models.lm import LM, is_seq2seq
 from ..models.tokens import check_text
 from .turns import is_supervised, last_answer
@@ -160,8 +160,12 @@ def _answer_start(asked: str, before: str, whole: str) -> tuple[int, int]:
 def _ended(tokenizer: Any, answer: str) -> str:
     "An answer without the white space that the template writes after its end."
     if not (end := end_of_turn(tokenizer)): return answer.removesuffix(text_after_answer(tokenizer))
-    text, found, after = answer.rpartition(end)
-    return text + found if found and not after.strip() else answer
+    whole_end = text_after_answer(tokenizer).strip()   # some write two end tokens, or a line end between
+    text, found, after = answer.rpartition(whole_end)
+    if not found: text, found, after = answer.rpartition(end)
+    if not found or after.strip(): return answer
+    kept = end + tokenizer.eos_token if found.startswith(f'{end}{tokenizer.eos_token}') else end
+    return text + (found if found == end else kept)
 
 # %% ../../nbs/data/templates.ipynb #43352d83
 def _is_in(part: Any, text: str) -> bool:
@@ -181,27 +185,27 @@ def _leaves(value: Any) -> Iterator[Any]:
     elif value is not None: yield value
 
 # %% ../../nbs/data/templates.ipynb #ad08c5f3
-_TAGS = re.compile(r'[<\[]/?\|?(?:think|thinking|thought|thoughts|reasoning)\|?[>\]]', re.IGNORECASE)
-
 def missing_parts(
     turn: Mapping,  # an answer
     text: str,  # what is learned of it
-) -> list[str]:  # 'content', 'call', 'thought'; empty if all is there
+) -> list[str]:  # 'content', 'call', 'thought', 'name' (of a call); empty if all is there
     "Which parts of an answer are not in what is learned."
-    *thoughts, content = _TAGS.split(turn['content'])
+    *thoughts, content = TAGS.split(turn['content'])
     thoughts += [turn[k] for k in THOUGHTS if turn.get(k)]
     functions = [call['function'] for call in turn.get('tool_calls', [])]
-    calls = [part for f in functions for part in (f['name'], *_leaves(f.get('arguments')))]
-    parts = (('content', [content]), ('call', calls), ('thought', thoughts))
+    calls = [part for f in functions for part in ([*_leaves(f.get('arguments'))] or [f['name']])]
+    parts = (('content', [content]), ('call', calls), ('thought', thoughts), ('name', [f['name'] for f in functions]))
     return [name for name, some in parts if not all(_is_in(part, text) for part in some)]
 
 # %% ../../nbs/data/templates.ipynb #5f7450dd
 def _check_all_there(turn: Mapping, text: str, count: Counter, who: str) -> None:
     "Refuse an answer of which something is missing in what is learned; a missing thought is counted."
     missing = missing_parts(turn, text)
-    says_more = bool(_TAGS.split(turn['content'])[-1].strip() or turn.get('tool_calls'))
-    lost = next((part for part in missing if part != 'thought' or not says_more), None)
-    if lost is None: count['lost_thoughts'] += 'thought' in missing
+    says_more = bool(TAGS.split(turn['content'])[-1].strip() or turn.get('tool_calls'))
+    lost = next((part for part in missing if part in ('content', 'call') or not says_more), None)
+    if lost is None:
+        count['lost_thoughts'] += 'thought' in missing
+        count['lost_names'] += 'name' in missing
     else:
         remedy = {'call': 'Write the call into the content', 'thought': 'Write the thought into the content',
                   'content': 'Write it as a text that the template keeps'}[lost]
@@ -217,7 +221,7 @@ def _tool_names(tools: Any) -> list[str]:
 
 def _context_is_there(turns: Sequence[Mapping], options: Mapping, text: str) -> bool:
     "Whether all that is read, and not learned, is in a text."
-    read = [_TAGS.split(turn['content'])[-1] for turn in turns if not is_supervised(turn)]
+    read = [TAGS.split(turn['content'])[-1] for turn in turns if not is_supervised(turn)]
     return all(_is_in(part, text) for part in (*read, *_tool_names(options.get('tools'))))
 
 # %% ../../nbs/data/templates.ipynb #3c8dbe10
@@ -231,17 +235,25 @@ def _joined(whole: str, separate: list[list[Part]]) -> list[Part]:
         text = f'{prompt.text}{answer.text}'
     return parts if whole.startswith(text) else []
 
+# %% ../../nbs/data/templates.ipynb #6ae190e7
+_THOUGHT = re.compile(r'\s*<think>\s*(.*?)\s*</think>\s*(.*)', re.DOTALL)
+
+def _thought_apart(turn: dict) -> dict:
+    "A turn whose content begins with a thought, with that in a field of its own."
+    if turn['role'] != 'assistant' or not (match := _THOUGHT.fullmatch(turn['content'])): return turn
+    return turn | {'content': match[2]} | dict.fromkeys(THOUGHTS, match[1])
+
 # %% ../../nbs/data/templates.ipynb #e89b1838
 def _as_template_wants(tokenizer: Any, turn: dict) -> dict:
     "A turn with its thought and the arguments of its calls in the form that the template can write."
-    key, own = thought_key(tokenizer), next((k for k in THOUGHTS if k in turn), None)
-    if key and own and key not in turn:
-        turn = {k: v for k, v in turn.items() if k != own} | {key: turn[own]}
-    if 'tool_calls' not in turn or not wants_text_arguments(tokenizer): return turn
-    as_text = lambda x: x if isinstance(x, str) else json.dumps(x, ensure_ascii=False)
-    calls = [call | {'function': call['function'] | {'arguments': as_text(call['function'].get('arguments'))}}
-             for call in turn['tool_calls']]
-    return turn | {'tool_calls': calls}
+    own = next((k for k in THOUGHTS if k in turn), None)
+    if writes_thoughts(tokenizer): turn = turn | dict.fromkeys(THOUGHTS, turn[own]) if own else _thought_apart(turn)
+    elif own and '</think>' in str(tokenizer.chat_template):   # it knows thoughts in contents only
+        content = f'<think>\n{turn[own]}\n</think>\n\n{turn["content"]}'
+        turn = {k: v for k, v in turn.items() if k != own} | {'content': content}
+    if 'tool_calls' not in turn: return turn
+    style = call_style(tokenizer)
+    return turn | {'tool_calls': [styled_call(call, style) for call in turn['tool_calls']]}
 
 # %% ../../nbs/data/templates.ipynb #6cefa400
 def _chat_documents(tokenizer: Any, turns: list[dict], options: dict, count: Counter) -> list[list[Part]]:
@@ -313,6 +325,9 @@ def source_and_target(
         raise FTNBError(f'task {task.name!r}', 'an encoder-decoder reads one text and writes another',
                         'Use a task with prompt and target, or a decoder-only model.')
     before, target = last_answer(turns)
+    if not target.strip():
+        raise FTNBError('the last answer', 'an encoder-decoder writes its content, which is empty',
+                        "Write the call or the thought into the content, or drop the row: bad_rows='drop'.")
     if task.source: return check_text(call_task(task, 'source', row), 'the source'), target
     if not task.turns: return before[0]['content'], target
     return '\n'.join(f'{t["role"].capitalize()}: {t["content"]}' for t in before), target

@@ -94,8 +94,8 @@ class DocumentTokenizer:
         if not texts: return []
         rows = token_ids(self.lm.tokenizer, texts, start, literal)
         if not start: return rows
-        text_start = lambda ids: one_start(self.lm.tokenizer, without_eos(self.lm, ids))
-        return [text_start(ids) if text else self.start for text, ids in zip(texts, rows)]
+        text_start = lambda text, ids: one_start(self.lm.tokenizer, without_eos(self.lm, ids, text))
+        return [text_start(text, ids) if text else self.start for text, ids in zip(texts, rows)]
 
     def continued(self, texts: list[str], goes_on: bool,
                   literal: bool = False) -> list[list[int]]:
@@ -149,7 +149,7 @@ class DocumentTokenizer:
         parts_ids: list[tuple[list[int], bool]] = []
         goes_on = False   # whether there is text before this segment, and nothing between
         for n, (kind, parts) in enumerate(segments):
-            if kind == 'end': ids = [self.ends[:1] for _ in parts]
+            if kind == 'end': ids = [self.ends[:1] for _ in parts] if not _ends_already(parts_ids, self.ends) else [[]]
             elif kind == 'literal': ids = [self.literal(part.text or '', goes_on) for part in parts]
             elif n == 0: ids = next(first_texts)
             else: ids = (_split_at_prefixes(self.continued(_prefixes(parts), goes_on))
@@ -214,6 +214,11 @@ def _token_row(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool 
     ids = ids[:len(labels)]
     if not ids or not ends or ids[-1] in ends: return {'input_ids': ids, 'labels': labels}
     return {'input_ids': ids + ends[:1], 'labels': labels + ends[:1]}
+
+# %% ../../nbs/data/tokenizing.ipynb #dfdbf405
+def _ends_already(parts: list[tuple[list[int], bool]], ends: list[int]) -> bool:
+    "Whether what is supervised spells an end token at its end."
+    return bool(parts) and parts[-1][1] and bool(parts[-1][0]) and parts[-1][0][-1] in ends
 
 # %% ../../nbs/data/tokenizing.ipynb #11bdd135
 def _joins_previous(c: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 # %% auto #0
-__all__ = ['is_missing', 'plain_value', 'plain_row', 'RecordedRow']
+__all__ = ['is_missing', 'plain_value', 'plain_row', 'restore_integers', 'RecordedRow']
 
 # %% ../../nbs/data/values.ipynb #48647f32
 def is_missing(
@@ -38,6 +38,39 @@ def plain_row(
 ) -> Any:
     "A row with values in Python's own types; a missing cell is None."
     return {k: plain_value(v) for k, v in row.items()} if isinstance(row, Mapping) else row
+
+# %% ../../nbs/data/values.ipynb #d6e113c8
+def _paths(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    "The values in a nest that are neither lists nor dicts, each with the names of the fields on the way to it."
+    if isinstance(value, np.ndarray): value = value.tolist()
+    if isinstance(value, Mapping): nested = [(path + (k,), v) for k, v in value.items()]
+    elif isinstance(value, (list, tuple)): nested = [(path + ('[]',), v) for v in value]
+    else: nested = []
+    if nested:
+        for way, v in nested: yield from _paths(v, way)
+    else: yield path, value
+
+# %% ../../nbs/data/values.ipynb #6ba39623
+def _as_integers(value: Any, fields: set[tuple], path: tuple = ()) -> Any:
+    "A nest in which the floats of some fields are integers."
+    if isinstance(value, np.ndarray): value = value.tolist()
+    if isinstance(value, Mapping): return {k: _as_integers(v, fields, path + (k,)) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [_as_integers(v, fields, path + ('[]',)) for v in value]
+    return int(value) if path in fields and not is_missing(value) else value
+
+# %% ../../nbs/data/values.ipynb #6b76f5ae
+def restore_integers(
+    rows: list[dict],  # from a pandas table
+) -> list[dict]:
+    "Rows with the integers that pandas has made floats, because some of a field are missing."
+    missing: set[tuple] = set()
+    whole: dict[tuple, bool] = {}   # of a field with floats: whether all are whole
+    for path, value in (found for row in rows for found in _paths(row)):
+        if is_missing(value): missing.add(path)
+        elif isinstance(value, (float, np.floating)): whole[path] = whole.get(path, True) and value.is_integer()
+    holes = lambda path: any(path[:n] in missing for n in range(1, len(path) + 1))
+    fields = {path for path, is_whole in whole.items() if is_whole and holes(path)}
+    return [_as_integers(row, fields) for row in rows] if fields else rows
 
 # %% ../../nbs/data/values.ipynb #0263514f
 class RecordedRow(dict):

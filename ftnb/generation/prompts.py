@@ -72,7 +72,7 @@ def prompt_ids(
     if is_seq2seq(lm): encoded = iter(source_ids(lm, texts))
     else:
         tokenized = lm.tokenizer(texts)['input_ids'] if texts else []
-        encoded = (one_start(lm.tokenizer, without_eos(lm, ids)) for ids in tokenized)
+        encoded = (one_start(lm.tokenizer, without_eos(lm, ids, text)) for text, ids in zip(texts, tokenized))
     return [next(encoded) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
 
 # %% ../../nbs/generation/prompts.ipynb #89b17570

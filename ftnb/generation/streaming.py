@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError, check_utf8, require
 from ..models.chat_templates import end_of_turn_stops
-from ..models.lm import LM, active_adapters, is_seq2seq
+from ..models.lm import LM, active_adapters, eos_ids, is_seq2seq
 from ..models.tokens import decode_continuation
 
 # %% auto #0
@@ -82,9 +82,10 @@ def text_pieces(
 ) -> Iterator[str]:
     "Turn a stream of tokens into a stream of whole characters, up to the first stop string."
     new: list[int] = []
-    sent = ''
+    sent, ends = '', eos_ids(lm)
     with contextlib.closing(steps):
         for step in steps:
+            if step[0] in ends: continue   # not every end token is a special one, which decoding leaves out
             new.append(step[0])
             full = decode_continuation(lm, prompt, new)
             text = cut_at_stop(full, stops)

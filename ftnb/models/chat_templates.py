@@ -4,16 +4,17 @@
 
 # %% ../../nbs/models/chat_templates.ipynb #4cd43bc1
 from __future__ import annotations
-import functools, re, weakref
+import functools, json, re, weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from ..core.errors import FTNBError
 
 # %% auto #0
-__all__ = ['SYSTEM', 'PROBE', 'THOUGHTS', 'BrokenTemplate', 'render_chat', 'text_around', 'text_after_answer', 'end_of_turn',
-           'end_of_turn_id', 'end_of_turn_stops', 'wants_text_arguments', 'thought_key', 'rendered_pattern']
+__all__ = ['SYSTEM', 'PROBE', 'THOUGHTS', 'TAGS', 'BrokenTemplate', 'try_template', 'render_chat', 'text_around',
+           'text_after_answer', 'end_of_turn', 'end_of_turn_id', 'end_of_turn_stops', 'CallStyle', 'styled_call',
+           'call_style', 'writes_thoughts', 'rendered_pattern']
 
-# %% ../../nbs/models/chat_templates.ipynb #5a52d03b
+# %% ../../nbs/models/chat_templates.ipynb #dd2dee35
 class BrokenTemplate(FTNBError):
     "A chat template that cannot be used, whatever the conversation."
 
@@ -27,6 +28,16 @@ def _apply(tokenizer: Any, turns: Sequence[Mapping], ask: bool, options: Mapping
     except TemplateSyntaxError as e:
         raise BrokenTemplate('the chat template', f'it is no Jinja template ({e})',
                              'Correct lm.tokenizer.chat_template.') from e
+
+def try_template(
+    tokenizer: Any,  # with a chat template
+    turns: Sequence[Mapping],  # a conversation
+    options: Mapping | None = None,  # more for the template
+) -> str:  # '' if the template refuses it
+    "A conversation as the chat template writes it, to be looked at."
+    try: return _apply(tokenizer, turns, False, options or {})
+    except (BrokenTemplate, ImportError): raise
+    except Exception: return ''
 
 # %% ../../nbs/models/chat_templates.ipynb #81a02c98
 def _joined(turns: Sequence[Mapping]) -> list[dict]:
@@ -64,7 +75,7 @@ def _remedy(tokenizer: Any, turns: Sequence[Mapping], ask: bool, options: Mappin
         try: _apply(tokenizer, changed, ask, others)
         except Exception: continue
         return words
-    return "Change the row, or drop it: bad_rows='drop'."
+    return "Change the row, or leave it out (bad_rows='drop')."
 
 # %% ../../nbs/models/chat_templates.ipynb #32ea592f
 def render_chat(
@@ -94,9 +105,7 @@ def text_around(
 ) -> tuple[str, str] | None:  # None: it does not write the content once, and as it is
     "What a template writes before and after the content of a turn."
     probe = {'role': turns[at]['role'], 'content': PROBE}
-    try: text = _apply(tokenizer, [*turns[:at], probe, *turns[at + 1:]], False, options or {})
-    except BrokenTemplate: raise
-    except Exception: return None
+    text = try_template(tokenizer, [*turns[:at], probe, *turns[at + 1:]], options)
     before, found, after = text.partition(PROBE)
     return (before, after) if found and PROBE not in after else None
 
@@ -161,32 +170,49 @@ def end_of_turn_stops(
     end = end_of_turn(tokenizer)
     return (end,) if _is_mark(end) and end_of_turn_id(tokenizer) is None else ()
 
-# %% ../../nbs/models/chat_templates.ipynb #8b9edc1c
+# %% ../../nbs/models/chat_templates.ipynb #f8b77202
+class CallStyle(NamedTuple):
+    "How a template wants the calls of a turn."
+    flat: bool  # name and arguments stand in the call itself, and not in its `function`
+    text: bool  # arguments are JSON text, and not a dict
+
+def styled_call(
+    call: Mapping,  # with a `function` that has a `name` and `arguments`
+    style: CallStyle,  # how a template wants it
+) -> dict:
+    "A call in the form that a template can write."
+    function = dict(call['function'])
+    if style.text and not isinstance(function.get('arguments'), str):
+        function['arguments'] = json.dumps(function.get('arguments'), ensure_ascii=False)
+    return {**{k: v for k, v in call.items() if k != 'function'}, **function} if style.flat else {**call, 'function': function}
+
+# %% ../../nbs/models/chat_templates.ipynb #66fc7515
 @_once
-def wants_text_arguments(
+def call_style(
+    tokenizer: Any,  # with a chat template
+) -> CallStyle:  # transformers' own form where no other one is better
+    "The form in which a template wants calls: the first that it writes as JSON, or piece by piece."
+    def written(style: CallStyle) -> str:
+        call = {'id': 'abcdefghi', 'type': 'function', 'function': {'name': 'f', 'arguments': {'key': PROBE}}}
+        turn = {'role': 'assistant', 'content': '', 'tool_calls': [styled_call(call, style)]}
+        return try_template(tokenizer, [_PAIR[0], turn])
+    def is_good(style: CallStyle) -> bool:
+        text = written(style)   # Python's quotes, and escaped ones, are no JSON
+        return PROBE in text and f"'{PROBE}'" not in text and f'{PROBE}\\\\"' not in text
+    styles = [CallStyle(flat, text) for flat in (False, True) for text in (False, True)]
+    return next(filter(is_good, styles), styles[0])
+
+# %% ../../nbs/models/chat_templates.ipynb #881a50d8
+THOUGHTS = ('reasoning_content', 'thinking', 'reasoning')  # names of a turn's thought
+TAGS = re.compile(r'[<\[]/?\|?(?:think|thinking|thought|thoughts|reasoning)\|?[>\]]', re.IGNORECASE)  # around one in a content
+
+@_once
+def writes_thoughts(
     tokenizer: Any,  # with a chat template
 ) -> bool:
-    "Whether a template writes the arguments of a call as they are, so that they must be JSON text already."
-    def written(arguments: Any) -> str:
-        function = {'name': 'f', 'arguments': arguments}
-        call = {'id': 'abcdefghi', 'type': 'function', 'function': function}
-        try: return _apply(tokenizer, [_PAIR[0], {'role': 'assistant', 'content': '', 'tool_calls': [call]}], False, {})
-        except BrokenTemplate: raise
-        except Exception: return ''
-    as_dict = written({'key': PROBE})
-    good = PROBE in as_dict and f"'{PROBE}'" not in as_dict
-    return not good and f'"{PROBE}"' in written(f'{{"key": "{PROBE}"}}')
-
-# %% ../../nbs/models/chat_templates.ipynb #2bf36328
-THOUGHTS = ('reasoning_content', 'thinking', 'reasoning')  # names of a turn's thought
-
-@_once
-def thought_key(
-    tokenizer: Any,  # with a chat template
-) -> str | None:  # None: the template writes no thoughts from a field of their own
-    "The name by which a template asks for a turn's thought."
-    names = [re.search(rf'[.\[]\s*[\'"]?{k}\b|[\'"]{k}[\'"]', str(tokenizer.chat_template)) and k for k in THOUGHTS]
-    return next(filter(None, names), None)
+    "Whether a template writes a turn's thought from a field of its own."
+    turn = {'role': 'assistant', 'content': 'Vj3', **dict.fromkeys(THOUGHTS, PROBE)}
+    return PROBE in try_template(tokenizer, [_PAIR[0], turn])
 
 # %% ../../nbs/models/chat_templates.ipynb #3611f82d
 @_once
@@ -198,7 +224,8 @@ def rendered_pattern(
     around = text_around(tokenizer, _PAIR, 1) if tokenizer.chat_template else None
     if around:
         ordinary = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token}
-        own = [n for n in _added_names(tokenizer) if n in ''.join(around) and n not in ordinary]
+        own = [n for n in _added_names(tokenizer)
+               if n in ''.join(around) and n not in ordinary and not TAGS.fullmatch(n)]
         between = around[0].rpartition(_PAIR[0]['content'])[2].strip()
         marks += [re.escape(mark) for mark in (between, *own) if len(mark) > 2]
     return re.compile('|'.join(marks) or r'(?!)')

@@ -100,13 +100,17 @@ def source_ids(
     rows = lm.tokenizer(texts, split_special_tokens=literal, verbose=False)['input_ids']
     return [one_start(lm.tokenizer, ids) for ids in rows]
 
-# %% ../../nbs/models/tokens.ipynb #5f3590d5
+# %% ../../nbs/models/tokens.ipynb #ab102e83
 def without_eos(
     lm: LM,  # a loaded model
     ids: list[int],  # token ids of a text
+    text: str = '',  # the text itself: an end token that it spells at its end stays
 ) -> list[int]:
     "Take off the end token that some tokenizers add: a prompt is meant to go on."
-    return ids[:-1] if len(ids) > 1 and ids[-1] == lm.tokenizer.eos_token_id else ids
+    end = lm.tokenizer.eos_token_id
+    added = len(ids) > 1 and ids[-1] == end
+    if added and text.endswith(lm.tokenizer.eos_token): added = ids[-2] == end
+    return ids[:-1] if added else ids
 
 # %% ../../nbs/models/tokens.ipynb #e81e157e
 def adds_leading_space(
