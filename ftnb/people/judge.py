@@ -88,7 +88,7 @@ def judge(
     file: str | os.PathLike = 'ratings.db',  # where ratings are kept, people's and judges'
     criteria: Sequence[str] | None = None,  # rate single texts by these; None: pairs
     question: str | None = None,  # asked before the task and the answers; None: the usual
-    name: str | None = None,  # another question needs another name; None: the model's
+    name: str | None = None,  # of the judge; another question or model needs another; None: the model's
     rows: int | Sequence[int] | np.ndarray | None = None,  # as in `rate`
     seed: int = 0,  # as in `rate`
     prompts: Sequence[str] | None = None,  # as in `rate`
