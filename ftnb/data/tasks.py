@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from ..core.errors import FTNBError, check_names, check_number, did_you_mean, require
+from ..core.errors import FTNBError, check_names, check_number, check_utf8, did_you_mean, require
 from ..core.display import Card
 from ..models.lm import check_lm
 from ..models.tokens import check_text
@@ -73,8 +73,10 @@ def _check_functions(task: Task) -> None:
 # %% ../../nbs/data/tasks.ipynb #f9f18105
 def _check_task_parts(task: Task) -> None:
     "Refuse a task that cannot work."
-    require('name', task.name, isinstance(task.name, str), 'it must be a str')
-    require('cue', task.cue, isinstance(task.cue, str), 'it must be a str')
+    for part in ('name', 'cue'):
+        value = getattr(task, part)
+        require(part, value, isinstance(value, str), 'it must be a str')
+        check_utf8(value, part)
     require('chat', task.chat, task.chat in (None, True, False), 'it must be True, False or None')
     check_number('max_new_tokens', task.max_new_tokens, 1)
     _check_lists(task)

@@ -20,8 +20,8 @@ from .rows import CheckedRows
 from .batches import IGNORE
 
 # %% auto #0
-__all__ = ['Segment', 'DocumentTokenizer', 'Boundary', 'split_row', 'cut_seq2seq_row', 'token_rows', 'prompt_and_target_ids',
-           'waiting_prompt_ids']
+__all__ = ['Segment', 'DocumentTokenizer', 'Boundary', 'split_row', 'cut_prompt', 'cut_row_left', 'cut_seq2seq_row', 'token_rows',
+           'prompt_and_target_ids', 'waiting_prompt_ids']
 
 # %% ../../nbs/data/tokenizing.ipynb #d44fd404
 def _prefixes(parts: list[Part]) -> list[str]:
@@ -227,13 +227,15 @@ def _joins_previous(c: str) -> bool:
     return accent or c == '\u200d' or '\U0001f3fb' <= c <= '\U0001f3ff'
 
 # %% ../../nbs/data/tokenizing.ipynb #09deb1b6
+def _ends_character(tokenizer: Any, ids: list[int], start: int, at: int) -> bool:
+    "Whether a character ends before the token number `at`."
+    before, after = tokenizer.decode(ids[max(start, at - 8):at]), tokenizer.decode(ids[at:at + 4])
+    return not (before.endswith(('\ufffd', '\u200d')) or after and _joins_previous(after[0]))
+
 def _character_end(tokenizer: Any, ids: list[int], start: int, cut: int) -> int:
     "The last place up to `cut` (a few tokens before it at most) where a character ends."
-    for at in range(cut, max(start + 1, cut - 12), -1):
-        before, after = tokenizer.decode(ids[max(start, at - 8):at]), tokenizer.decode(ids[at:at + 4])
-        ends = not before.endswith(('\ufffd', '\u200d'))
-        if ends and not (after and _joins_previous(after[0])): return at
-    return cut
+    places = range(cut, max(start + 1, cut - 12), -1)
+    return next((at for at in places if _ends_character(tokenizer, ids, start, at)), cut)
 
 # %% ../../nbs/data/tokenizing.ipynb #7c31390c
 def split_row(
@@ -251,6 +253,44 @@ def split_row(
         chunks.append({'input_ids': ids[start:cut], 'labels': labels[start:cut]})
         start = cut - 1
     return chunks
+
+# %% ../../nbs/data/tokenizing.ipynb #58b6ea4f
+def _left_cut(tokenizer: Any, ids: list[int], size: int, stop: int) -> tuple[int, int]:
+    "How many ids stay at the beginning, and where the rest goes on; `stop`: before this id at the latest."
+    start_token = tokenizer.bos_token_id
+    keep = int(size > 1 and stop > 0 and ids[0] == start_token and ids.count(start_token) == 1)
+    first = min(max(keep, len(ids) - size + keep), stop)
+    places = range(first, min(first + 12, stop + 1))
+    return keep, next((at for at in places if _ends_character(tokenizer, ids, 0, at)), first)
+
+# %% ../../nbs/data/tokenizing.ipynb #08f9b1fd
+def cut_prompt(
+    tokenizer: Any,  # of the model
+    ids: list[int],  # token ids of a prompt
+    size: int,  # as many as may stay
+    side: str = 'left',  # where it is cut: 'left' keeps its end, 'right' its beginning
+) -> list[int]:
+    "A prompt of at most `size` tokens."
+    if len(ids) <= size: return ids
+    if side == 'left':
+        keep, start = _left_cut(tokenizer, ids, size, len(ids))
+        return ids[:keep] + ids[start:]
+    end = ids[-1:] if ids[-1] in tokenizer.all_special_ids else []   # an encoder has always seen one
+    return (ids[:size - 1] + end) if end and size > 1 else ids[:size]
+
+# %% ../../nbs/data/tokenizing.ipynb #fefa9fd3
+def cut_row_left(
+    row: Mapping,  # `input_ids` and `labels`
+    max_len: int,  # tokens that may stay
+    tokenizer: Any,  # of the model
+) -> dict:  # `input_ids` and `labels`; longer than that where the last answer is
+    "A row without the beginning of its prompt."
+    ids, labels = row['input_ids'], row['labels']
+    if len(ids) <= max_len: return dict(row)
+    answer = len(labels)   # where the last one begins
+    while answer and labels[answer - 1] != IGNORE: answer -= 1
+    keep, start = _left_cut(tokenizer, ids, max_len, answer)
+    return {'input_ids': ids[:keep] + ids[start:], 'labels': labels[:keep] + labels[start:]}
 
 # %% ../../nbs/data/tokenizing.ipynb #83a7061b
 def _special_as_text(lm: LM, task: Task, special: SpecialText, text: str, ids: list[int]) -> list[int]:
@@ -284,11 +324,14 @@ def _seq2seq_rows(lm: LM, task: Task, rows: CheckedRows, special: SpecialText | 
 def cut_seq2seq_row(
     row: dict,  # `input_ids` (read) and `labels` (written)
     max_len: int,  # tokens of each side
+    tokenizer: Any = None,  # of the model; needed for a cut at the left
+    side: str = 'right',  # where the source is cut
 ) -> dict:
     "Both sides cut to `max_len` tokens; the source keeps its last token, which may be an end token."
     ids, labels = row['input_ids'], row['labels']
-    source = ids if len(ids) <= max_len else ids[:max_len - 1] + ids[-1:]
-    return {'input_ids': source, 'labels': labels[:max_len]}
+    first = 0 if side == 'right' else sum(1 for _ in itertools.takewhile(tokenizer.all_special_ids.__contains__, ids))
+    source = ids[:max_len - 1] + ids[-1:] if side == 'right' else ids[:first] + ids[first - max_len:]
+    return {'input_ids': source if len(ids) > max_len else ids, 'labels': labels[:max_len]}
 
 # %% ../../nbs/data/tokenizing.ipynb #bb6ff654
 def _hide(special: SpecialText, value: Any) -> Any:

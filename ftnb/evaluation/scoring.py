@@ -10,13 +10,13 @@ from dataclasses import fields
 from typing import Any
 import datasets
 import numpy as np
-from ..core.errors import FTNBError, check_choice, check_number, require
+from ..core.errors import FTNBError, check_choice, check_names, check_number, check_utf8, require
 from ..models.lm import LM, context_length, is_seq2seq
 from ..data.turns import last_answer
 from ..data.tasks import Task, check_lm_and_task
 from ..data.rows import CheckedRows, check_not_columns, check_rows, read_rows
 from ..data.batches import IGNORE
-from ..data.tokenizing import prompt_and_target_ids, split_row
+from ..data.tokenizing import cut_prompt, prompt_and_target_ids, split_row
 from ..kernels.nats import row_nats
 from ..generation.decoding import Decoding
 from ..generation.likelihood import answer_nats, normalized_probs
@@ -96,18 +96,23 @@ def _check_prompts(predictions: Sequence, prompts: Sequence | None) -> None:
     if odd is not None:
         what = f'prompts[{odd}]={prompts[odd]!r:.60}'
         raise FTNBError(what, 'it must be a text', "Use '' for none.")
+    for i, p in enumerate(prompts): check_utf8(p, f'prompts[{i}]')
     if len(prompts) != len(predictions):
         raise FTNBError(f'{len(prompts)} prompts and {len(predictions)} predictions',
                         'there must be as many of one as of the other', 'Check how they were collected.')
 
 # %% ../../nbs/evaluation/scoring.ipynb #0e5ec6fa
+def _probability_column(label: str) -> str:
+    "The name of the column with the probability of a label; no column's name can hold a zero character."
+    return f'p({label})'.replace('\0', '␀')
+
 def _columns(texts: list[str], references: Any, prompts: Any,
              probs: list[dict] | None) -> dict[str, list]:
     "What is kept of each row: prompt, prediction, reference, and label probabilities."
     none = [''] * len(texts)
     labels = dict.fromkeys(x for p in probs or [] for x in p)
     rows = {'prompt': prompts or none, 'prediction': texts, 'reference': references or none}
-    return rows | {f'p({x})': [p.get(x) for p in probs or []] for x in labels}
+    return rows | {_probability_column(x): [p.get(x) for p in probs or []] for x in labels}
 
 # %% ../../nbs/evaluation/scoring.ipynb #7434abf2
 def score_texts(
@@ -121,7 +126,7 @@ def score_texts(
     seed: int = 0,  # of the bootstrap
 ) -> Scores:
     "Score outputs that already exist."
-    check_number('resamples', resamples, 100), check_number('seed', seed, 0)
+    check_number('resamples', resamples, 100), check_number('seed', seed, 0), check_names('name', [name])
     chosen = metrics_by_name(metrics)
     predictions, references, prompts = (_as_list(k, x) for k, x in (
         ('predictions', predictions), ('references', references), ('prompts', prompts)))
@@ -214,7 +219,7 @@ def _measured_rows(lm: LM, pairs: list[tuple[list[int], list[int]]],
     room, free = context_length(lm), not task.answers
     if is_seq2seq(lm): rows = [{'input_ids': p, 'labels': t} for p, t in pairs]
     else:   # of a prompt that is too long the end counts, as when it is answered
-        if not free: pairs = [(p[max(0, len(p) + len(t) - room):], t) for p, t in pairs]
+        if not free: pairs = [(cut_prompt(lm.tokenizer, p, max(0, room - len(t))), t) for p, t in pairs]
         rows = [{'input_ids': p + t, 'labels': [IGNORE] * len(p) + t} for p, t in pairs]
     return [split_row(row, room, free=free) for row in rows]
 
@@ -327,6 +332,7 @@ def score(
             f'task {task.name!r} has no answers to write')
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     check_number('max_new_tokens', max_new_tokens, 1, none=True)
+    check_names('name', [] if name is None else [name])
     given = check_rows(task, check_one_split(rows), seq2seq=is_seq2seq(lm))
     questions, references = prompts_and_references(given)
     chosen = choose_metrics(task, metrics, questions, references)
@@ -346,7 +352,8 @@ def score(
 # %% ../../nbs/evaluation/scoring.ipynb #667b9369
 def _label_columns(task: Task, probs: np.ndarray | None) -> dict[str, list]:
     "The probability of each label, as columns of the rows."
-    return {} if probs is None else {f'p({x})': p.tolist() for x, p in zip(task.labels, probs.T)}
+    return {} if probs is None else {
+        _probability_column(x): p.tolist() for x, p in zip(task.labels, probs.T)}
 
 # %% ../../nbs/evaluation/scoring.ipynb #8074d65d
 def _answer_stats(chosen: dict[str, TextMetric], task: Task, answers: list, references: list[str],

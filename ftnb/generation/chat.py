@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, require
 from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, is_seq2seq
+from ..models.tokens import check_text
 from ..data.templates import uses_chat_template, waiting_prompt
 from ..data.applications import dialogue
 from ..data.rows import check_rows
@@ -50,6 +51,7 @@ class Chat:
         seed: int = 0,  # of the sampling
     ):
         require('system', system, system is None or isinstance(system, str), 'it must be a str')
+        check_text(system or '', 'system')
         check_lm(lm)
         self.lm, self.task = lm, dialogue(system=system)
         self.max_new_tokens = check_number('max_new_tokens', max_new_tokens, 1)

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 import torch
-from ..core.errors import FTNBError, require
+from ..core.errors import FTNBError, check_utf8, require
 from ..models.chat_templates import end_of_turn_stops
 from ..models.lm import LM, active_adapters, eos_ids, is_seq2seq
 from ..models.tokens import decode_continuation
@@ -26,7 +26,7 @@ def stop_strings(
     ok = isinstance(stops, (list, tuple)) and all(isinstance(s, str) and s for s in stops)
     require('stop', stop, ok,
             'it must be a str or a list of str, none of them empty (token ids are no stop strings)')
-    return tuple(stops)
+    return tuple(check_utf8(s, 'stop') for s in stops)
 
 # %% ../../nbs/generation/streaming.ipynb #45ee9bec
 def with_end_of_turn(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_number, require
+from ..core.files import check_path
 from ..core.display import Card, html_table
 from ..models.lm import LM, active_weights_hash
 from .decoding import Decoding, sampling_uniforms
@@ -43,7 +44,7 @@ def stream(
     pattern: str | None = None,  # a regular expression that the whole text must match
     schema: Any = None,  # a JSON schema (or a pydantic model) that it must satisfy
     seed: int = 0,  # of the sampling
-    truncate: bool = False,  # cut a prompt that is too long, with a warning
+    truncate: bool | str = False,  # cut a prompt that is too long, with a warning; or 'left', 'right'
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
     "Yield the continuation of `prompt` piece by piece, as the model writes it."
     check_number('seed', seed, 0)
@@ -111,7 +112,7 @@ class _Options(TypedDict, total=False):
     pattern: str | None
     schema: Any
     seed: int
-    truncate: bool
+    truncate: bool | str
     file: str | os.PathLike | None
     engine: str
     batch_tokens: int
@@ -153,7 +154,7 @@ def generate(
     n: int | None = None,  # texts for each prompt, as a list: samples, or the best beams
     details: bool = False,  # return `Completion`s: tokens, log-probabilities, why it ended
     seed: int = 0,  # of the sampling; a prompt's text does not depend on the other prompts
-    truncate: bool = False,  # cut prompts that are too long, with a warning
+    truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right'
     file: str | os.PathLike | None = None,  # write each finished text there; take what is there already
     engine: str = 'ftnb',  # who writes: 'ftnb', 'continuous' (transformers' batching) or 'vllm'
     batch_tokens: int = 8192,  # rows × (longest prompt + new tokens) in one batch
@@ -182,7 +183,7 @@ def _check_options(decoding: Decoding, n: int | None, stops: tuple[str, ...], se
     check_number('batch_tokens', batch_tokens, 1)
     check_number('seed', seed, 0)
     check_number('n', n, 1, none=True)
-    require('file', file, file is None or isinstance(file, (str, os.PathLike)), 'it must be a path')
+    if file is not None: check_path('file', file)
     if decoding.uses_beams:
         require('n', n, (n or 1) <= decoding.num_beams, f'beam search keeps {decoding.num_beams} texts')
         require('stop', stops, not stops, 'beam search ranks whole texts, which end with the end token')

@@ -67,7 +67,7 @@ def add_lora(
         except ValueError as e:
             why = f'peft cannot add it ({str(e)[:160]})'
             raise FTNBError(f'lora={str(lora)[:60]}', why, 'Name other targets.') from e
-    lm.model.peft_config[lm.model.active_adapters()[0]].base_model_name_or_path = lm.name
+    lm.model.peft_config[lm.model.active_adapters()[0]].base_model_name_or_path = lm.source or lm.name
     return lm
 
 # %% ../../nbs/models/adapters.ipynb #e050809a

@@ -24,9 +24,10 @@ class LM(Card):
     "A language model: the network, its tokenizer, and where it computes."
     model: Any  # a transformers `PreTrainedModel`
     tokenizer: Any  # a transformers fast tokenizer
-    name: str  # what it was loaded from
+    name: str  # what it is called on cards and in tables; yours to change
     placement: Placement  # device, number formats, and why
-    loaded: str = ''  # the fingerprint of its weights when it was loaded by its name
+    loaded: str = ''  # the fingerprint of its weights when it was loaded from `source`
+    source: str = ''  # what `load_lm` finds it again by; '': it was made in memory
 
     @property
     def device(self) -> torch.device: return next(self.model.parameters()).device

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, check_utf8
 from .lm import LM, is_seq2seq
 
 # %% auto #0
@@ -19,11 +19,7 @@ SPECIAL_MARK = '\ufdd0'  # a noncharacter: marks what must not become a special 
 
 def _check_characters(text: str, what: str) -> None:
     "Refuse a text that cannot be written as UTF-8, or that holds the mark."
-    try: text.isascii() or text.encode()   # the first is quick, and right for most
-    except UnicodeEncodeError as e:
-        where = f'{what} holds {text[e.start]!r} at character {e.start}'
-        remedy = 'Read the data again as UTF-8, or drop the row.'
-        raise FTNBError(where, 'it is half of a character', remedy) from None
+    check_utf8(text, what, 'Read the data again as UTF-8, or drop the row.')
     if SPECIAL_MARK in text: raise FTNBError(f'{what} holds U+FDD0', 'it is not a character', 'Take it out.')
 
 # %% ../../nbs/models/tokens.ipynb #36d48142

@@ -56,7 +56,8 @@ def _untrained_lm(folder: Path, facts: dict) -> LM:
 def _base_lm(folder: Path, facts: dict) -> LM:
     "The model that a run was begun with, where checkpoints have not all of it."
     if not (folder / 'base').is_dir():
-        lm = load_lm(facts['name'], dtype=getattr(torch, facts['dtype']))
+        lm = load_lm(facts.get('source') or facts['name'], dtype=getattr(torch, facts['dtype']))
+        lm.name = facts['name']
         return remove_adapter(lm) if adapter_layers(lm.model) else lm
     lm = _untrained_lm(folder / 'model', facts)
     own = load_file(folder / 'base' / 'weights.safetensors')

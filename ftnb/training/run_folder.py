@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder
+from ..core.files import atomic_folder, check_path
 from ..models.lm import LM, fingerprint, is_seq2seq, quiet_transformers
 from ..models.loading import find_model
 from ..data.encoded import Encoded, save_encoded
@@ -26,9 +26,7 @@ def new_run_folder(
     "The folder for checkpoints; one that has any is refused."
     if folder is None: return None
     given = f'checkpoint={str(folder)!r}'
-    if not isinstance(folder, (str, Path)):
-        raise FTNBError(given, 'it must be the path of a folder', 'Give a str.')
-    path = Path(folder).expanduser()
+    path = check_path('checkpoint', folder).expanduser()
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         rule = f'no folder can be made there ({error.strerror})'
@@ -46,7 +44,7 @@ def _facts(run: Run) -> dict:
     trained = [name for name, p in lm.model.named_parameters() if p.requires_grad]
     every = run.checkpointer.every if run.checkpointer else None
     return dict(
-        name=lm.name, dtype=str(lm.placement.dtype).removeprefix('torch.'), seq2seq=is_seq2seq(lm),
+        name=lm.name, source=lm.source, dtype=str(lm.placement.dtype).removeprefix('torch.'), seq2seq=is_seq2seq(lm),
         trained=trained,  # names of parameters
         base=None if trained == names else fingerprint(lm.model),  # None: all weights are trained
         every=every,  # steps between checkpoints
@@ -54,10 +52,10 @@ def _facts(run: Run) -> dict:
 
 # %% ../../nbs/training/run_folder.ipynb #fc554dbf
 def _can_be_loaded(lm: LM) -> bool:
-    "Whether `load_lm` would find this model's own weights by its name."
-    try: kind, _ = find_model(lm.name)
+    "Whether `load_lm` would find this model's own weights again."
+    try: kind, _ = find_model(lm.source)
     except FTNBError: return False
-    return kind != 'hub' or '/' in lm.name
+    return kind != 'hub' or '/' in lm.source
 
 def _save_base(lm: LM, folder: Path) -> None:
     "The model's own weights, without an adapter, by their names."
