@@ -4,16 +4,20 @@
 
 # %% ../../nbs/data/applications.ipynb #671eb647
 from __future__ import annotations
-import operator, re
-from collections.abc import Mapping, Sequence
+import functools, itertools, operator, regex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-from ..core.errors import FTNBError, check_names, did_you_mean
+from ..core.errors import FTNBError
 from ..models.tokens import check_text
 from .turns import check_turns, normalized_turn
-from .tasks import Task
+from .tasks import Task, open_task
+from .languages import LANGUAGES, column_language, contradicted, language_code, language_name
+from .labels import Labels, class_names, first_label, found_labels, given_labels
 
 # %% auto #0
-__all__ = ['column_text', 'free_text', 'summarization', 'translation', 'first_label', 'sentiment', 'dialogue', 'infer_task']
+__all__ = ['INSTRUCTIONS', 'Sides', 'column_text', 'free_text', 'summarization', 'translation', 'sentiment', 'dialogue',
+           'infer_task']
 
 # %% ../../nbs/data/applications.ipynb #729fc61e
 def column_text(
@@ -36,6 +40,61 @@ def free_text(
     target = lambda row: _stripped(row, text)
     return Task('free text', (text,), target=target, max_new_tokens=100)
 
+# %% ../../nbs/data/applications.ipynb #ea164014
+INSTRUCTIONS = {  # language: kind: the instruction, and the cue that ends a prompt without a template
+    'en': {'summarization': ('Summarize the following text in one sentence.', 'Summary:'),
+           'translation': ('Translate into {to}.', '{to}:'),
+           'translation into any': ('Translate the following text.', 'Translation:'),
+           'one word': ('Is the following text {labels}? Answer with one word.', 'Label:'),
+           'label': ('Which label fits the following text: {labels}? Answer with the label only.', 'Label:')},
+    'zh': {'summarization': ('请用一句话概括下面的文字。', '摘要：'),
+           'translation': ('请把下面的文字翻译成{to}。', '{to}：'),
+           'translation into any': ('请翻译下面的文字。', '译文：'),
+           'one word': ('下面的文字属于哪一类：{labels}？只回答其中一个标签。', '标签：'),
+           'label': ('下面的文字属于哪一类：{labels}？只回答其中一个标签。', '标签：')}}
+
+# %% ../../nbs/data/applications.ipynb #ca3616f1
+def _check_language(language: str | None, instruction: str | None) -> None:
+    "Refuse a language in which there are no instructions, unless one is given."
+    if language is None or instruction is not None: return
+    code = language_code(language) if isinstance(language, str) else ''
+    if code in INSTRUCTIONS: return
+    names = ' and '.join(map(language_name, INSTRUCTIONS))
+    raise FTNBError(f'language={language!r:.60}', f'there are instructions in {names}',
+                    'Give your own: instruction=. (What a text is translated into is to=.)')
+
+# %% ../../nbs/data/applications.ipynb #de214f03
+def _column_texts(rows: Any, *path: str) -> list[str]:
+    "The texts of a column in a sample of rows; `path`: its name, or the way to it in a nested column."
+    step = max(1, len(rows) // 400)
+    some = rows.select(range(0, len(rows), step)) if hasattr(rows, 'select') else rows[::step]
+    values = (functools.reduce(lambda at, name: at.get(name) if isinstance(at, Mapping) else None,
+                               path, row) for row in some)
+    return [value for value in values if isinstance(value, str) and value.strip()]
+
+# %% ../../nbs/data/applications.ipynb #6d7fc68e
+def _instruction_language(language: str | None, instruction: str | None,
+                          texts: Sequence[str]) -> tuple[str, str]:
+    "In which language to ask ('en' or 'zh'), and what a card says about it."
+    given = language_code(language) if language else ''
+    found = given or column_language(texts)
+    code = found if found in INSTRUCTIONS else 'en'
+    if instruction is not None: return code, 'your own' if instruction else 'none'
+    if given: return code, f'in {language_name(code)} (given)'
+    why = f' (the language of the texts is {language_name(found) or found})' if found else ''
+    return code, f'in {language_name(code)}{why}'
+
+# %% ../../nbs/data/applications.ipynb #aaebcf7f
+def _asked(kind: str, language: str, instruction: str | None, cue: str | None,
+           **words: str) -> tuple[str, str]:
+    "The instruction and the cue of a prompt; `words` fill in what stands in braces."
+    defaults = INSTRUCTIONS[language][kind]
+    begin, end = (given if given is not None else default
+                  for given, default in zip((instruction, cue), defaults))
+    for name, word in words.items():
+        begin, end = begin.replace(f'{{{name}}}', word), end.replace(f'{{{name}}}', word)
+    return begin, end
+
 # %% ../../nbs/data/applications.ipynb #33fcf010
 def _joined(instruction: str | None, text: str) -> str:
     "An instruction and a text, if there is an instruction."
@@ -47,65 +106,202 @@ def summarization(
     summary: str = 'summary',  # the column with its summary
     instruction: str | None = None,  # begins the prompt; None: a sentence (encoder-decoder: none)
     max_new_tokens: int = 48,  # the longest summary, in tokens
+    *,
+    language: str | None = None,  # of the instruction: 'en' or 'zh'; None: that of the text
+    cue: str | None = None,  # ends a prompt without a chat template; None: 'Summary:'
 ) -> Task:
     "Write a summary of a text."
-    begin = 'Summarize the following text in one sentence.' if instruction is None else instruction
-    return Task('summarization', (text, summary), target=lambda row: _stripped(row, summary),
-                prompt=lambda row: _joined(begin, _stripped(row, text)),
-                source=lambda row: _joined(instruction, _stripped(row, text)), cue='Summary:',
-                metrics=('rougeL', 'rouge1', 'rouge2', 'chrf'), max_new_tokens=max_new_tokens)
+    _check_language(language, instruction)
+    def make(rows: Any = ()) -> Task:
+        code, how = _instruction_language(language, instruction, _column_texts(rows, text))
+        begin, end = _asked('summarization', code, instruction, cue)
+        return Task('summarization', (text, summary), target=lambda row: _stripped(row, summary),
+                    prompt=lambda row: _joined(begin, _stripped(row, text)),
+                    source=lambda row: _joined(instruction, _stripped(row, text)), cue=end,
+                    metrics=('rougeL', 'rouge1', 'rouge2', 'chrf'), max_new_tokens=max_new_tokens,
+                    found={'instruction': how})
+    return open_task(make(), make)
 
-# %% ../../nbs/data/applications.ipynb #df6747bb
-_CHINESE = re.compile(r'chinese|mandarin|中文|汉语|漢語|^zh\b', re.IGNORECASE)
+# %% ../../nbs/data/applications.ipynb #4ec8ba71
+def _language_columns(rows: Any) -> dict[str, tuple[str, ...]]:
+    "Columns (or entries of the column `translation`) that are called by a language, and the way to each."
+    row = next((row for row in rows if isinstance(row, Mapping)), {})
+    nested = row.get('translation')
+    inside = nested if isinstance(nested, Mapping) else row
+    path = ('translation',) if inside is nested else ()
+    names = [name for name in inside if language_code(str(name)) and isinstance(inside[name], str | None)]
+    feature = (getattr(rows, 'features', None) or {}).get('translation')
+    order = [*_configured(rows), *(getattr(feature, 'languages', None) or []), *names]
+    return {name: (*path, name) for name in sorted(names, key=order.index)}
+
+# %% ../../nbs/data/applications.ipynb #f7cc8a92
+def _configured(rows: Any) -> list[str]:
+    "The languages in the name of a data set's configuration: of 'wmt-de-en' both; else none."
+    name = getattr(getattr(rows, 'info', None), 'config_name', None) or ''
+    pair = regex.search(r'(?:^|[-_])([a-z]{2,3})[-_]([a-z]{2,3})$', name)
+    return list(pair.groups()) if pair and all(map(language_code, pair.groups())) else []
+
+# %% ../../nbs/data/applications.ipynb #6f7a4420
+Sides = tuple[tuple[str, ...], tuple[str, ...]]  # the way to the source, and to the target
+
+def _sides(rows: Any, source: str, target: str, to: str | None) -> Sides:
+    "Where the source and the target are."
+    row = next((row for row in rows if isinstance(row, Mapping)), {})
+    columns = _language_columns(rows)
+    direct = {name: (name,) for name in row} | {k: path for k, path in columns.items() if k not in row}
+    if {source, target} <= set(direct) or not columns: return (direct.get(source, (source,)), direct.get(target, (target,)))
+    wanted = [k for k in columns if to and language_code(k) == language_code(to)]
+    left = [k for k in columns if k not in (source, target)]
+    into = target if target in direct else (wanted or left)[-1]
+    others = [k for k in columns if k != into]
+    text = source if source in direct else others[0] if len(others) == 1 else ''
+    if text: return direct[text], direct[into]
+    raise FTNBError(f'columns {", ".join(columns)}', 'they do not say what is translated into what',
+                    f'Give translation(source={others[0] if others else into!r}, target={into!r}).')
+
+# %% ../../nbs/data/applications.ipynb #eeba1742
+def _target_language(rows: Any, sides: Sides, to: str | None) -> tuple[str, str]:
+    "The target language, and what a card says about it; '' where it is not known."
+    column, pair = sides[1][-1], _configured(rows)
+    if to: return to, f'{to} (given)'
+    if name := language_name(language_code(column)): return name, f'{name} (column {column!r})'
+    targets = _column_texts(rows, *sides[1])
+    found = column_language(targets)
+    if not found and pair and not contradicted(targets, language_code(pair[1]))[1]:
+        name = language_name(language_code(pair[1]))
+        return name, f"{name} (the data set's configuration)"
+    if name := language_name(found): return name, f'{name} (found in the targets)'
+    return '', 'not sure, so the prompt names none; give to='
+
+# %% ../../nbs/data/applications.ipynb #f77e211b
+def _check_targets(named: str, path: tuple[str, ...], rows: Any) -> None:
+    "Refuse targets in another language than the prompt says."
+    _, found = contradicted(_column_texts(rows, *path), language_code(named))
+    if not found: return
+    raise FTNBError(f'the prompt says {language_name(language_code(named))}', f'the targets in column {".".join(path)!r} are {found}',
+                    'Correct to= or leave it out, correct the columns, or say it in your own words: instruction=.')
+
+def _mismatch(instruction: str | None, texts: list[str], targets: list[str]) -> dict[str, str]:
+    "For the card: an instruction that names a language, and targets in another."
+    words = {w.casefold() for w in regex.findall(r'\w+', instruction or '')}
+    named = {code for code, names in LANGUAGES.items() if {n.casefold() for n in names[1:4]} & words
+             or any(name in (instruction or '') for name in names[2:4] if not name.isascii())}
+    found, asked = column_language(targets), column_language(texts)   # 'Translate this English text'
+    named -= {asked}
+    if not found or not asked or not named or found in named: return {}
+    names = ' and '.join(language_name(code) for code in sorted(named))
+    return {'contradiction': f'the instruction names {names}, and the targets are {language_name(found) or found}'}
+
+# %% ../../nbs/data/applications.ipynb #8fe1468f
+_METRICS = {'zh': ('bleu_zh', 'chrf'), 'ja': ('chrf', 'rougeL'), 'th': ('chrf',)}  # others: below
+
+def _translation(sides: Sides, to: str, language: str, instruction: str | None, cue: str | None,
+                 max_new_tokens: int) -> Task:
+    "The task, when everything is known; `to`: a language's name or code, or ''."
+    (column, *_), _ = sides
+    code, kind = language_code(to), 'translation' if to else 'translation into any'
+    begin, end = _asked(kind, language, instruction, cue, to=_name_in_prompt(to, language))
+    text = lambda row, side: _nested_text(row, sides[side])
+    check = functools.partial(_check_targets, to, sides[1]) if to else None
+    columns = (column,) if len(sides[0]) > 1 else (sides[0][0], sides[1][0])
+    return Task('translation', columns, target=lambda row: text(row, 1),
+                prompt=lambda row: _joined(begin, text(row, 0)),
+                source=lambda row: _joined(instruction, text(row, 0)), cue=end, check=check,
+                metrics=_METRICS.get(code, ('bleu', 'chrf', 'ter')), max_new_tokens=max_new_tokens)
+
+# %% ../../nbs/data/applications.ipynb #0c89245c
+def _nested_text(row: Mapping, path: tuple[str, ...]) -> str:
+    "The text at the end of a path, stripped."
+    if len(path) == 1: return _stripped(row, path[0])
+    return check_text((row[path[0]] or {}).get(path[1]), f'column {".".join(path)!r}').strip()
+
+def _name_in_prompt(to: str, language: str) -> str:
+    "What a prompt calls a language: its name, if a code was given; in a Chinese prompt its Chinese name."
+    code, is_code = language_code(to), regex.fullmatch('[a-zA-Z]{2,3}([-_][a-zA-Z0-9]+)*', to)
+    if is_code and code or (language == 'zh' and code and ' ' not in to): return language_name(code, language)
+    return to
 
 # %% ../../nbs/data/applications.ipynb #a05b5148
 def translation(
-    source: str = 'source',  # the column with the text
-    target: str = 'target',  # the column with its translation
-    to: str = 'French',  # the target language, as the prompt names it
+    source: str = 'source',  # the column with the text; or its language, as 'en' (see below)
+    target: str = 'target',  # the column with its translation; or its language
+    to: str | None = None,  # the target language, as the prompt names it; None: the data say it
     instruction: str | None = None,  # None: 'Translate into ...' (encoder-decoder: none)
     max_new_tokens: int = 96,  # the longest translation, in tokens
+    *,
+    language: str | None = None,  # of the instruction: 'en' or 'zh'; None: that of the text
+    cue: str | None = None,  # ends a prompt without a chat template; None: 'French:'
 ) -> Task:
-    "Translate a text. Chinese is judged by BLEU on its own tokenizer."
-    bleu = 'bleu_zh' if _CHINESE.search(to) else 'bleu'
-    begin = f'Translate into {to}.' if instruction is None else instruction
-    return Task('translation', (source, target), target=lambda row: _stripped(row, target),
-                prompt=lambda row: _joined(begin, _stripped(row, source)),
-                source=lambda row: _joined(instruction, _stripped(row, source)), cue=f'{to}:',
-                metrics=(bleu, 'chrf', 'ter'), max_new_tokens=max_new_tokens)
-
-# %% ../../nbs/data/applications.ipynb #320a169a
-def first_label(
-    text: str,  # what the model wrote
-    labels: Sequence[str],  # the labels to look for
-) -> str:  # the label, or the stripped text if no label occurs
-    "Find the label that occurs first in a text, as a whole word."
-    whole_word = lambda label: rf'(?<!\w){re.escape(label)}(?!\w)'
-    matches = [(match.start(), label) for label in labels
-               if (match := re.search(whole_word(label), text, re.IGNORECASE))]
-    return min(matches)[1] if matches else text.strip()
+    "Translate a text, into the language that the targets are in."
+    _check_language(language, instruction)
+    given = dict(instruction=instruction, cue=cue, max_new_tokens=max_new_tokens)
+    def complete(rows: Any) -> Task:
+        sides = _sides(rows, source, target, to)
+        named, why = _target_language(rows, sides, to)
+        texts = _column_texts(rows, *sides[0])
+        asked, how = _instruction_language(language, instruction, texts)
+        task = _translation(sides, named, asked, **given)
+        found = _mismatch(instruction, texts, _column_texts(rows, *sides[1]))
+        return replace(task, found=found | {'target language': why, 'instruction': how})
+    asked, how = _instruction_language(language, instruction, [])
+    begun = _translation(((source,), (target,)), to or '', asked, **given)
+    open_found = {'target language': f'{to} (given)' if to else 'as the data say', 'instruction': how}
+    return open_task(replace(begun, found=open_found), complete)
 
 # %% ../../nbs/data/applications.ipynb #a8f1d055
 def sentiment(
     text: str = 'text',  # the column with the text
     label: str = 'label',  # the column with its label
-    labels: Sequence[str] = ('fresh', 'rotten'),  # every label there is
-    max_new_tokens: int = 8,  # the longest answer, in tokens
+    labels: Sequence[str] | Mapping[Any, str] | None = None,  # names, {value: name}; None: the data's
+    max_new_tokens: int | None = None,  # the longest answer, in tokens; None: as the labels need
+    *,
+    language: str | None = None,  # of the instruction: 'en' or 'zh'; None: that of the text
+    instruction: str | None = None,  # begins the prompt; `{labels}` in it stands for the labels
+    cue: str | None = None,  # ends a prompt without a chat template; None: 'Label:'
 ) -> Task:
-    "Name the sentiment of a text with one of a few labels."
-    known = check_names('labels', labels, 2, different=True)
-    question = f'Is the following text {" or ".join(known)}? Answer with one word.'
-    return Task('sentiment', (text, label), target=lambda row: _known_label(row, label, known),
-                prompt=lambda row: _joined(question, _stripped(row, text)), cue='Label:',
-                source=lambda row: _stripped(row, text), metrics=('accuracy', 'f1'), labels=known,
-                read=lambda answer: first_label(answer, known), max_new_tokens=max_new_tokens)
+    "Name the sentiment (or topic, emotion, number of stars) of a text with one of a few labels."
+    _check_language(language, instruction)
+    def make(known: Labels | None, texts: Sequence[str]) -> Task:
+        code, how = _instruction_language(language, instruction, texts)
+        asked = _labels_asked(known, code, instruction, cue) if known else None
+        return _sentiment(text, label, known, asked, instruction, max_new_tokens, how)
+    known = None if labels is None else given_labels(labels)
+    begun = make(known, [])
+    def complete(rows: Any) -> Task:
+        texts = _column_texts(rows, text)
+        if labels is not None: return make(given_labels(labels, class_names(rows, label)), texts)
+        if not any(label in row for row in itertools.islice(rows, 1000) if isinstance(row, Mapping)): return begun   # not usable rows
+        return make(found_labels(rows, label), texts)
+    return open_task(begun, complete)
 
 # %% ../../nbs/data/applications.ipynb #e2e0ee07
-def _known_label(row: Mapping, column: str, labels: Sequence[str]) -> str:
-    "The label of a row; refused if it is none of the labels."
-    if (value := _stripped(row, column)) in labels: return value
-    raise FTNBError(f'label {value!r}', f'it must be one of {", ".join(labels)}',
-                    f'Give `labels=`, or correct the row. {did_you_mean(value, labels)}')
+def _labels_asked(known: Labels, language: str, instruction: str | None,
+                  cue: str | None) -> tuple[str, str]:
+    "The instruction and the cue of a prompt that lists labels."
+    own = bool(instruction) and not regex.search(r'\p{Han}', instruction or '')
+    between = ', ' if own else '、' if language == 'zh' else ' or ' if known.words else ', '
+    kind = 'one word' if known.words else 'label'
+    return _asked(kind, language, instruction, cue, labels=between.join(known.names))
+
+def _unknown_labels(row: Mapping) -> str:
+    "Stands for the prompt of a task that has not met its rows."
+    raise FTNBError('the labels of this task', 'they are not known, as it has not met its rows',
+                    "Give labels=['...', '...'], or use the task of encoded rows, data.task.")
+
+# %% ../../nbs/data/applications.ipynb #0f80de99
+def _sentiment(text: str, label: str, known: Labels | None, asked: tuple[str, str] | None,
+               instruction: str | None, max_new_tokens: int | None, how: str) -> Task:
+    "The task, when its labels are known; or, as long as they are not, what is known."
+    begin, end = asked or ('', '')
+    names = known.names if known else ()
+    longest = max((len(name.encode()) for name in names), default=0)   # a byte is a token, at worst
+    found = f'{", ".join(names)} ({known.origin})' if known else 'as the data say'
+    return Task('sentiment', (text, label), cue=end, metrics=('accuracy', 'f1'), labels=names,
+                target=lambda row: known.name(row[label], label) if known else _stripped(row, label),
+                prompt=(lambda row: _joined(begin, _stripped(row, text))) if known else _unknown_labels,
+                source=lambda row: _joined(begin if instruction else None, _stripped(row, text)),
+                read=lambda answer: first_label(answer, names), found={'labels': found, 'instruction': how},
+                max_new_tokens=max(8, longest + 2) if max_new_tokens is None else max_new_tokens)
 
 # %% ../../nbs/data/applications.ipynb #37b332df
 def dialogue(
