@@ -1,4 +1,4 @@
-"""Tasks as people with other languages and labels meet them: what the data say, what a prompt says, and that both agree."""
+"""Tasks as people with other languages and labels meet them: what the data say, and what a prompt says."""
 
 import warnings
 from dataclasses import replace
@@ -64,7 +64,10 @@ def test_the_prompt_names_the_language_of_the_targets(lm: LM, code: str, name: s
         data = encode(lm, given, task)
         assert f"Translate into {name}." in seen(data) and f"{name}:" in seen(data)
         assert facts(data)["target language"].startswith(name)
-        assert f"Translate into {name}." in prompts(lm, given["test"][:1] if given is bare else given["test"].select([0]), task)[0]
+        assert (
+            f"Translate into {name}."
+            in prompts(lm, given["test"][:1] if given is bare else given["test"].select([0]), task)[0]
+        )
     assert data.task.metrics[0] == ("bleu_zh" if name == "Chinese" else "bleu")
 
 
@@ -77,7 +80,9 @@ def test_a_false_language_is_refused_everywhere(lm: LM) -> None:
             assert "Chinese" in str(error.value) and "instruction=" in str(error.value)
     for to in ("Chinese", "zh-CN", "Simplified Chinese", "Mandarin", "Cantonese", "Backwards"):  # true, or not known
         assert "Translate into" in seen(encode(lm, rows, translation(to=to)))
-    french = encode(lm, sample_data("translation", "fr-FR", max_chars=60)["train"].select(range(40)), translation()).task
+    french = encode(
+        lm, sample_data("translation", "fr-FR", max_chars=60)["train"].select(range(40)), translation()
+    ).task
     with pytest.raises(FTNBError, match="says French"):
         score(lm, rows, french)
 
@@ -93,7 +98,9 @@ def test_an_own_instruction_is_never_refused_but_the_card_begins_with_a_doubt(lm
 
 def test_nothing_false_is_said_where_nobody_knows(lm: LM) -> None:
     short = [{"source": "Open", "target": "Ouvrir"}]
-    mixed = [{"source": "Open", "target": text} for text in [*MENU[:5], *"Ouvrir Fermer Enregistrer Annuler Quitter".split()]]
+    mixed = [
+        {"source": "Open", "target": text} for text in [*MENU[:5], *"Ouvrir Fermer Enregistrer Annuler Quitter".split()]
+    ]
     for rows in (short, mixed, [{"source": "1", "target": "2"}]):
         text = seen(encode(lm, rows, translation()))
         assert "Translate the following text." in text and "Translation:" in text
@@ -164,7 +171,11 @@ def labelled(labels, texts=("A fine film.", "Dull.", "So so.")) -> list[dict]:
         ([5, 3, 10, 1, 2, 4], ("1", "2", "3", "4", "5", "10"), "5"),
         ([1.0, 0.0, 2.0], ("0", "1", "2"), "1"),
         (["Very Good", "very good ", "bad", "VERY_GOOD", "very good"], ("bad", "very good"), "very good"),
-        (["anger", "joy", "fear", "love", "sadness", "surprise"], ("anger", "fear", "joy", "love", "sadness", "surprise"), "anger"),
+        (
+            ["anger", "joy", "fear", "love", "sadness", "surprise"],
+            ("anger", "fear", "joy", "love", "sadness", "surprise"),
+            "anger",
+        ),
     ],
 )
 def test_labels_come_from_the_values(lm: LM, labels: list, names: tuple, first: str) -> None:
@@ -172,7 +183,7 @@ def test_labels_come_from_the_values(lm: LM, labels: list, names: tuple, first: 
     data = encode(lm, {"train": rows, "test": rows[:1]}, task)
     assert data.task.labels == names
     assert first in data.task.target(rows[0]) and all(name in seen(data) for name in names)
-    assert f"{', '.join(names)} (values of column 'label'" in facts(data)["labels"]
+    assert facts(data)["labels"].startswith(f"{', '.join(names)} (")
     assert names[-1] in repr(task)  # the task says what it has met
     scores = score(lm, rows[:1], task, max_new_tokens=1, progress=False)  # one row has one label
     assert scores.rows["prompt"][0] in seen(data) and scores.rows["reference"][0] == first
@@ -210,7 +221,10 @@ def test_missing_labels_are_no_labels(lm: LM) -> None:
 def test_a_label_that_training_did_not_have(lm: LM) -> None:
     task = sentiment()
     data = encode(lm, labelled(["good", "bad", "fair"] * 3), task)
-    for door in (lambda t: score(lm, labelled(["awful"]), t), lambda t: ScoreMonitor(lm, labelled(["good", "awful"]), t)):
+    for door in (
+        lambda t: score(lm, labelled(["awful"]), t),
+        lambda t: ScoreMonitor(lm, labelled(["good", "awful"]), t),
+    ):
         for given in (task, data.task):
             with pytest.raises(FTNBError, match="'awful'.*bad, fair, good"):
                 door(given)
@@ -223,9 +237,10 @@ def test_scoring_asks_what_training_asked(lm: LM, chat: LM) -> None:
     for model in (lm, chat):
         task = sentiment()
         data = encode(model, rows, task)
+        every = "".join(seen(data, i) for i in range(20))
         for some in (rows[:2], rows[::-1], rows[3:4]):
             for given in (task, data.task, replace(task, max_new_tokens=3)):
-                assert all(p in "".join(map(lambda i: seen(data, i), range(20))) for p in prompts(model, some, given))
+                assert all(p in every for p in prompts(model, some, given))
     fresh = encode(lm, labelled(["yes", "no"]), task)  # the task meets other training rows
     assert task.completion.last.labels == fresh.task.labels == ("no", "yes")
 
@@ -325,7 +340,11 @@ def test_explicit_arguments_win(lm: LM) -> None:
 
 def test_only_the_rows_own_text_is_counted(lm: LM, chat: LM) -> None:
     chinese = [{"text": text, "label": label} for text, label in REVIEWS if text != "OK"]
-    for task in (sentiment(), sentiment(language="en"), sentiment(labels={"好评": "positive", "差评": "negative"}, language="en")):
+    for task in (
+        sentiment(),
+        sentiment(language="en"),
+        sentiment(labels={"好评": "positive", "差评": "negative"}, language="en"),
+    ):
         report = encode(chat, chinese, task, max_len=512).report
         assert (report["other_script"], report["other_script_prompts"], report["other_script_targets"]) == (0, 0, 0)
     mixed = [*chinese, *({"text": text, "label": "好评"} for text in ("Great value.", "Превосходно"))]
@@ -338,9 +357,13 @@ def test_prompts_and_targets_are_counted_apart(lm: LM) -> None:
     pairs = [{"source": "Open the file", "target": text} for text in MENU]
     report = encode(lm, pairs, translation()).report
     assert (report["other_script"], report["other_script_prompts"], report["other_script_targets"]) == (0, 0, 0)
-    report = encode(lm, [*pairs, {"source": "Close", "target": "Close"}, {"source": "关闭", "target": "关闭"}], translation()).report
+    report = encode(
+        lm, [*pairs, {"source": "Close", "target": "Close"}, {"source": "关闭", "target": "关闭"}], translation()
+    ).report
     assert (report["other_script"], report["other_script_prompts"], report["other_script_targets"]) == (2, 1, 1)
-    talk = lambda *texts: {"messages": [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]}  # noqa: E731
+    talk = lambda *texts: {
+        "messages": [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
+    }
     report = encode(lm, [*[talk("你好", "您好", "再见", "再见")] * 3, talk("你好", "Hello")]).report
     assert (report["other_script"], report["other_script_prompts"], report["other_script_targets"]) == (1, 0, 1)
 

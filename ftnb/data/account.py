@@ -230,11 +230,12 @@ def own_texts(
     "What each row itself says, prompts and targets apart."
     said, learned = [], []
     for turns, row in zip(rows.turns, rows.raw):
-        asked = '\n'.join(t['content'] for t in turns if t['role'] == 'user' and not is_supervised(t))
+        asked = '\n'.join(turn['content'] for turn in turns if turn['role'] == 'user')
         target = '\n'.join(turn['content'] for turn in turns if is_supervised(turn))
         columns = () if task is None or task.turns else task.columns
-        own = [t for t in _column_texts(row, columns) if t in asked and t != target]
-        said.append('\n'.join(own) or asked)
+        own = [text for text in _column_texts(row, columns) if text in asked]
+        apart = [text for text in own if text != target]   # an instruction may list the labels
+        said.append('\n'.join(apart or own) or asked)
         learned.append(target)
     return said, learned
 
@@ -250,8 +251,8 @@ def _language_counts(prompts: list[str], targets: list[str], script: np.ndarray,
     sides = [languages_of(texts) for texts in (prompts, targets)]
     sure = np.any([codes != '' for codes in sides], 0)
     if not sure.any(): return {}
-    other = [differs_from_most(codes, 0.5) & ~script for codes in sides]
-    return _by_side('other_language', *other, asked) | {'language_rows': int(sure.sum())}
+    said, learned = (differs_from_most(codes, 0.5) & ~script for codes in sides)
+    return _by_side('other_language', said, learned, asked) | {'language_rows': int(sure.sum())}
 
 # %% ../../nbs/data/account.ipynb #54a07dd4
 CONTROL = re.compile('[\x00-\x08\x0b\x0e-\x1f\x7f]')  # control characters, but for tab and line ends
@@ -263,12 +264,11 @@ def text_counts(
 ) -> dict[str, int]:  # by the names of the report
     "What is worth knowing about a split's texts."
     texts, (prompts, targets) = row_texts(rows), own_texts(rows, task)
-    script = [other_script(side) for side in (prompts, targets)]
-    asked = any(prompts)
+    said, learned, asked = other_script(prompts), other_script(targets), any(prompts)
     return {'special_text': sum(bool(special.pattern.search(text)) for text in texts),
             'control_characters': sum(bool(CONTROL.search(text)) for text in texts),
-            **_by_side('other_script', *script, asked),
-            **_language_counts(prompts, targets, script[0] | script[1], asked)}
+            **_by_side('other_script', said, learned, asked),
+            **_language_counts(prompts, targets, said | learned, asked)}
 
 # %% ../../nbs/data/account.ipynb #9f261c8d
 def find_repeated_rows(

@@ -5,14 +5,15 @@
 # %% ../../nbs/data/applications.ipynb #671eb647
 from __future__ import annotations
 import functools, itertools, operator, regex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from ..core.errors import FTNBError
 from ..models.tokens import check_text
 from .turns import check_turns, normalized_turn
 from .tasks import Task, open_task
-from .languages import LANGUAGES, column_language, contradicted, language_code, language_name
+from .languages import (
+    LANGUAGES, column_language, contradicted, language_code, language_name)
 from .labels import Labels, class_names, first_label, found_labels, given_labels
 
 # %% auto #0
@@ -41,12 +42,13 @@ def free_text(
     return Task('free text', (text,), target=target, max_new_tokens=100)
 
 # %% ../../nbs/data/applications.ipynb #ea164014
-INSTRUCTIONS = {  # language: kind: the instruction, and the cue that ends a prompt without a template
+INSTRUCTIONS = {  # language: kind: the instruction, and the cue where there is no chat template
     'en': {'summarization': ('Summarize the following text in one sentence.', 'Summary:'),
            'translation': ('Translate into {to}.', '{to}:'),
            'translation into any': ('Translate the following text.', 'Translation:'),
            'one word': ('Is the following text {labels}? Answer with one word.', 'Label:'),
-           'label': ('Which label fits the following text: {labels}? Answer with the label only.', 'Label:')},
+           'label': ('Which label fits the following text: {labels}? Answer with the label only.',
+                     'Label:')},
     'zh': {'summarization': ('请用一句话概括下面的文字。', '摘要：'),
            'translation': ('请把下面的文字翻译成{to}。', '{to}：'),
            'translation into any': ('请翻译下面的文字。', '译文：'),
@@ -65,7 +67,7 @@ def _check_language(language: str | None, instruction: str | None) -> None:
 
 # %% ../../nbs/data/applications.ipynb #de214f03
 def _column_texts(rows: Any, *path: str) -> list[str]:
-    "The texts of a column in a sample of rows; `path`: its name, or the way to it in a nested column."
+    "The texts of a column in a sample of rows; `path`: its name, or the way into a nested one."
     step = max(1, len(rows) // 400)
     some = rows.select(range(0, len(rows), step)) if hasattr(rows, 'select') else rows[::step]
     values = (functools.reduce(lambda at, name: at.get(name) if isinstance(at, Mapping) else None,
@@ -124,12 +126,12 @@ def summarization(
 
 # %% ../../nbs/data/applications.ipynb #4ec8ba71
 def _language_columns(rows: Any) -> dict[str, tuple[str, ...]]:
-    "Columns (or entries of the column `translation`) that are called by a language, and the way to each."
+    "Columns (or entries of `translation`) that are called by a language, and the way to each."
     row = next((row for row in rows if isinstance(row, Mapping)), {})
     nested = row.get('translation')
     inside = nested if isinstance(nested, Mapping) else row
     path = ('translation',) if inside is nested else ()
-    names = [name for name in inside if language_code(str(name)) and isinstance(inside[name], str | None)]
+    names = [k for k in inside if language_code(str(k)) and isinstance(inside[k], str | None)]
     feature = (getattr(rows, 'features', None) or {}).get('translation')
     order = [*_configured(rows), *(getattr(feature, 'languages', None) or []), *names]
     return {name: (*path, name) for name in sorted(names, key=order.index)}
@@ -148,8 +150,9 @@ def _sides(rows: Any, source: str, target: str, to: str | None) -> Sides:
     "Where the source and the target are."
     row = next((row for row in rows if isinstance(row, Mapping)), {})
     columns = _language_columns(rows)
-    direct = {name: (name,) for name in row} | {k: path for k, path in columns.items() if k not in row}
-    if {source, target} <= set(direct) or not columns: return (direct.get(source, (source,)), direct.get(target, (target,)))
+    direct = columns | {name: (name,) for name in row}
+    if {source, target} <= set(direct) or not columns:
+        return direct.get(source, (source,)), direct.get(target, (target,))
     wanted = [k for k in columns if to and language_code(k) == language_code(to)]
     left = [k for k in columns if k not in (source, target)]
     into = target if target in direct else (wanted or left)[-1]
@@ -178,19 +181,22 @@ def _check_targets(named: str, path: tuple[str, ...], rows: Any) -> None:
     "Refuse targets in another language than the prompt says."
     _, found = contradicted(_column_texts(rows, *path), language_code(named))
     if not found: return
-    raise FTNBError(f'the prompt says {language_name(language_code(named))}', f'the targets in column {".".join(path)!r} are {found}',
-                    'Correct to= or leave it out, correct the columns, or say it in your own words: instruction=.')
+    name, column = language_name(language_code(named)), '.'.join(path)
+    raise FTNBError(f'the prompt says {name}', f'the targets in column {column!r} are {found}',
+                    'Correct to= or leave it out, correct the columns, or say it in your own words: '
+                    'instruction=.')
 
 def _mismatch(instruction: str | None, texts: list[str], targets: list[str]) -> dict[str, str]:
     "For the card: an instruction that names a language, and targets in another."
     words = {w.casefold() for w in regex.findall(r'\w+', instruction or '')}
     named = {code for code, names in LANGUAGES.items() if {n.casefold() for n in names[1:4]} & words
              or any(name in (instruction or '') for name in names[2:4] if not name.isascii())}
-    found, asked = column_language(targets), column_language(texts)   # 'Translate this English text'
+    found, asked = column_language(targets), column_language(texts)   # 'this English text'
     named -= {asked}
     if not found or not asked or not named or found in named: return {}
     names = ' and '.join(language_name(code) for code in sorted(named))
-    return {'contradiction': f'the instruction names {names}, and the targets are {language_name(found) or found}'}
+    other = language_name(found) or found
+    return {'contradiction': f'the instruction names {names}, and the targets are {other}'}
 
 # %% ../../nbs/data/applications.ipynb #8fe1468f
 _METRICS = {'zh': ('bleu_zh', 'chrf'), 'ja': ('chrf', 'rougeL'), 'th': ('chrf',)}  # others: below
@@ -216,10 +222,10 @@ def _nested_text(row: Mapping, path: tuple[str, ...]) -> str:
     return check_text((row[path[0]] or {}).get(path[1]), f'column {".".join(path)!r}').strip()
 
 def _name_in_prompt(to: str, language: str) -> str:
-    "What a prompt calls a language: its name, if a code was given; in a Chinese prompt its Chinese name."
+    "What a prompt calls a language: by its name, if a code was given; in Chinese in a Chinese one."
     code, is_code = language_code(to), regex.fullmatch('[a-zA-Z]{2,3}([-_][a-zA-Z0-9]+)*', to)
-    if is_code and code or (language == 'zh' and code and ' ' not in to): return language_name(code, language)
-    return to
+    by_name = is_code or (language == 'zh' and ' ' not in to)
+    return language_name(code, language) if code and by_name else to
 
 # %% ../../nbs/data/applications.ipynb #a05b5148
 def translation(
@@ -234,7 +240,7 @@ def translation(
 ) -> Task:
     "Translate a text, into the language that the targets are in."
     _check_language(language, instruction)
-    given = dict(instruction=instruction, cue=cue, max_new_tokens=max_new_tokens)
+    given: Any = dict(instruction=instruction, cue=cue, max_new_tokens=max_new_tokens)
     def complete(rows: Any) -> Task:
         sides = _sides(rows, source, target, to)
         named, why = _target_language(rows, sides, to)
@@ -245,14 +251,14 @@ def translation(
         return replace(task, found=found | {'target language': why, 'instruction': how})
     asked, how = _instruction_language(language, instruction, [])
     begun = _translation(((source,), (target,)), to or '', asked, **given)
-    open_found = {'target language': f'{to} (given)' if to else 'as the data say', 'instruction': how}
-    return open_task(replace(begun, found=open_found), complete)
+    why = f'{to} (given)' if to else 'as the data say'
+    return open_task(replace(begun, found={'target language': why, 'instruction': how}), complete)
 
 # %% ../../nbs/data/applications.ipynb #a8f1d055
 def sentiment(
     text: str = 'text',  # the column with the text
     label: str = 'label',  # the column with its label
-    labels: Sequence[str] | Mapping[Any, str] | None = None,  # names, {value: name}; None: the data's
+    labels: Sequence[str] | Mapping[Any, str] | None = None,  # names, {value: name}; None: the data say
     max_new_tokens: int | None = None,  # the longest answer, in tokens; None: as the labels need
     *,
     language: str | None = None,  # of the instruction: 'en' or 'zh'; None: that of the text
@@ -270,7 +276,8 @@ def sentiment(
     def complete(rows: Any) -> Task:
         texts = _column_texts(rows, text)
         if labels is not None: return make(given_labels(labels, class_names(rows, label)), texts)
-        if not any(label in row for row in itertools.islice(rows, 1000) if isinstance(row, Mapping)): return begun   # not usable rows
+        some = (row for row in itertools.islice(rows, 1000) if isinstance(row, Mapping))
+        if not any(label in row for row in some): return begun   # each row will be refused
         return make(found_labels(rows, label), texts)
     return open_task(begun, complete)
 
@@ -297,10 +304,11 @@ def _sentiment(text: str, label: str, known: Labels | None, asked: tuple[str, st
     longest = max((len(name.encode()) for name in names), default=0)   # a byte is a token, at worst
     found = f'{", ".join(names)} ({known.origin})' if known else 'as the data say'
     return Task('sentiment', (text, label), cue=end, metrics=('accuracy', 'f1'), labels=names,
-                target=lambda row: known.name(row[label], label) if known else _stripped(row, label),
+                target=(lambda row: known.name(row[label], label)) if known else _unknown_labels,
                 prompt=(lambda row: _joined(begin, _stripped(row, text))) if known else _unknown_labels,
                 source=lambda row: _joined(begin if instruction else None, _stripped(row, text)),
-                read=lambda answer: first_label(answer, names), found={'labels': found, 'instruction': how},
+                read=lambda answer: first_label(answer, names),
+                found={'labels': found, 'instruction': how},
                 max_new_tokens=max(8, longest + 2) if max_new_tokens is None else max_new_tokens)
 
 # %% ../../nbs/data/applications.ipynb #37b332df

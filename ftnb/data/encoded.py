@@ -132,9 +132,10 @@ class Encoded(Card):
         said = dict(self.task.found)   # labels, languages; first, if they contradict each other
         first = {k: said.pop(k) for k in ('contradiction',) if k in said}
         if 'rows' not in report:
-            return title, first | {'rows': 'a stream: they are encoded as they are read'} | said | _unread(report)
-        facts = first | {'rows': f'{report["rows"]:,} given, {report["used"]:,} used' + ' so far' * self.streamed,
-                 'so far' if self.streamed else 'one epoch': _share(report)} | said
+            first |= {'rows': 'a stream: they are encoded as they are read'}
+            return title, first | said | _unread(report)
+        given = f'{report["rows"]:,} given, {report["used"]:,} used' + ' so far' * self.streamed
+        facts = first | {'rows': given, 'so far' if self.streamed else 'one epoch': _share(report)} | said
         for side in ('prompt', 'target'):
             if report.get(f'{side}_tokens_100'): facts[side] = _quantiles(report, side)
         facts |= _held_out(report, self.streamed) | _unread(report) | self._counts(NOTES)

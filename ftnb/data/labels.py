@@ -6,7 +6,7 @@
 from __future__ import annotations
 import math, unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 import datasets
@@ -24,7 +24,7 @@ _BETWEEN_WORDS = regex.compile(r'(?<=\w)[\s_-]+(?=\w)')
 def plain_label(
     label: str,
 ) -> str:
-    "A label without what does not count: case, width, outer space, how words are joined, a full stop."
+    "A label without what does not count: case, width, space around it, how words are joined."
     text = _BETWEEN_WORDS.sub(' ', unicodedata.normalize('NFKC', label).strip().casefold())
     return regex.sub(r'(?<=\w)[.!。]+$', '', text)
 
@@ -62,8 +62,9 @@ def label_key(
     if not isinstance(value, str) and hasattr(value, 'item') and getattr(value, 'size', 1) == 1:
         value = value.item()
     if isinstance(value, (bool, int)): return int(value)
-    if isinstance(value, float) and not math.isnan(value): return int(value) if value.is_integer() else value
-    if isinstance(value, float): value = None
+    if isinstance(value, float):
+        if not math.isnan(value): return int(value) if value.is_integer() else value
+        value = None
     return plain_label(check_text(value, f'column {column!r}'))
 
 # %% ../../nbs/data/labels.ipynb #bfd8de14
@@ -82,8 +83,9 @@ class Labels:
         key = label_key(value, column)
         if key == '': return ''   # an empty target is reported as such
         if (name := self.by_key.get(key, self.by_key.get(str(key)))) is not None: return name
-        raise FTNBError(f'label {value!r:.60}', f'it must be one of {", ".join(self.names)} ({self.origin})',
-                        f'Give `labels=`, or correct the row. {did_you_mean(str(value), self.names)}')
+        rule = f'it must be one of {", ".join(self.names)} ({self.origin})'
+        near = did_you_mean(str(value), self.names)
+        raise FTNBError(f'label {value!r:.60}', rule, f'Give `labels=`, or correct the row. {near}')
 
     def of(self,
         origin: str,  # where they come from
@@ -97,8 +99,9 @@ class Labels:
         return all(regex.fullmatch(r"[\p{L}'-]+", name) for name in self.names)
 
 # %% ../../nbs/data/labels.ipynb #d8d88061
-def _numbered(names: Sequence[str], by_key: Mapping[Any, str], classes: Sequence[str]) -> dict[Any, str]:
-    "For class numbers the names: by the data set's own names where they are the same, else in order."
+def _numbered(names: Sequence[str], by_key: Mapping[Any, str],
+              classes: Sequence[str]) -> dict[Any, str]:
+    "For class numbers the names: by the data set's own names where these are known, else in order."
     own = {i: by_key[key] for i, c in enumerate(classes) if (key := plain_label(c)) in by_key}
     if own: return own
     if classes: return dict(enumerate(names)) if len(classes) == len(names) else {}
@@ -127,7 +130,8 @@ def _check_distinct(names: Sequence[str]) -> None:
     for name in names:
         if (other := seen.setdefault(plain_label(name), name)) == name: continue
         raise FTNBError(f'labels {other!r} and {name!r}', 'they differ only in case or in signs',
-                        f'Give one of them, or map both: labels={{{other!r}: {other!r}, {name!r}: {other!r}, ...}}.')
+                        'Give one of them, or map both: '
+                        f'labels={{{other!r}: {other!r}, {name!r}: {other!r}, ...}}.')
 
 # %% ../../nbs/data/labels.ipynb #dad33689
 FEW, MAX_LABEL = 100, 60  # how many labels a column may have, and of how many characters
@@ -141,7 +145,7 @@ def found_labels(
     if isinstance(feature, datasets.ClassLabel):
         return _class_labels(feature.names, column)
     spellings = _spellings(rows, column)
-    names = {key: min(some, key=lambda value: (-some[value], value)) for key, some in spellings.items()}
+    names = {key: min(some, key=lambda text: (-some[text], text)) for key, some in spellings.items()}
     total = sum(map(Counter.total, spellings.values()))
     _check_few(list(names.values()), total, column)
     known = next((s for s in (FILM_LABELS, SHOP_LABELS) if set(names.values()) <= {*s}), None)
@@ -149,7 +153,8 @@ def found_labels(
     _check_two(list(names.values()), column)
     ordered = sorted(names, key=_label_order)
     by_key = names | {plain_label(name): name for name in names.values()}
-    return Labels(tuple(names[key] for key in ordered), _counted(spellings, ordered, names, column), by_key)
+    origin = _counted(spellings, ordered, names, column)
+    return Labels(tuple(names[key] for key in ordered), origin, by_key)
 
 # %% ../../nbs/data/labels.ipynb #a01331a0
 def class_names(
@@ -171,8 +176,8 @@ def _class_labels(names: Sequence[str], column: str) -> Labels:
 def _spellings(rows: Any, column: str) -> dict[str | float, Counter]:
     "For each label, how often it is written in which way."
     spellings: dict[str | float, Counter] = {}
-    values = rows[column] if isinstance(rows, datasets.Dataset) and column in rows.column_names else (
-        row.get(column) for row in rows if isinstance(row, Mapping))
+    if not isinstance(rows, datasets.Dataset): values = (r.get(column) for r in rows if isinstance(r, Mapping))
+    else: values = rows[column] if column in rows.column_names else []
     kinds = set()
     for value in values:
         try: key = label_key(value, column)
@@ -180,7 +185,7 @@ def _spellings(rows: Any, column: str) -> dict[str | float, Counter]:
         kinds.add(type(value).__name__.rstrip('_'))
         shown = value.strip() if isinstance(value, str) else str(key)
         if shown: spellings.setdefault(key, Counter())[shown] += 1
-    if kinds <= {'bool'}: return {k: Counter({('false', 'true')[int(k)]: c.total()}) for k, c in spellings.items()}
+    if kinds <= {'bool'}: return {k: Counter({str(bool(k)).lower(): n.total()}) for k, n in spellings.items()}
     return _joined_numbers(spellings)
 
 # %% ../../nbs/data/labels.ipynb #99e92680
@@ -198,16 +203,19 @@ def _label_order(key: str | float) -> tuple:
 # %% ../../nbs/data/labels.ipynb #add0ff5e
 def _check_few(names: list[str], rows: int, column: str) -> None:
     "Refuse values that look like texts, and not like labels."
-    if len(names) <= max(10, min(FEW, rows // 5)) and max(map(len, names), default=0) <= MAX_LABEL: return
-    raise FTNBError(f'column {column!r} has {len(names):,} different values in {rows:,} rows, such as {names[0]!r:.70}',
-                    f'they are too many or too long for labels (at most {FEW}, of {MAX_LABEL} characters)',
+    few = len(names) <= max(10, min(FEW, rows // 5))
+    if few and max(map(len, names), default=0) <= MAX_LABEL: return
+    what = f'{len(names):,} different values in {rows:,} rows, such as {names[0]!r:.70}'
+    raise FTNBError(f'column {column!r} has {what}', 'they are too many or too long for labels '
+                    f'(at most {FEW}, of {MAX_LABEL} characters, in five times as many rows)',
                     'Name the right column with label=, or give labels=[...].')
 
 def _check_two(names: list[str], column: str) -> None:
     "Refuse a column with a single label: what is it to be told from?"
     if len(names) > 1: return
     what = f'only the label {names[0]!r}' if names else 'no label'
-    raise FTNBError(f'column {column!r} of these rows', f'it has {what}, so the others are not known',
+    raise FTNBError(f'column {column!r} of these rows',
+                    f'it has {what}, so the others are not known',
                     "Give labels=['...', '...'], or the task of encoded rows, data.task.")
 
 # %% ../../nbs/data/labels.ipynb #422d41b0

@@ -83,12 +83,12 @@ def script_language(
     "The language of a text, as far as its script and its letters tell."
     script = script_of(text)
     if script == 'CJK':
-        kana = len(regex.findall(r'[\p{Hiragana}\p{Katakana}]', text))
-        return 'ja' if kana > 0.05 * len(regex.findall(r'[\p{Han}\p{Hiragana}\p{Katakana}]', text)) else 'zh'
+        han, kana = (len(regex.findall(some, text)) for some in (r'\p{Han}', '[\u3041-\u30ff]'))
+        return 'ja' if kana > 0.05 * (han + kana) else 'zh'
     if script in _ONE_LANGUAGE: return _ONE_LANGUAGE[script]
     if script not in ('CYRILLIC', 'ARABIC'): return ''
     letters = ''.join(regex.findall(rf'[\p{{{script.title()}}}&&\p{{L}}]', text.lower(), regex.V1))
-    fits = lambda all_of, some: regex.fullmatch(f'[{all_of}]+', letters) and set(some) & set(letters)
+    fits = lambda every, some: regex.fullmatch(f'[{every}]+', letters) and set(some) & set(letters)
     return next((code for code, parts in _LETTERS.items() if fits(*parts)), '')
 
 # %% ../../nbs/data/languages.ipynb #1bd0c7c6
@@ -126,14 +126,14 @@ def column_language(
 def contradicted(
     texts: Sequence[str],  # of a column, or a sample of it
     code: str,  # the language that they are said to be in
-) -> tuple[int, str]:  # how many are in another script, and the language (or script) of most if it differs
+) -> tuple[int, str]:  # how many are in another script; the language of most, if it is another
     "What speaks against a claim that texts are in a language."
     if code not in LANGUAGES: return 0, ''
     scripts = [script for text in texts if (script := script_of(text))]
     wrong = sum(script != LANGUAGES[code][-1] for script in scripts)
     if len(scripts) < 5 and 'LATIN' in scripts: return wrong, ''   # perhaps names
     found = column_language(texts)
-    kanji = code == 'ja' and found == 'zh' and sum(map(len, texts)) < 400
+    kanji = code == 'ja' and found == 'zh' and len(texts) < 10   # titles, perhaps
     if found and SAME_LANGUAGE.get(code, code) != SAME_LANGUAGE.get(found, found) and not kanji:
         return wrong, language_name(found) or found
     if 2 * wrong <= len(scripts): return wrong, ''

@@ -36,7 +36,7 @@ class Task(Card):
     max_new_tokens: int = 64  # the longest answer, in tokens
     chat: bool | None = None  # use the model's chat template; None: if it has one
     options: Callable[[Mapping], dict] | None = None  # row -> more for the template: its tools
-    found: Mapping[str, str] = field(default_factory=dict, compare=False)  # for cards: labels, languages
+    found: Mapping[str, str] = field(default_factory=dict, compare=False)  # on cards: its labels ...
     check: Callable[[Any], None] | None = None  # refuses rows that contradict what the prompt says
     completion: Completion | None = None  # how rows complete it; None: it is complete
 
@@ -164,8 +164,7 @@ def complete_task(
     if not opened and not task.check: return task
     if isinstance(rows, datasets.IterableDataset): rows = FirstRows(rows)
     if opened:
-        if training or not opened.last: made = opened.make(rows)
-        else: made = opened.last
+        made = opened.make(rows) if training or not opened.last else opened.last
         if training: opened.last = made
         names = [f.name for f in fields(Task) if f.name not in ('completion', 'found')]
         own = {k: v for k in names if (v := getattr(task, k)) != getattr(opened.begun, k)}
