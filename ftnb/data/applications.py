@@ -8,6 +8,7 @@ import functools, itertools, operator, regex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+import datasets
 from ..core.errors import FTNBError
 from ..models.tokens import check_text
 from .turns import check_turns, normalized_turn
@@ -69,7 +70,9 @@ def _check_language(language: str | None, instruction: str | None) -> None:
 def _column_texts(rows: Any, *path: str) -> list[str]:
     "The texts of a column in a sample of rows; `path`: its name, or the way into a nested one."
     step = max(1, len(rows) // 400)
-    some = rows.select(range(0, len(rows), step)) if hasattr(rows, 'select') else rows[::step]
+    if not isinstance(rows, datasets.Dataset): some = rows[::step]
+    elif path[0] not in rows.column_names: return []
+    else: some = rows.select_columns(path[0]).select(range(0, len(rows), step))   # no images
     values = (functools.reduce(lambda at, name: at.get(name) if isinstance(at, Mapping) else None,
                                path, row) for row in some)
     return [value for value in values if isinstance(value, str) and value.strip()]
@@ -150,17 +153,18 @@ def _sides(rows: Any, source: str, target: str, to: str | None) -> Sides:
     "Where the source and the target are."
     row = next((row for row in rows if isinstance(row, Mapping)), {})
     columns = _language_columns(rows)
-    direct = columns | {name: (name,) for name in row}
-    if {source, target} <= set(direct) or not columns:
-        return direct.get(source, (source,)), direct.get(target, (target,))
-    wanted = [k for k in columns if to and language_code(k) == language_code(to)]
-    left = [k for k in columns if k not in (source, target)]
-    into = target if target in direct else (wanted or left)[-1]
-    others = [k for k in columns if k != into]
-    text = source if source in direct else others[0] if len(others) == 1 else ''
-    if text: return direct[text], direct[into]
+    ways = columns | {name: (name,) for name in row}
+    missing = {source, target} - set(ways)
+    left = [name for name in columns if name not in (source, target)]
+    if not missing or not missing <= {'source', 'target'} or len(left) < len(missing):
+        return ways.get(source, (source,)), ways.get(target, (target,))   # refused, if not there
+    wanted = [name for name in left if to and language_code(name) == language_code(to)]
+    clear = len(left) == len(missing) or (source not in missing and len(wanted) == 1)
+    if target in missing: left.remove(target := (wanted or left)[-1])
+    if source in missing: source = left[0]
+    if clear: return ways[source], ways[target]
     raise FTNBError(f'columns {", ".join(columns)}', 'they do not say what is translated into what',
-                    f'Give translation(source={others[0] if others else into!r}, target={into!r}).')
+                    f'Give translation(source={source!r}, target={target!r}).')
 
 # %% ../../nbs/data/applications.ipynb #eeba1742
 def _target_language(rows: Any, sides: Sides, to: str | None) -> tuple[str, str]:
@@ -186,17 +190,20 @@ def _check_targets(named: str, path: tuple[str, ...], rows: Any) -> None:
                     'Correct to= or leave it out, correct the columns, or say it in your own words: '
                     'instruction=.')
 
-def _mismatch(instruction: str | None, texts: list[str], targets: list[str]) -> dict[str, str]:
-    "For the card: an instruction that names a language, and targets in another."
+def _mismatch(instruction: str | None, texts: list[str], targets: list[str],
+              to: str | None = None, column: str = '') -> dict[str, str]:
+    "For the card: `to` and a column, or an instruction and targets, that name different languages."
+    names = [language_code(name) for name in (to or '', column)]
+    if all(names) and names[0] != names[1]:
+        return {'contradiction': f'the prompt says {to}, and the column is called {column!r}'}
     words = {w.casefold() for w in regex.findall(r'\w+', instruction or '')}
     named = {code for code, names in LANGUAGES.items() if {n.casefold() for n in names[1:4]} & words
              or any(name in (instruction or '') for name in names[2:4] if not name.isascii())}
     found, asked = column_language(targets), column_language(texts)   # 'this English text'
     named -= {asked}
     if not found or not asked or not named or found in named: return {}
-    names = ' and '.join(language_name(code) for code in sorted(named))
-    other = language_name(found) or found
-    return {'contradiction': f'the instruction names {names}, and the targets are {other}'}
+    all_named, other = ' and '.join(map(language_name, sorted(named))), language_name(found) or found
+    return {'contradiction': f'the instruction names {all_named}, and the targets are {other}'}
 
 # %% ../../nbs/data/applications.ipynb #8fe1468f
 _METRICS = {'zh': ('bleu_zh', 'chrf'), 'ja': ('chrf', 'rougeL'), 'th': ('chrf',)}  # others: below
@@ -247,7 +254,7 @@ def translation(
         texts = _column_texts(rows, *sides[0])
         asked, how = _instruction_language(language, instruction, texts)
         task = _translation(sides, named, asked, **given)
-        found = _mismatch(instruction, texts, _column_texts(rows, *sides[1]))
+        found = _mismatch(instruction, texts, _column_texts(rows, *sides[1]), to, sides[1][-1])
         return replace(task, found=found | {'target language': why, 'instruction': how})
     asked, how = _instruction_language(language, instruction, [])
     begun = _translation(((source,), (target,)), to or '', asked, **given)

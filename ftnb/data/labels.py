@@ -6,8 +6,8 @@
 from __future__ import annotations
 import math, unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 import datasets
 import regex
@@ -74,6 +74,7 @@ class Labels:
     names: tuple[str, ...]  # as prompts and targets have them
     origin: str  # where they come from, for cards and messages
     by_key: Mapping[Any, str]  # for each key (see `label_key`) the name
+    spellings: Collection[str] | None = None  # the only ones that a row may have; None: any
 
     def name(self,
         value: Any,  # what a row holds
@@ -82,16 +83,13 @@ class Labels:
         "The name of a row's label; refused if it is none of the labels."
         key = label_key(value, column)
         if key == '': return ''   # an empty target is reported as such
-        if (name := self.by_key.get(key, self.by_key.get(str(key)))) is not None: return name
+        exact = self.spellings is not None and isinstance(value, str)
+        strange = exact and value.strip() not in (self.spellings or ())
+        name = self.by_key.get(key, self.by_key.get(str(key)))
+        if name is not None and not strange: return name
         rule = f'it must be one of {", ".join(self.names)} ({self.origin})'
         near = did_you_mean(str(value), self.names)
         raise FTNBError(f'label {value!r:.60}', rule, f'Give `labels=`, or correct the row. {near}')
-
-    def of(self,
-        origin: str,  # where they come from
-    ) -> Labels:
-        "The same labels, from elsewhere."
-        return replace(self, origin=origin)
 
     @property
     def words(self) -> bool:
@@ -119,9 +117,12 @@ def given_labels(
     names = tuple(name.strip() for name in check_names('labels', values, 2, different=True))
     _check_distinct(names)
     by_key: dict[Any, str] = {plain_label(name): name for name in names}
-    if mapped is None: return Labels(names, 'given', _numbered(names, by_key, classes) | by_key)
+    if mapped is None:
+        numbers = _numbered(names, by_key, classes)
+        return Labels(names, 'given', numbers | by_key, {*names, *map(str, numbers)})
     keys = {label_key(key, 'labels'): name.strip() for key, name in mapped.items()}
-    return Labels(names, 'given', by_key | {str(k): name for k, name in keys.items()} | keys)
+    by_key |= {str(key): name for key, name in keys.items()} | keys
+    return Labels(names, 'given', by_key, {*names, *(str(key).strip() for key in mapped)})
 
 # %% ../../nbs/data/labels.ipynb #4cad13cf
 def _check_distinct(names: Sequence[str]) -> None:
@@ -149,11 +150,12 @@ def found_labels(
     total = sum(map(Counter.total, spellings.values()))
     _check_few(list(names.values()), total, column)
     known = next((s for s in (FILM_LABELS, SHOP_LABELS) if set(names.values()) <= {*s}), None)
-    if names and known: return given_labels(known).of('of the sample reviews')
+    by_key = names | {plain_label(name): name for name in (*names.values(), *(known or ()))}
+    otherwise = _spelt_otherwise(spellings, names)
+    if names and known: return Labels(known, f'of the sample reviews{otherwise}', by_key)
     _check_two(list(names.values()), column)
     ordered = sorted(names, key=_label_order)
-    by_key = names | {plain_label(name): name for name in names.values()}
-    origin = _counted(spellings, ordered, names, column)
+    origin = _counted(spellings, ordered, names, column) + otherwise
     return Labels(tuple(names[key] for key in ordered), origin, by_key)
 
 # %% ../../nbs/data/labels.ipynb #a01331a0
@@ -223,8 +225,11 @@ def _counted(spellings: Mapping, ordered: list, names: Mapping, column: str) -> 
     "Where labels come from, and how often each of them is there."
     shown = [f'{names[key]} {spellings[key].total():,}' for key in ordered[:8]]
     more = f', {len(ordered) - 8} more' if len(ordered) > 8 else ''
-    other = sum(n for key in ordered for text, n in spellings[key].items() if text != names[key])
-    unlike = f'; {other:,} spelt in another way' if other else ''
     first = next(iter(ordered))
     advice = '' if isinstance(first, str) else f"; labels={{{first}: '...', ...}} names them"
-    return f'values of column {column!r}: {", ".join(shown)}{more}{unlike}{advice}'
+    return f'values of column {column!r}: {", ".join(shown)}{more}{advice}'
+
+def _spelt_otherwise(spellings: Mapping, names: Mapping) -> str:
+    "How many rows spell their label in another way than it is called; '' if none."
+    other = sum(n for key in names for text, n in spellings[key].items() if text != names[key])
+    return f'; {other:,} spelt in another way' if other else ''
