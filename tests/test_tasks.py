@@ -300,6 +300,43 @@ def test_labels_in_answers(text: str, labels: list[str], right: str) -> None:
     assert first_label(text, labels) == right
 
 
+def test_given_labels_are_meant_exactly(lm: LM) -> None:
+    with pytest.raises(FTNBError, match=r"train\[1\]: label 'Fresh'.*Did you mean 'fresh'"):
+        encode(lm, labelled(["rotten", "Fresh"]), sentiment(labels=["fresh", "rotten"]))
+    both = {"Fresh": "fresh", "fresh": "fresh", "rotten": "rotten"}
+    assert encode(lm, labelled(["rotten", "Fresh"]), sentiment(labels=both)).task.labels == ("fresh", "rotten")
+    found = encode(lm, labelled(["rotten", "Fresh", "fresh", "fresh"]), sentiment())
+    assert "1 spelt in another way" in facts(found)["labels"]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", None])
+def test_labels_in_any_format(lm: LM, kind: str | None) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [3, 1, 3]}).with_format(kind)
+    assert encode(lm, rows, sentiment()).task.labels == ("1", "3")
+
+
+def test_labels_that_are_lists_or_half_characters(lm: LM) -> None:
+    for bad in (["joy"], "\ud83d"):
+        with pytest.raises(FTNBError, match="column 'label' holds"):
+            encode(lm, [{"text": "a", "label": bad}, {"text": "b", "label": "x"}], sentiment())
+
+
+def test_a_nested_row_that_is_missing(lm: LM) -> None:
+    rows = [{"translation": None}, {"translation": {"en": "Open", "de": "Auf"}}]
+    data = encode(lm, rows, translation(), bad_rows="drop")
+    assert "Translate into German." in seen(data) and data.report["dropped_bad_row"] == 1
+
+
+def test_the_design_s_example(lm: LM) -> None:
+    rows, task = (
+        {k: v.select(range(40)) for k, v in sample_data("sentiment").items()},
+        sentiment(text="text", label="label"),
+    )
+    alone = prompts(lm, rows["test"], sentiment())
+    encode(lm, rows, task)
+    assert alone == prompts(lm, rows["test"], task) and "fresh or rotten" in alone[0]
+
+
 def test_long_labels_have_room(lm: LM) -> None:
     labels = ["完全没有任何感情色彩的中性评价", "正面"]
     data = encode(lm, labelled(labels * 3), sentiment())
@@ -383,3 +420,26 @@ def test_languages_of_both_sides_are_counted_apart(lm: LM) -> None:
 def test_show_tokens_of_the_issues_example(lm: LM) -> None:
     rows = [{"source": "Save", "target": text} for text in MENU]
     assert "French" not in repr(show_tokens(encode(lm, rows, translation())))
+
+
+def test_an_own_instruction_for_summaries_in_another_language(lm: LM) -> None:
+    english = "It rained all day in Ely, and the boats stayed where they were."
+    rows = [{"text": english, "summary": text} for text in MENU]
+    assert next(iter(facts(encode(lm, rows, summarization(instruction="Summarize in French."))))) == "contradiction"
+    for instruction in ("Summarize in Chinese.", "Summarize this English text.", "Be brief."):
+        assert "contradiction" not in facts(encode(lm, rows, summarization(instruction=instruction)))
+
+
+def test_chinese_is_judged_in_chinese(lm: LM) -> None:
+    rows = [{"source": "Open the file", "target": text} for text in MENU]
+    news = [{"text": f"{text}，然后再试一次。", "summary": text} for text in MENU]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no metric takes a sentence for a word
+        scores = score(lm, rows, translation(), max_new_tokens=2, progress=False)
+        assert "tok:zh" in scores.metrics["bleu_zh"].signature and "ter" not in scores.metrics
+        assert (
+            "tok:unicode"
+            in score(lm, news, summarization(), max_new_tokens=2, progress=False).metrics["rougeL"].signature
+        )
+        japanese = [{"source": "Save", "target": text} for text in ("設定を保存しました", "ファイルを開く") * 5]
+        assert "bleu" not in score(lm, japanese, translation(), max_new_tokens=2, progress=False).metrics

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 import datasets
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, require
 from ..models.tokens import check_text
 from .turns import check_turns, normalized_turn
 from .tasks import Task, open_task
@@ -57,11 +57,13 @@ INSTRUCTIONS = {  # language: kind: the instruction, and the cue where there is 
            'label': ('下面的文字属于哪一类：{labels}？只回答其中一个标签。', '标签：')}}
 
 # %% ../../nbs/data/applications.ipynb #ca3616f1
-def _check_language(language: str | None, instruction: str | None) -> None:
-    "Refuse a language in which there are no instructions, unless one is given."
+def _check_language(language: str | None, instruction: str | None, **more: str | None) -> None:
+    "Refuse a language in which there are no instructions, unless one is given; and what is no str."
+    given = {'language': language, 'instruction': instruction, **more}
+    for name, value in given.items():
+        require(name, value, value is None or isinstance(value, str), 'it must be a str, or None')
     if language is None or instruction is not None: return
-    code = language_code(language) if isinstance(language, str) else ''
-    if code in INSTRUCTIONS: return
+    if language_code(language) in INSTRUCTIONS: return
     names = ' and '.join(map(language_name, INSTRUCTIONS))
     raise FTNBError(f'language={language!r:.60}', f'there are instructions in {names}',
                     'Give your own: instruction=. (What a text is translated into is to=.)')
@@ -100,6 +102,22 @@ def _asked(kind: str, language: str, instruction: str | None, cue: str | None,
         begin, end = begin.replace(f'{{{name}}}', word), end.replace(f'{{{name}}}', word)
     return begin, end
 
+# %% ../../nbs/data/applications.ipynb #f636410b
+def _mismatch(instruction: str | None, texts: list[str], targets: list[str],
+              to: str | None = None, column: str = '') -> dict[str, str]:
+    "For the card: `to` and a column, or an instruction and targets, that name different languages."
+    names = [language_code(name) for name in (to or '', column)]
+    if all(names) and names[0] != names[1]:
+        return {'contradiction': f'the prompt says {to}, and the column is called {column!r}'}
+    words = {w.casefold() for w in regex.findall(r'\w+', instruction or '')}
+    named = {code for code, names in LANGUAGES.items() if {n.casefold() for n in names[1:4]} & words
+             or any(name in (instruction or '') for name in names[2:4] if not name.isascii())}
+    found, asked = column_language(targets), column_language(texts)   # 'this English text'
+    named -= {asked}
+    if not found or not asked or not named or found in named: return {}
+    all_named, other = ' and '.join(map(language_name, sorted(named))), language_name(found) or found
+    return {'contradiction': f'the instruction names {all_named}, and the targets are {other}'}
+
 # %% ../../nbs/data/applications.ipynb #33fcf010
 def _joined(instruction: str | None, text: str) -> str:
     "An instruction and a text, if there is an instruction."
@@ -116,21 +134,29 @@ def summarization(
     cue: str | None = None,  # ends a prompt without a chat template; None: 'Summary:'
 ) -> Task:
     "Write a summary of a text."
-    _check_language(language, instruction)
+    _check_language(language, instruction, cue=cue)
     def make(rows: Any = ()) -> Task:
-        code, how = _instruction_language(language, instruction, _column_texts(rows, text))
+        texts = _column_texts(rows, text)
+        code, how = _instruction_language(language, instruction, texts)
+        doubt = _mismatch(instruction, texts, _column_texts(rows, summary))
         begin, end = _asked('summarization', code, instruction, cue)
         return Task('summarization', (text, summary), target=lambda row: _stripped(row, summary),
                     prompt=lambda row: _joined(begin, _stripped(row, text)),
                     source=lambda row: _joined(instruction, _stripped(row, text)), cue=end,
                     metrics=('rougeL', 'rouge1', 'rouge2', 'chrf'), max_new_tokens=max_new_tokens,
-                    found={'instruction': how})
+                    found=doubt | {'instruction': how})
     return open_task(make(), make)
+
+# %% ../../nbs/data/applications.ipynb #f38c22c5
+def _example(rows: Any) -> Mapping:
+    "A row whose columns show how rows are built: the first with a nested `translation`, or the first."
+    some = [row for row in itertools.islice(rows, 100) if isinstance(row, Mapping)]
+    return next((row for row in some if isinstance(row.get('translation'), Mapping)), some[0] if some else {})
 
 # %% ../../nbs/data/applications.ipynb #4ec8ba71
 def _language_columns(rows: Any) -> dict[str, tuple[str, ...]]:
     "Columns (or entries of `translation`) that are called by a language, and the way to each."
-    row = next((row for row in rows if isinstance(row, Mapping)), {})
+    row = _example(rows)
     nested = row.get('translation')
     inside = nested if isinstance(nested, Mapping) else row
     path = ('translation',) if inside is nested else ()
@@ -151,7 +177,7 @@ Sides = tuple[tuple[str, ...], tuple[str, ...]]  # the way to the source, and to
 
 def _sides(rows: Any, source: str, target: str, to: str | None) -> Sides:
     "Where the source and the target are."
-    row = next((row for row in rows if isinstance(row, Mapping)), {})
+    row = _example(rows)
     columns = _language_columns(rows)
     ways = columns | {name: (name,) for name in row}
     missing = {source, target} - set(ways)
@@ -189,21 +215,6 @@ def _check_targets(named: str, path: tuple[str, ...], rows: Any) -> None:
     raise FTNBError(f'the prompt says {name}', f'the targets in column {column!r} are {found}',
                     'Correct to= or leave it out, correct the columns, or say it in your own words: '
                     'instruction=.')
-
-def _mismatch(instruction: str | None, texts: list[str], targets: list[str],
-              to: str | None = None, column: str = '') -> dict[str, str]:
-    "For the card: `to` and a column, or an instruction and targets, that name different languages."
-    names = [language_code(name) for name in (to or '', column)]
-    if all(names) and names[0] != names[1]:
-        return {'contradiction': f'the prompt says {to}, and the column is called {column!r}'}
-    words = {w.casefold() for w in regex.findall(r'\w+', instruction or '')}
-    named = {code for code, names in LANGUAGES.items() if {n.casefold() for n in names[1:4]} & words
-             or any(name in (instruction or '') for name in names[2:4] if not name.isascii())}
-    found, asked = column_language(targets), column_language(texts)   # 'this English text'
-    named -= {asked}
-    if not found or not asked or not named or found in named: return {}
-    all_named, other = ' and '.join(map(language_name, sorted(named))), language_name(found) or found
-    return {'contradiction': f'the instruction names {all_named}, and the targets are {other}'}
 
 # %% ../../nbs/data/applications.ipynb #8fe1468f
 _METRICS = {'zh': ('bleu_zh', 'chrf'), 'ja': ('chrf', 'rougeL'), 'th': ('chrf',)}  # others: below
@@ -246,7 +257,7 @@ def translation(
     cue: str | None = None,  # ends a prompt without a chat template; None: 'French:'
 ) -> Task:
     "Translate a text, into the language that the targets are in."
-    _check_language(language, instruction)
+    _check_language(language, instruction, cue=cue, to=to)
     given: Any = dict(instruction=instruction, cue=cue, max_new_tokens=max_new_tokens)
     def complete(rows: Any) -> Task:
         sides = _sides(rows, source, target, to)
@@ -273,7 +284,7 @@ def sentiment(
     cue: str | None = None,  # ends a prompt without a chat template; None: 'Label:'
 ) -> Task:
     "Name the sentiment (or topic, emotion, number of stars) of a text with one of a few labels."
-    _check_language(language, instruction)
+    _check_language(language, instruction, cue=cue)
     def make(known: Labels | None, texts: Sequence[str]) -> Task:
         code, how = _instruction_language(language, instruction, texts)
         asked = _labels_asked(known, code, instruction, cue) if known else None
@@ -292,8 +303,8 @@ def sentiment(
 def _labels_asked(known: Labels, language: str, instruction: str | None,
                   cue: str | None) -> tuple[str, str]:
     "The instruction and the cue of a prompt that lists labels."
-    own = bool(instruction) and not regex.search(r'\p{Han}', instruction or '')
-    between = ', ' if own else '、' if language == 'zh' else ' or ' if known.words else ', '
+    chinese = regex.search(r'\p{Han}', instruction) if instruction else language == 'zh'
+    between = '、' if chinese else ', ' if instruction or not known.words else ' or '
     kind = 'one word' if known.words else 'label'
     return _asked(kind, language, instruction, cue, labels=between.join(known.names))
 

@@ -59,8 +59,7 @@ def label_key(
     column: str,  # where
 ) -> str | float:  # a number; of a text its plain form
     "What labels are looked up by."
-    if not isinstance(value, str) and hasattr(value, 'item') and getattr(value, 'size', 1) == 1:
-        value = value.item()
+    if hasattr(value, 'item') and not getattr(value, 'ndim', 0): value = value.item()   # of an array
     if isinstance(value, (bool, int)): return int(value)
     if isinstance(value, float):
         if not math.isnan(value): return int(value) if value.is_integer() else value
@@ -151,12 +150,11 @@ def found_labels(
     _check_few(list(names.values()), total, column)
     known = next((s for s in (FILM_LABELS, SHOP_LABELS) if set(names.values()) <= {*s}), None)
     by_key = names | {plain_label(name): name for name in (*names.values(), *(known or ()))}
-    otherwise = _spelt_otherwise(spellings, names)
-    if names and known: return Labels(known, f'of the sample reviews{otherwise}', by_key)
-    _check_two(list(names.values()), column)
     ordered = sorted(names, key=_label_order)
-    origin = _counted(spellings, ordered, names, column) + otherwise
-    return Labels(tuple(names[key] for key in ordered), origin, by_key)
+    counts = _counted(spellings, ordered, names) + _spelt_otherwise(spellings, names)
+    if names and known: return Labels(known, f'of the sample reviews: {counts}', by_key)
+    _check_two(list(names.values()), column)
+    return Labels(tuple(names[key] for key in ordered), f'values of column {column!r}: {counts}', by_key)
 
 # %% ../../nbs/data/labels.ipynb #a01331a0
 def class_names(
@@ -180,13 +178,14 @@ def _spellings(rows: Any, column: str) -> dict[str | float, Counter]:
     spellings: dict[str | float, Counter] = {}
     if not isinstance(rows, datasets.Dataset): values = (r.get(column) for r in rows if isinstance(r, Mapping))
     else: values = rows[column] if column in rows.column_names else []
-    kinds = set()
+    kinds, trouble = set(), None
     for value in values:
         try: key = label_key(value, column)
-        except FTNBError: continue
+        except FTNBError as e: trouble = trouble or e; continue
         kinds.add(type(value).__name__.rstrip('_'))
         shown = value.strip() if isinstance(value, str) else str(key)
         if shown: spellings.setdefault(key, Counter())[shown] += 1
+    if trouble and len(spellings) < 2: raise trouble   # too little is left
     if kinds <= {'bool'}: return {k: Counter({str(bool(k)).lower(): n.total()}) for k, n in spellings.items()}
     return _joined_numbers(spellings)
 
@@ -221,13 +220,13 @@ def _check_two(names: list[str], column: str) -> None:
                     "Give labels=['...', '...'], or the task of encoded rows, data.task.")
 
 # %% ../../nbs/data/labels.ipynb #422d41b0
-def _counted(spellings: Mapping, ordered: list, names: Mapping, column: str) -> str:
-    "Where labels come from, and how often each of them is there."
+def _counted(spellings: Mapping, ordered: list, names: Mapping) -> str:
+    "How often each label is there, and what to do about numbers."
     shown = [f'{names[key]} {spellings[key].total():,}' for key in ordered[:8]]
     more = f', {len(ordered) - 8} more' if len(ordered) > 8 else ''
-    first = next(iter(ordered))
+    first = next(iter(ordered), '')
     advice = '' if isinstance(first, str) else f"; labels={{{first}: '...', ...}} names them"
-    return f'values of column {column!r}: {", ".join(shown)}{more}{advice}'
+    return f'{", ".join(shown)}{more}{advice}'
 
 def _spelt_otherwise(spellings: Mapping, names: Mapping) -> str:
     "How many rows spell their label in another way than it is called; '' if none."
