@@ -443,3 +443,10 @@ def test_chinese_is_judged_in_chinese(lm: LM) -> None:
         )
         japanese = [{"source": "Save", "target": text} for text in ("設定を保存しました", "ファイルを開く") * 5]
         assert "bleu" not in score(lm, japanese, translation(), max_new_tokens=2, progress=False).metrics
+
+
+def test_the_configuration_names_the_language_where_nothing_else_can(lm: LM, monkeypatch) -> None:
+    monkeypatch.setattr(account, "language_model", lambda: None)
+    french = sample_data("translation", "fr-FR", max_chars=60)["train"].select(range(8))
+    assert "Translate into French." in seen(encode(lm, french, translation()))
+    assert "Translate the following text." in seen(encode(lm, list(french), translation()))

@@ -181,7 +181,9 @@ def _spellings(rows: Any, column: str) -> dict[str | float, Counter]:
     kinds, trouble = set(), None
     for value in values:
         try: key = label_key(value, column)
-        except FTNBError as e: trouble = trouble or e; continue
+        except FTNBError as e:
+            if 'is missing' not in e.value: trouble = trouble or e
+            continue
         kinds.add(type(value).__name__.rstrip('_'))
         shown = value.strip() if isinstance(value, str) else str(key)
         if shown: spellings.setdefault(key, Counter())[shown] += 1
