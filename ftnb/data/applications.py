@@ -4,14 +4,16 @@
 
 # %% ../../nbs/data/applications.ipynb #671eb647
 from __future__ import annotations
-import functools, itertools, operator, regex
+import functools, itertools, regex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 import datasets
 from ..core.errors import FTNBError, require
+from ..models.chat_templates import SYSTEM
 from ..models.tokens import check_text
-from .turns import check_turns, normalized_turn
+from .values import plain_row
+from .turns import check_turns, is_turns, normalized_turn, read_json
 from .tasks import Task, open_task
 from .languages import (
     LANGUAGES, column_language, contradicted, language_code, language_name)
@@ -329,41 +331,58 @@ def _sentiment(text: str, label: str, known: Labels | None, asked: tuple[str, st
                 found={'labels': found, 'instruction': how},
                 max_new_tokens=max(8, longest + 2) if max_new_tokens is None else max_new_tokens)
 
-# %% ../../nbs/data/applications.ipynb #37b332df
+# %% ../../nbs/data/applications.ipynb #62d43b05
+def _template_options(row: Mapping) -> dict:
+    "What a row's own columns say to the chat template."
+    read = lambda name: read_json(value, f'column {name!r}') if isinstance(value := row.get(name), str) else value
+    tools, options = read('tools') or [], read('chat_template_kwargs') or {}
+    if isinstance(tools, Mapping): tools = [tools]
+    tools = [read_json(tool, 'a tool') if isinstance(tool, str) else tool for tool in tools]
+    return ({'tools': tools} if tools else {}) | {k: v for k, v in options.items() if v is not None}
+
+# %% ../../nbs/data/applications.ipynb #a9ecd09f
+def _with_system(turns: list[dict], row: Mapping, default: str | None = None) -> list[dict]:
+    "A conversation with the system turn that a row has in a column, or with a default one."
+    own = row.get('system') or ''
+    text = check_text(own, "column 'system'") if own else default
+    has = [turn['content'] for turn in turns[:1] if turn['role'] in SYSTEM]
+    if has and own and has[0].strip() != own.strip():
+        raise FTNBError(f'column system is {own[:40]!r}', f'the conversation has another system turn, {has[0][:40]!r}',
+                        'Take one of them out.')
+    return turns if has or not text or not text.strip() else [{'role': 'system', 'content': text}, *turns]
+
+# %% ../../nbs/data/applications.ipynb #5866ece6
 def dialogue(
     messages: str = 'messages',  # the column with the turns
     system: str | None = None,  # a system turn to begin every conversation that has none
     max_new_tokens: int = 64,  # the longest answer, in tokens
 ) -> Task:
-    "Answer in a conversation of several turns."
-    def turns(row: Mapping) -> list:
-        checked = check_turns(row[messages])
-        if not system or checked[0]['role'] == 'system': return checked
-        return [{'role': 'system', 'content': system}, *checked]
-    return Task('dialogue', (messages,), turns=turns, metrics=('chrf', 'rougeL'),
-                max_new_tokens=max_new_tokens)
+    "Answer in a conversation of several turns; a row's `system`, `tools`, `chat_template_kwargs` are read."
+    return Task('dialogue', (messages,), metrics=('chrf', 'rougeL'), max_new_tokens=max_new_tokens,
+                turns=lambda row: _with_system(check_turns(row[messages]), row, system),
+                options=_template_options)
 
-# %% ../../nbs/data/applications.ipynb #35e10594
-def _template_options(row: Mapping) -> dict:
-    "What a row's own columns say to the chat template."
-    tools = {'tools': row['tools']} if row.get('tools') else {}
-    options = row.get('chat_template_kwargs') or {}
-    return tools | {k: v for k, v in options.items() if v is not None}
+# %% ../../nbs/data/applications.ipynb #b1def461
+def _as_turns(value: Any, role: str) -> list[dict]:
+    "Turns as they are; a text as one turn."
+    if not is_turns(value): return [{'role': role, 'content': check_text(value, f'the turn of the {role}')}]
+    turns = read_json(value, 'a conversation') if isinstance(value, str) else value
+    return [normalized_turn(turn) for turn in turns]
 
-# %% ../../nbs/data/applications.ipynb #89d306fb
 def _prompt_then_completion(row: Mapping) -> list[dict]:
     "The turns of a conversational `prompt` and `completion`; only the completion's are supervised."
-    asked, answered = ([normalized_turn(turn) for turn in row[k]] for k in ('prompt', 'completion'))
-    return [turn | {'weight': 0} for turn in asked] + answered
+    asked = _with_system(_as_turns(row['prompt'], 'user'), row)
+    return [turn | {'weight': 0} for turn in asked] + _as_turns(row['completion'], 'assistant')
 
-# %% ../../nbs/data/applications.ipynb #c1bc8ef5
-def _completion_task(row: Mapping, common: dict[str, Any]) -> Task:
-    "The task of rows with `prompt` and `completion`; `common`: what all conversational tasks have."
-    columns = ('prompt', 'completion')
-    if isinstance(row['prompt'], list):
-        return Task('completion', columns, turns=_prompt_then_completion, **common)
+# %% ../../nbs/data/applications.ipynb #e599b90a
+def _completion_task(row: Mapping) -> Task:
+    "The task of rows with `prompt` and `completion`."
+    columns, metrics = ('prompt', 'completion'), ('chrf', 'rougeL')
+    if is_turns(row['prompt']) or is_turns(row['completion']):
+        return Task('completion', columns, turns=_prompt_then_completion, metrics=metrics,
+                    options=_template_options)
     return Task('completion', columns, target=lambda r: column_text(r, 'completion'),
-                prompt=lambda r: column_text(r, 'prompt'), metrics=common['metrics'], chat=False)
+                prompt=lambda r: column_text(r, 'prompt'), metrics=metrics, chat=False)
 
 # %% ../../nbs/data/applications.ipynb #64d3883d
 def infer_task(
@@ -373,19 +392,23 @@ def infer_task(
     if not isinstance(row, Mapping):
         raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str',
                         "Use {'text': ...}.")
-    common: dict[str, Any] = dict(metrics=('chrf', 'rougeL'), options=_template_options)
-    if {'prompt', 'completion'} <= set(row): return _completion_task(row, common)
+    row = plain_row(row)
+    if {'prompt', 'completion'} <= set(row): return _completion_task(row)
     for column in ('messages', 'conversations'):
-        if column in row:
-            return Task('dialogue', (column,), turns=operator.itemgetter(column), **common)
+        if column in row: return dialogue(column)
     if 'text' in row: return free_text()
     raise FTNBError(f'columns {", ".join(map(str, row)) or "(none)"}',
                     'without a task the rows need a column text, messages, or prompt and completion',
                     _column_help(row))
 
-# %% ../../nbs/data/applications.ipynb #8f9e10ab
+# %% ../../nbs/data/applications.ipynb #229c6ab5
 def _column_help(row: Mapping) -> str:
     "What to do about columns that follow no convention."
-    if {'chosen', 'rejected'} <= set(row):
-        return "To learn the preferred answers, rename 'chosen' to 'completion'."
-    return "Name the columns with a task: summarization(text='body', summary='title')."
+    if not {'chosen', 'rejected'} <= set(row):
+        return "Name the columns with a task: summarization(text='body', summary='title')."
+    chosen, turns = "row['chosen']", is_turns(row['chosen'])
+    first = _as_turns(row['chosen'], 'assistant')[0]['role'] if turns else ''
+    if turns and (first != 'assistant' or 'prompt' not in row): columns = f"'messages': {chosen}"
+    elif 'prompt' in row: columns = f"'prompt': row['prompt'], 'completion': {chosen}"
+    else: columns = f"'text': {chosen}"
+    return f'To learn the preferred answers: encode(lm, [{{{columns}}} for row in rows]).'

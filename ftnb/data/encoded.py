@@ -71,6 +71,9 @@ LOSSES = {  # what can be lost: a count's name in the report, and on the card
     'truncated_rows': 'rows cut',
     'lost_target_tokens': 'target tokens cut off',
     'without_eos': 'rows without an end token',
+    'lost_thoughts': 'thoughts that the chat template leaves out',
+    'lost_names': 'calls whose name the chat template leaves out',
+    'lost_context': 'rows whose system turn, tools or questions the chat template leaves out',
 }
 
 # %% ../../nbs/data/encoded.ipynb #6d7d388b
@@ -87,6 +90,8 @@ NOTES = {  # what is worth knowing: a count's name in the report, and on the car
     'other_language_prompts': 'prompts in another language',
     'other_language_targets': 'targets in another language',
     'special_text': 'rows that spell special tokens',
+    'rendered_text': 'rows rendered already',
+    'empty_answers': 'empty answers, not learned',
     'control_characters': 'rows with control characters',
     'byte_order_marks': 'byte-order marks taken out',
     'split_rows': 'conversations in several documents',
@@ -135,10 +140,11 @@ class Encoded(Card):
             first |= {'rows': 'a stream: they are encoded as they are read'}
             return title, first | said | _unread(report)
         given = f'{report["rows"]:,} given, {report["used"]:,} used' + ' so far' * self.streamed
-        facts = first | {'rows': given, 'so far' if self.streamed else 'one epoch': _share(report)} | said
+        facts = first | _rendered(report) | {
+            'rows': given, 'so far' if self.streamed else 'one epoch': _share(report)} | said
         for side in ('prompt', 'target'):
             if report.get(f'{side}_tokens_100'): facts[side] = _quantiles(report, side)
-        facts |= _held_out(report, self.streamed) | _unread(report) | self._counts(NOTES)
+        facts |= _held_out(report, self.streamed) | _unread(report) | _ignored(report) | self._counts(NOTES)
         return title, facts | (self._counts(LOSSES) or {'lost': 'nothing'})
 
     def _repr_html_(self) -> str:
@@ -179,6 +185,21 @@ def _unread(report: Mapping) -> dict[str, str]:
     counts = {k.removeprefix('unread_'): n for k, n in report.items() if k.startswith('unread_')}
     splits = ', '.join(name + (f' ({n:,} rows)' if n >= 0 else '') for name, n in counts.items())
     return {'not read': splits} if splits else {}
+
+# %% ../../nbs/data/encoded.ipynb #799ca6d8
+def _ignored(report: Mapping) -> dict[str, str]:
+    "The columns that nobody read, in words, if there are any."
+    prefix = 'ignored_column_'
+    names = [k.removeprefix(prefix) for k in report if k.startswith(prefix)]
+    return {'columns not read': ', '.join(names)} if names else {}
+
+# %% ../../nbs/data/encoded.ipynb #6b09e499
+def _rendered(report: Mapping) -> dict[str, str]:
+    "The rows that were rendered already, in words, and what to do about them."
+    count = report.get('rendered_as_letters', 0) + report.get('valid_rendered_as_letters', 0)
+    remedy = 'Give messages instead, or allow_special=True.'
+    words = f'{count:,} rows; the tokens of the chat template in them are taken for letters. {remedy}'
+    return {'RENDERED ALREADY': words} if count else {}
 
 # %% ../../nbs/data/encoded.ipynb #0ce2a50a
 def _write_arrow(table: pa.Table, path: Path) -> None:

@@ -170,8 +170,8 @@ def _streamed(lm: LM, rows: Iterable, task: Task, settings: EncodeSettings, repo
     for k in [k for k in report if not k.startswith(('valid_', 'unread_'))]: del report[k]
     remaining = iter(rows)
     while chunk := list(itertools.islice(remaining, CHUNK)):
-        where = f'rows {report.get("rows", 0):,} and on: train'
-        checked = check_rows(task, chunk, where, settings.bad_rows, is_seq2seq(lm))
+        before = report.get('rows', 0)
+        checked = check_rows(task, chunk, 'train', settings.bad_rows, is_seq2seq(lm), before)
         done = encode_split(lm, checked, task, settings)
         summary = split_summary(done, is_seq2seq(lm)).items()
         counts = done.count | {k: n for k, n in summary if 'tokens_' not in k}   # quantiles do not add up

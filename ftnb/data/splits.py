@@ -6,11 +6,12 @@
 from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 import numpy as np
 import pyarrow as pa
 from ..core.errors import FTNBError
+from ..models.chat_templates import rendered_pattern
 from ..models.lm import LM, eos_ids, is_seq2seq
 from .tasks import Task
 from .rows import CheckedRows
@@ -40,6 +41,7 @@ class EncodedSplit:
     owner: list[int]  # for each token row, the number of the row that it comes from
     sizes: list[tuple[int, int]]  # for each document, tokens of its prompt and of its target, uncut
     count: Counter  # what happened, by the names of the report
+    errors: list[FTNBError] = field(default_factory=list)  # of the rows that were dropped
 
     @property
     def table(self) -> pa.Table:
@@ -91,11 +93,18 @@ def _add_rows(done: EncodedSplit, first: int, rows: list[list[dict]],
     all_chunks: list[dict] = []
     for number, documents in enumerate(rows, first):
         chunks = [chunk for document in documents for chunk in cut(document)]
-        done.count['used' if chunks else 'dropped_no_target_left'] += 1
+        if documents: done.count['used' if chunks else 'dropped_no_target_left'] += 1   # else it was refused
         done.count['split_rows'] += len(documents) > 1
         done.owner += [number] * len(chunks)
         all_chunks += chunks
     done.tables.append(token_table(all_chunks))
+
+# %% ../../nbs/data/splits.ipynb #e1ace87b
+def _count_rendered(lm: LM, rows: CheckedRows, allow_special: bool) -> None:
+    "Count the rows that were rendered already."
+    pattern = rendered_pattern(lm.tokenizer)
+    rendered = sum(any(pattern.search(turn['content']) for turn in turns) for turns in rows.turns)
+    rows.count['rendered_text' if allow_special else 'rendered_as_letters'] += rendered
 
 # %% ../../nbs/data/splits.ipynb #27a91d57
 def encode_split(
@@ -105,7 +114,9 @@ def encode_split(
     settings: EncodeSettings,  # how
 ) -> EncodedSplit:
     "Tokenize and cut one split; count what happened."
-    done, ends = EncodedSplit([], [], [], Counter(rows.count)), frozenset(eos_ids(lm))
+    rows = replace(rows, count=Counter(rows.count))   # more is counted on the way
+    done, ends = EncodedSplit([], [], [], rows.count, rows.errors), frozenset(eos_ids(lm))
+    _count_rendered(lm, rows, settings.allow_special)
     free, max_len = not task.answers, settings.max_len
     def cut(row: dict) -> list[dict]:
         if is_seq2seq(lm): return _pair_chunks(row, max_len, done)
@@ -174,6 +185,10 @@ def check_rows_left(
 ) -> None:
     "Refuse a training split from which nothing is left."
     if len(done.table): return
+    if done.errors:
+        first = done.errors[0]
+        raise FTNBError(f'train: {done.count["rows"]} rows, of which {len(done.errors)} cannot be used',
+                        f'so nothing is left to learn; of the first, {first.value}: {first.rule}', first.remedy)
     raise FTNBError(f'train: {done.count["rows"]} rows, max_len={max_len}',
                     'every target is empty or was cut off, so nothing is left to learn',
                     'Raise max_len, or shorten the prompts.')

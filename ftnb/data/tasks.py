@@ -120,8 +120,7 @@ def row_to_turns(
     else:
         turns = [{'role': 'user', 'content': text('prompt')}] if task.prompt else []
         turns.append({'role': 'assistant', 'content': text('target')})
-    supervised = [turn for turn in turns if is_supervised(turn)]
-    if not any(turn['content'].strip() or 'tool_calls' in turn for turn in supervised):
+    if not any(map(is_supervised, turns)):
         raise EmptyTarget('its target', 'it is empty', "Correct the row, or give bad_rows='drop'.")
     return turns
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ..core.errors import FTNBError, check_number, require
 from ..models.lm import LM, check_lm, context_length, is_seq2seq
-from ..models.tokens import check_text, source_ids, without_eos
+from ..models.tokens import check_text, one_start, source_ids, without_eos
 
 # %% auto #0
 __all__ = ['Prompt', 'as_prompt_list', 'prompt_ids', 'prepare_prompts']
@@ -69,7 +69,9 @@ def prompt_ids(
     for i, p in enumerate(prompts): _check_prompt(lm, i, p)
     texts = [p for p in prompts if isinstance(p, str)]
     if is_seq2seq(lm): encoded = iter(source_ids(lm, texts))
-    else: encoded = (without_eos(lm, ids) for ids in (lm.tokenizer(texts)['input_ids'] if texts else []))
+    else:
+        tokenized = lm.tokenizer(texts)['input_ids'] if texts else []
+        encoded = (one_start(lm.tokenizer, without_eos(lm, ids, text)) for text, ids in zip(texts, tokenized))
     return [next(encoded) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
 
 # %% ../../nbs/generation/prompts.ipynb #89b17570

@@ -16,7 +16,8 @@ from .decoding import Decoding, sampling_uniforms
 from .constraints import make_constraint, schema_dict
 from .search import decode_steps
 from .prompts import Prompt, as_prompt_list, prepare_prompts
-from .streaming import StopStrings, refuse_adapter_switch, stop_strings, text_pieces
+from .streaming import (
+    StopStrings, refuse_adapter_switch, stop_strings, text_pieces, with_end_of_turn)
 from .likelihood import token_nats
 from .jobs import AnswersFile, GenerationJob, prompt_keys
 from .engines import ENGINES
@@ -50,6 +51,7 @@ def stream(
                         penalty_alpha=penalty_alpha)
     stops = stop_strings(stop)
     constraint = make_constraint(lm, decoding, pattern, schema_dict(schema), stops)
+    if not constraint: stops = with_end_of_turn(lm, stops)
     rows, _ = prepare_prompts(lm, [prompt], max_new_tokens, truncate)
     uniforms = sampling_uniforms(rows, max_new_tokens, seed) if temperature else None
     should_stop = StopStrings(lm, rows, stops) if stops else None
@@ -165,6 +167,7 @@ def generate(
     _check_options(decoding, n, stops, seed, file, batch_tokens)
     rows, cut = prepare_prompts(lm, prompts, max_new_tokens, truncate)
     constraint = make_constraint(lm, decoding, pattern, schema, stops)
+    if not constraint and not decoding.uses_beams: stops = with_end_of_turn(lm, stops)
     job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed,
                         pattern, schema, n or 1, engine, constraint)
     _run_job(job, file, ENGINES[check_choice(engine, ENGINES, 'engine')], batch_tokens, progress)

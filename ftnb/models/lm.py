@@ -12,6 +12,7 @@ import torch
 from ..core.errors import FTNBError, describe_value
 from ..core.display import Card
 from ..core.machine import Placement
+from .chat_templates import end_of_turn_id
 
 # %% auto #0
 __all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainable_parameters', 'count_parameters', 'fingerprint',
@@ -53,11 +54,12 @@ def check_lm(
 def eos_ids(
     lm: LM,  # a loaded model
 ) -> list[int]:  # the tokenizer's own first; empty if the model knows no end
-    "Every token id that ends a text, according to the tokenizer or the model's two configurations."
+    "Every token id that ends a text, according to the tokenizer, the model's configurations, the chat template."
     ends = [lm.tokenizer.eos_token_id]
     for source in (getattr(lm.model, 'generation_config', None), lm.model.config):
         ids = getattr(source, 'eos_token_id', None)
         ends += ids if isinstance(ids, (list, tuple)) else [ids]
+    ends.append(end_of_turn_id(lm.tokenizer))
     return list(dict.fromkeys(i for i in ends if i is not None))
 
 # %% ../../nbs/models/lm.ipynb #e0530ed9
