@@ -35,7 +35,8 @@ R1 = (  # opens a thought in the prompt, and cuts thoughts out of answers
 )
 CLOSED = (  # closes an empty thought in the prompt
     "{% for m in messages %}[{{m.role}}]{% if m.role=='assistant' %}<think>\n{{m.reasoning_content or ''}}\n"
-    "</think>\n\n{% endif %}{{m.content}}{% for c in m.tool_calls or [] %}<call>{{c.function|tojson}}</call>{% endfor %}"
+    "</think>\n\n{% endif %}{{m.content}}"
+    "{% for c in m.tool_calls or [] %}<call>{{c.function|tojson}}</call>{% endfor %}"
     "{{eos_token}}{% endfor %}{% if add_generation_prompt %}[assistant]<think>\n\n</think>\n\n{% endif %}"
 )
 CHATML = (
@@ -131,9 +132,7 @@ NOT_WRITTEN: dict[str, tuple[LM, list[dict], str]] = {
     "a thought alone, no template": (tiny_lm(), [assistant("", thinking="why")], "thought"),
     "a content": (templated("{% for m in messages %}{{m.content[:1]}}{% endfor %}"), [assistant("text")], "content"),
     "an argument": (
-        templated(
-            "{% for m in messages %}{{m.content}}{% for c in m.tool_calls or [] %}{{c.function.name}}{% endfor %}{% endfor %}"
-        ),
+        templated(CALLS.replace("arguments|tojson", "name")),
         [assistant("", tool_calls=call("w", {"a": "Rome"}))],
         "call",
     ),

@@ -56,7 +56,7 @@ ERRORS: dict[str, tuple[Any, dict, list[str]]] = {
     "mixed types": ([{"text": "a"}, {"text": 3}], {}, ["train[1]", "int '3'", "Convert it"]),
     "mixed rows": ([{"text": "a"}, "b", None], {}, ["train[2]", "NoneType", "must be a dict"]),
     "None": ([{"text": None}], {}, ["train[0]", "missing (None)", "Fill it in"]),
-    "NaN": (pd.DataFrame({"text": ["a", float("nan")]}), {}, ["train[1]", "missing (nan)"]),
+    "NaN": (pd.DataFrame({"text": ["a", float("nan")]}), {}, ["train[1]", "missing (None)"]),
     "bytes": ([{"text": b"a"}], {}, ["bytes", "value.decode('utf-8')"]),
     "half a character": ([{"text": "a\ud83d"}], {}, ["half of a character", "UTF-8"]),
     "a list for a text": ([{"text": ["a", "b"]}], {}, ["list", "must hold a str"]),
@@ -68,7 +68,7 @@ ERRORS: dict[str, tuple[Any, dict, list[str]]] = {
     "no such column": ([ROW], {"task": summarization(text="txt")}, ["'txt'", "Did you mean 'text'?"]),
     "a column lacks in one row": ([ROW, {"text": "a"}], {"task": ASK}, ["train[1]", "'summary'"]),
     "no convention": ([{"body": "a"}], {}, ["body", "Name the columns with a task"]),
-    "preferences": ([{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, ["rename 'chosen'"]),
+    "preferences": ([{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, ["'completion': row['chosen']"]),
     "two columns of one name": (pd.DataFrame([["a", "b"]], columns=["text", "text"]), {}, ["'text'", "Rename"]),
     "no assistant": ([{"messages": turns("user")}], {}, ["no turn in it is supervised"]),
     "a silent assistant": ([{"messages": turns("user", "assistant", content=" ")}], {}, ["its target", "empty"]),
@@ -81,8 +81,17 @@ ERRORS: dict[str, tuple[Any, dict, list[str]]] = {
     "a picture": ([{"messages": turns("user", content=[{"type": "image"}])}], {}, ["only parts of type text"]),
     "messages are a text": ([{"messages": "hi"}], {}, ["a conversation is str", "list of turns"]),
     "a turn is a text": ([{"messages": ["hi"]}], {}, ["a turn is str"]),
-    "an unknown label": ([{"text": "a", "label": "frsh"}], {"task": sentiment()}, ["'frsh'", "Did you mean 'fresh'?"]),
-    "a label of another kind": ([{"text": "a", "label": 1}], {"task": sentiment()}, ["int '1'", "must hold a str"]),
+    "an unknown label": (
+        [{"text": "a", "label": "frsh"}],
+        {"task": sentiment(labels=["fresh", "rotten"])},
+        ["'frsh'", "Did you mean 'fresh'?"],
+    ),
+    "one label only": ([{"text": "a", "label": 1}], {"task": sentiment()}, ["only the label '1'", "Give labels="]),
+    "a label of another kind": (
+        [{"text": "a", "label": [1]}],
+        {"task": sentiment(labels=["a", "b"])},
+        ["list '[1]'", "must hold a str"],
+    ),
     "max_len 1": (["a"], {"max_len": 1}, ["max_len=1", "from 2 to 512"]),
     "max_len beyond the context": (["a"], {"max_len": 513}, ["max_len=513", "from 2 to 512"]),
     "all targets cut off": ([ROW], {"task": ASK, "max_len": 9}, ["max_len=9", "nothing is left", "Raise max_len"]),
@@ -390,7 +399,7 @@ def test_a_tokenizer_that_is_not_the_models() -> None:
 def test_a_template_that_refuses(chat: LM) -> None:
     lm = tiny_lm(chat=True)
     lm.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(FTNBError, match="refuses it .*roles must alternate"):
+    with pytest.raises(FTNBError, match="refuses it: roles must alternate"):
         encode(lm, [GOOD])
 
 

@@ -87,7 +87,7 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
         ["int '3'", "must hold a str", "Convert"],
     ),
     "unknown label": (
-        lambda lm, d: encode(lm, [{"text": "a", "label": "frsh"}], sentiment()),
+        lambda lm, d: encode(lm, [{"text": "a", "label": "frsh"}], sentiment(labels=["fresh", "rotten"])),
         ["'frsh'", "must be one of", "Did you mean 'fresh'?"],
     ),
     "a bare string": (lambda lm, d: encode(lm, "a text"), ["rows is a str", "a list", "Wrap"]),

@@ -85,7 +85,11 @@ NOTES = {  # what is worth knowing: a count's name in the report, and on the car
     'near_duplicates': 'near duplicates',
     'uncompared_tokens': 'tokens not searched for near duplicates',
     'other_script': 'rows in another script',
+    'other_script_prompts': 'prompts in another script',
+    'other_script_targets': 'targets in another script',
     'other_language': 'rows in another language',
+    'other_language_prompts': 'prompts in another language',
+    'other_language_targets': 'targets in another language',
     'special_text': 'rows that spell special tokens',
     'rendered_text': 'rows rendered already',
     'empty_answers': 'empty answers, not learned',
@@ -138,10 +142,14 @@ class Encoded(Card):
 
     def _facts(self) -> tuple[str, dict]:
         report, title = self.report, f'Encoded for {self.task.name}'
+        said = dict(self.task.found)   # labels, languages; first, if they contradict each other
+        first = {k: said.pop(k) for k in ('contradiction',) if k in said}
         if 'rows' not in report:
-            return title, {'rows': 'a stream: they are encoded as they are read'} | _unread(report)
-        facts = _rendered(report) | {'rows': f'{report["rows"]:,} given, {report["used"]:,} used' + ' so far' * self.streamed,
-                 'so far' if self.streamed else 'one epoch': _share(report)}
+            first |= {'rows': 'a stream: they are encoded as they are read'}
+            return title, first | said | _unread(report)
+        given = f'{report["rows"]:,} given, {report["used"]:,} used' + ' so far' * self.streamed
+        facts = first | _rendered(report) | {
+            'rows': given, 'so far' if self.streamed else 'one epoch': _share(report)} | said
         for side in ('prompt', 'target'):
             if report.get(f'{side}_tokens_100'): facts[side] = _quantiles(report, side)
         facts |= _held_out(report, self.streamed) | _unread(report) | _ignored(report) | self._counts(NOTES)

@@ -13,11 +13,11 @@ from ..core.errors import FTNBError, check_choice, check_names, check_number
 from ..core.files import cache_folder, checksum, find_damage
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq
 from ..models.tokens import SpecialText, token_ids
-from .tasks import Task, check_lm_and_task
+from .tasks import Task, check_lm_and_task, complete_task
 from .templates import source_and_target, uses_chat_template
-from .applications import infer_task
 from .rows import CheckedRows, check_rows, read_splits, unread_splits
 from .account import find_repeated_rows, language_model, text_counts
+from .applications import infer_task
 from .encoded import (
     LOSSES, NOTES, Encoded, arrow_table, list_lengths, load_encoded, save_encoded)
 from .splits import (
@@ -47,12 +47,12 @@ def _settings(lm: LM, max_len: int | None, bad_rows: str, drop: Any,
 def _zeros(side: str = '') -> dict[str, int]:
     "Every count of a report, at zero."
     more = ('rows', 'used', 'tokens', 'supervised_tokens', 'overlap_valid', 'overlap_test')
-    return {side + name: 0 for name in (*more, *LOSSES, *NOTES) if name != 'other_language'}
+    return {side + name: 0 for name in (*more, *LOSSES, *NOTES) if not name.startswith('other_language')}
 
 def _split_counts(done: EncodedSplit, rows: CheckedRows, special: SpecialText,
-                  seq2seq: bool) -> dict[str, int]:
+                  seq2seq: bool, task: Task) -> dict[str, int]:
     "All counts of a split."
-    counts = done.count | text_counts(rows, special) | split_summary(done, seq2seq)
+    counts = done.count | text_counts(rows, special, task) | split_summary(done, seq2seq)
     if 'language_rows' in counts: counts.setdefault('other_language', 0)   # looked for: none
     return counts
 
@@ -75,8 +75,8 @@ def _encode(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: Encode
     valid = encode_split(lm, splits['valid'], task, settings)
     tables = [train.table, valid.table]
     check_token_ids(lm, tables)
-    report = _zeros() | _zeros('valid_') | _split_counts(train, rows, special, seq2seq)
-    valid_counts = _split_counts(valid, splits['valid'], special, seq2seq)
+    report = _zeros() | _zeros('valid_') | _split_counts(train, rows, special, seq2seq, task)
+    valid_counts = _split_counts(valid, splits['valid'], special, seq2seq, task)
     report |= {f'valid_{k}': n for k, n in valid_counts.items()}
     report |= {f'test_{k}': n for k, n in splits['test'].count.items()}
     report['test_compared'] = len(splits['test'].turns)
@@ -116,7 +116,7 @@ def encode(
     if not len(train):
         raise FTNBError('rows', 'there are no rows to train on',
                         'Check the file or the filter that they came from.')
-    task = task or infer_task(train[0])
+    task = complete_task(task or infer_task(train[0]), train, training=True)
     with _no_collection():
         splits = {name: check_rows(task, split, name, bad_rows, is_seq2seq(lm))
                   for name, split in (('train', train), ('valid', valid), ('test', test))}
@@ -179,7 +179,7 @@ def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | No
     "Encode a stream lazily."
     first = next(iter(train), None)
     if first is None: raise FTNBError('rows', 'the stream is empty', 'Check where it comes from.')
-    task, seq2seq = task or infer_task(first), is_seq2seq(lm)
+    task, seq2seq = complete_task(task or infer_task(first), train, training=True), is_seq2seq(lm)
     checked = check_rows(task, valid, 'valid', settings.bad_rows, seq2seq)
     done = encode_split(lm, checked, task, settings)
     counts = done.count | split_summary(done, seq2seq)

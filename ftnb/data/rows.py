@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib, json, os, re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 import datasets
@@ -128,7 +128,8 @@ def read_rows(
             'it must be a Dataset, a DatasetDict, a list of dicts or of str, a table or a file',
             'Wrap a single text in a list.')
     listed = [{'text': row} if isinstance(row, str) else row for row in rows]
-    from_pandas = any(isinstance(v, np.ndarray) for row in listed[:100] if isinstance(row, dict) for v in row.values())
+    cells = (v for row in listed[:100] if isinstance(row, dict) for v in row.values())
+    from_pandas = any(isinstance(v, np.ndarray) for v in cells)
     return restore_integers(listed) if from_pandas else listed
 
 # %% ../../nbs/data/rows.ipynb #a8374e20
@@ -199,9 +200,9 @@ class CheckedRows:
     def at(self, numbers: Iterable[int]) -> CheckedRows:
         "Some of the rows, by their place here; the counts stay those of all."
         some = list(numbers)
-        columns = (self.turns, self.options, self.raw, self.numbers)
-        turns, options, raw, original = ([column[i] for i in some] for column in columns)
-        return CheckedRows(turns, options, raw, self.count, original, self.where, self.bad_rows, self.errors)
+        pick = lambda column: [column[i] for i in some]
+        return replace(self, turns=pick(self.turns), options=pick(self.options), raw=pick(self.raw),
+                       numbers=pick(self.numbers))
 
     def refuse(self, i: int, error: FTNBError) -> None:
         "Raise the error of the row at place `i`, with its number; or count it, if bad rows are dropped."

@@ -4,9 +4,11 @@
 
 # %% ../../nbs/data/tasks.ipynb #2f68939d
 from __future__ import annotations
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+import datasets
 from ..core.errors import FTNBError, check_names, check_number, check_utf8, did_you_mean, require
 from ..core.display import Card
 from ..models.lm import check_lm
@@ -14,7 +16,8 @@ from ..models.tokens import check_text
 from .turns import check_turns, is_supervised
 
 # %% auto #0
-__all__ = ['Task', 'call_task', 'EmptyTarget', 'row_to_turns', 'check_lm_and_task']
+__all__ = ['Task', 'call_task', 'EmptyTarget', 'row_to_turns', 'Completion', 'open_task', 'FirstRows', 'complete_task',
+           'check_lm_and_task']
 
 # %% ../../nbs/data/tasks.ipynb #bbdc9a53
 @dataclass(frozen=True, repr=False)
@@ -33,6 +36,9 @@ class Task(Card):
     max_new_tokens: int = 64  # the longest answer, in tokens
     chat: bool | None = None  # use the model's chat template; None: if it has one
     options: Callable[[Mapping], dict] | None = None  # row -> more for the template: its tools
+    found: Mapping[str, str] = field(default_factory=dict, compare=False)  # on cards: its labels ...
+    check: Callable[[Any], None] | None = None  # refuses rows that contradict what the prompt says
+    completion: Completion | None = None  # how rows complete it; None: it is complete
 
     def __post_init__(self) -> None: _check_task_parts(self)
 
@@ -43,8 +49,9 @@ class Task(Card):
 
     def _facts(self) -> tuple[str, dict]:
         kind = 'conversation' if self.turns else 'prompt and target' if self.prompt else 'free text'
+        last = self.completion.last if self.completion else None
         return f'Task {self.name}', {
-            'columns': ', '.join(self.columns), 'kind': kind,
+            'columns': ', '.join(self.columns), 'kind': kind, **(last or self).found,
             'judged by': ', '.join((*self.metrics, 'perplexity')),
             'answers': f'at most {self.max_new_tokens} tokens'}
 
@@ -59,10 +66,10 @@ def _check_lists(task: Task) -> None:
 # %% ../../nbs/data/tasks.ipynb #4ed08479
 def _check_functions(task: Task) -> None:
     "Refuse what should be a function and is not, and a task that has no target, or two."
-    for part in ('target', 'prompt', 'source', 'turns', 'read', 'options'):
+    for part in ('target', 'prompt', 'source', 'turns', 'read', 'options', 'check'):
         value = getattr(task, part)
         if not callable(value) and (value is not None or part == 'read'):
-            example = 'text: ...' if part == 'read' else 'row: row[...]'
+            example = {'read': 'text: ...', 'check': 'rows: ...'}.get(part, 'row: row[...]')
             raise FTNBError(f'{part}={value!r:.60} of task {task.name!r}', 'it must be a function',
                             f'Write {part}=lambda {example}.')
     if (task.target is None) == (task.turns is None):
@@ -118,6 +125,53 @@ def row_to_turns(
     if not any(map(is_supervised, turns)):
         raise EmptyTarget('its target', 'it is empty', "Correct the row, or give bad_rows='drop'.")
     return turns
+
+# %% ../../nbs/data/tasks.ipynb #e43a0952
+class Completion:
+    "How rows complete a task; and the task as the training rows last completed it."
+    def __init__(self,
+        begun: Task,  # the task as far as it is known without rows
+        make: Callable[[Any], Task],  # rows -> the complete task
+    ):
+        self.begun, self.make = begun, make
+        self.last: Task | None = None  # as `encode` completed it; None: it has not yet
+
+# %% ../../nbs/data/tasks.ipynb #9c8c3352
+def open_task(
+    begun: Task,  # the task as far as it is known without rows
+    make: Callable[[Any], Task],  # rows -> the complete task
+) -> Task:
+    "A task that the first rows complete."
+    return replace(begun, completion=Completion(begun, make))
+
+# %% ../../nbs/data/tasks.ipynb #df81ed10
+class FirstRows(list):
+    "The first rows of a stream, with its features."
+    def __init__(self,
+        stream: Any,  # an IterableDataset
+        n: int = 1000,  # rows to look at
+    ):
+        super().__init__(itertools.islice(stream, n))
+        self.features = stream.features
+
+# %% ../../nbs/data/tasks.ipynb #9857a76f
+def complete_task(
+    task: Task,  # what is asked
+    rows: Any,  # the rows that it meets: a Dataset, a list
+    training: bool = False,  # they are training rows: what they say holds for later rows, too
+) -> Task:
+    "The task with everything that only data can say; rows that contradict it are refused."
+    completed, opened = task, task.completion
+    if not opened and not task.check: return task
+    if isinstance(rows, datasets.IterableDataset): rows = FirstRows(rows)
+    if opened:
+        made = opened.make(rows) if training or not opened.last else opened.last
+        if training: opened.last = made
+        names = [f.name for f in fields(Task) if f.name not in ('completion', 'found')]
+        own = {k: v for k in names if (v := getattr(task, k)) != getattr(opened.begun, k)}
+        completed = replace(made, **own)
+    if completed.check: completed.check(rows)
+    return completed
 
 # %% ../../nbs/data/tasks.ipynb #30cc83d3
 def check_lm_and_task(

@@ -16,7 +16,7 @@ from ..models.chat_templates import (
 from ..models.lm import LM, is_seq2seq
 from ..models.tokens import check_text
 from .turns import is_supervised, last_answer
-from .tasks import Task, call_task, row_to_turns
+from .tasks import Task, call_task, complete_task, row_to_turns
 
 # %% auto #0
 __all__ = ['END', 'Part', 'uses_chat_template', 'TemplatedTurns', 'missing_parts', 'render_documents', 'waiting_prompt',
@@ -60,7 +60,8 @@ def _plain_document(task: Task, turns: list[dict]) -> list[Part]:
     if len(turns) == 1: return [Part(turns[0]['content'], True), END]
     if task.turns: return _named_turns(turns)
     prompt, target = (turn['content'] for turn in turns)
-    if task.cue: prompt, target = f'{prompt}\n\n{task.cue}', f' {target}'
+    space = '' if task.cue.endswith('：') else ' '   # a full-width colon brings its own
+    if task.cue: prompt, target = f'{prompt}\n\n{task.cue}', f'{space}{target}'
     return [Part(prompt, False), Part(target, True), END]
 
 # %% ../../nbs/data/templates.ipynb #6f0e20ab
@@ -313,6 +314,7 @@ def prompt_and_target(
     row: Mapping,  # a row with the task's columns
 ) -> tuple[str, str]:  # the prompt, and the target without its end token
     "The prompt as the model sees it, and the last answer as the model should write it."
+    task = complete_task(task, [row])
     turns = row_to_turns(task, row)
     if is_seq2seq(lm): return source_and_target(task, row, turns)
     documents = render_documents(lm, task, turns, task.options(row) if task.options else None)

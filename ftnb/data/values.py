@@ -88,7 +88,8 @@ class RecordedRow(dict):
 
     def get(self, column: Any, default: Any = None) -> Any:
         "The value of a column, or `default`."
-        return self[column] if column in self else default
+        self.read.add(column)
+        return dict.get(self, column, default)
 
     def __iter__(self) -> Iterator:
         self.read.update(dict.keys(self))

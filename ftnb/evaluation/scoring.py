@@ -4,7 +4,7 @@
 
 # %% ../../nbs/evaluation/scoring.ipynb #14eebc79
 from __future__ import annotations
-import hashlib, inspect, itertools, json
+import hashlib, inspect, itertools, json, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from ..core.errors import FTNBError, check_choice, check_names, check_number, check_utf8, require
 from ..models.lm import LM, context_length, is_seq2seq
 from ..data.turns import last_answer
-from ..data.tasks import Task, check_lm_and_task
+from ..data.tasks import Task, check_lm_and_task, complete_task
 from ..data.rows import CheckedRows, check_not_columns, check_rows, read_rows
 from ..data.batches import IGNORE
 from ..data.tokenizing import cut_prompt, prompt_and_target_ids, split_row
@@ -29,8 +29,8 @@ from .scores import Scores, make_scores
 from .comparison import compare
 
 # %% auto #0
-__all__ = ['metric_stats', 'score_texts', 'check_one_split', 'prompts_and_references', 'row_label_probs', 'choose_metrics',
-           'check_generate_options', 'score']
+__all__ = ['metric_stats', 'score_texts', 'check_one_split', 'completed_task', 'prompts_and_references', 'row_label_probs',
+           'choose_metrics', 'check_generate_options', 'score']
 
 # %% ../../nbs/evaluation/scoring.ipynb #427c4893
 def metric_stats(
@@ -172,6 +172,21 @@ def check_one_split(
         raise FTNBError('rows', 'there are no rows',
                         'Check the file or the filter that they came from.')
     return given
+
+# %% ../../nbs/evaluation/scoring.ipynb #3d15fe2e
+def completed_task(
+    task: Task,  # what is asked
+    rows: Sequence[Mapping],  # to be scored
+) -> Task:
+    "The complete task; a warning, if its labels are those of a few rows."
+    completed, known = complete_task(task, rows), task.completion and task.completion.last
+    from_rows = 'values of column' in completed.found.get('labels', '') and completed is not task
+    if from_rows and not known and len(rows) < 10 * len(completed.labels):
+        warnings.warn(
+            f'The labels {", ".join(completed.labels)} are those of {len(rows)} rows. If the training '
+            'rows have more, the prompts differ from those in training. Give the task of the encoded '
+            'rows, data.task, or labels=.', stacklevel=3)
+    return completed
 
 # %% ../../nbs/evaluation/scoring.ipynb #cf905d10
 def prompts_and_references(
@@ -333,7 +348,8 @@ def score(
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     check_number('max_new_tokens', max_new_tokens, 1, none=True)
     check_names('name', [] if name is None else [name])
-    given = check_rows(task, check_one_split(rows), seq2seq=is_seq2seq(lm))
+    task = completed_task(task, split := check_one_split(rows))
+    given = check_rows(task, split, seq2seq=is_seq2seq(lm))
     questions, references = prompts_and_references(given)
     chosen = choose_metrics(task, metrics, questions, references)
     pairs = prompt_and_target_ids(lm, task, given, allow_special)

@@ -184,7 +184,8 @@ def styled_call(
     function = dict(call['function'])
     if style.text and not isinstance(function.get('arguments'), str):
         function['arguments'] = json.dumps(function.get('arguments'), ensure_ascii=False)
-    return {**{k: v for k, v in call.items() if k != 'function'}, **function} if style.flat else {**call, 'function': function}
+    if not style.flat: return {**call, 'function': function}
+    return {k: v for k, v in call.items() if k != 'function'} | function
 
 # %% ../../nbs/models/chat_templates.ipynb #66fc7515
 @_once
@@ -204,7 +205,8 @@ def call_style(
 
 # %% ../../nbs/models/chat_templates.ipynb #881a50d8
 THOUGHTS = ('reasoning_content', 'thinking', 'reasoning')  # names of a turn's thought
-TAGS = re.compile(r'[<\[]/?\|?(?:think|thinking|thought|thoughts|reasoning)\|?[>\]]', re.IGNORECASE)  # around one in a content
+TAGS = re.compile(  # around a thought in a content
+    r'[<\[]/?\|?(?:think|thinking|thought|thoughts|reasoning)\|?[>\]]', re.IGNORECASE)
 
 @_once
 def writes_thoughts(
