@@ -15,6 +15,7 @@ from ..models.tokens import check_text
 from .values import plain_row
 from .turns import check_turns, is_turns, normalized_turn, read_json
 from .tasks import Task, open_task
+from .templates import SPEAKERS
 from .languages import (
     LANGUAGES, column_language, contradicted, language_code, language_name)
 from .labels import Labels, class_names, first_label, found_labels, given_labels
@@ -356,9 +357,13 @@ def dialogue(
     messages: str = 'messages',  # the column with the turns
     system: str | None = None,  # a system turn to begin every conversation that has none
     max_new_tokens: int = 64,  # the longest answer, in tokens
+    *,
+    language: str = 'en',  # of the names of speakers, without a chat template: 'User:' or, 'zh', '用户：'
 ) -> Task:
     "Answer in a conversation of several turns; a row's `system`, `tools`, `chat_template_kwargs` are read."
+    require('language', language, language_code(str(language)) in SPEAKERS, 'it must be en or zh')
     return Task('dialogue', (messages,), metrics=('chrf', 'rougeL'), max_new_tokens=max_new_tokens,
+                language=language_code(language),
                 turns=lambda row: _with_system(check_turns(row[messages]), row, system),
                 options=_template_options)
 

@@ -30,6 +30,7 @@ class Task(Card):
     source: Callable[[Mapping], str] | None = None  # an encoder-decoder's input; None: the prompt
     turns: Callable[[Mapping], list] | None = None  # row -> a conversation; then no prompt, target
     cue: str = ''  # ends the prompt where there is no chat template: 'Summary:'
+    language: str = 'en'  # of the names of speakers, where there is no chat template: 'en' or 'zh'
     metrics: tuple[str, ...] = ()  # names of metrics, see `metric`
     read: Callable[[str], str] = str.strip  # the model's text -> the prediction that is judged
     labels: tuple[str, ...] = ()  # the only targets, if so: their probabilities are judged as well

@@ -19,8 +19,8 @@ from .turns import is_supervised, last_answer
 from .tasks import Task, call_task, complete_task, row_to_turns
 
 # %% auto #0
-__all__ = ['END', 'Part', 'uses_chat_template', 'TemplatedTurns', 'missing_parts', 'render_documents', 'waiting_prompt',
-           'prompt_and_target', 'source_and_target']
+__all__ = ['END', 'SPEAKERS', 'Part', 'uses_chat_template', 'TemplatedTurns', 'missing_parts', 'render_documents',
+           'waiting_prompt', 'prompt_and_target', 'source_and_target']
 
 # %% ../../nbs/data/templates.ipynb #16f695cf
 class Part(NamedTuple):
@@ -43,14 +43,19 @@ def uses_chat_template(
                         'Leave `chat` out.')
     return task.answers and has_template and task.chat is not False
 
-# %% ../../nbs/data/templates.ipynb #05f42856
-def _named_turns(turns: list[dict]) -> list[Part]:
+# %% ../../nbs/data/templates.ipynb #63f5314e
+SPEAKERS = {  # language: role: its name, with what follows it
+    'en': {'user': 'User: ', 'assistant': 'Assistant: ', 'system': 'System: ', 'developer': 'System: ',
+           'tool': 'Tool: '},
+    'zh': {'user': '用户：', 'assistant': '助手：', 'system': '系统：', 'developer': '系统：', 'tool': '工具：'}}
+
+def _named_turns(turns: list[dict], language: str) -> list[Part]:
     "A conversation as `User: ...` and `Assistant: ...`, a line each."
     parts = []
     for i, turn in enumerate(turns):
-        supervised = is_supervised(turn)
-        parts.append(Part('\n' * (i > 0) + f'{turn["role"].capitalize()}:', False))
-        parts.append(Part(f' {turn["content"]}', supervised))
+        name, supervised = SPEAKERS[language][turn['role']], is_supervised(turn)
+        parts.append(Part('\n' * (i > 0) + name.rstrip(), False))
+        parts.append(Part(name[len(name.rstrip()):] + turn['content'], supervised))
         if turn['role'] == 'assistant': parts.append(Part(None, supervised))
     return parts
 
@@ -58,7 +63,7 @@ def _named_turns(turns: list[dict]) -> list[Part]:
 def _plain_document(task: Task, turns: list[dict]) -> list[Part]:
     "A conversation without a chat template."
     if len(turns) == 1: return [Part(turns[0]['content'], True), END]
-    if task.turns: return _named_turns(turns)
+    if task.turns: return _named_turns(turns, task.language)
     prompt, target = (turn['content'] for turn in turns)
     space = '' if task.cue.endswith('：') else ' '   # a full-width colon brings its own
     if task.cue: prompt, target = f'{prompt}\n\n{task.cue}', f'{space}{target}'
@@ -339,4 +344,4 @@ def source_and_target(
                         "Write the call or the thought into the content, or drop the row: bad_rows='drop'.")
     if task.source: return check_text(call_task(task, 'source', row), 'the source'), target
     if not task.turns: return before[0]['content'], target
-    return '\n'.join(f'{t["role"].capitalize()}: {t["content"]}' for t in before), target
+    return '\n'.join(SPEAKERS[task.language][t['role']] + t['content'] for t in before), target

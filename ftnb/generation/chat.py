@@ -11,7 +11,7 @@ import torch
 from ..core.errors import FTNBError, check_number, require
 from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, is_seq2seq
 from ..models.tokens import check_text
-from ..data.templates import uses_chat_template, waiting_prompt
+from ..data.templates import SPEAKERS, uses_chat_template, waiting_prompt
 from ..data.applications import dialogue
 from ..data.rows import check_rows
 from ..data.tokenizing import waiting_prompt_ids
@@ -49,17 +49,19 @@ class Chat:
         repetition_penalty: float = 1.,  # above 1: tokens that were there become less likely
         stop: Any = None,  # a str or a list of str: end an answer before any of these
         seed: int = 0,  # of the sampling
+        language: str = 'en',  # of the names of speakers, if the model has no chat template: 'en' or 'zh'
     ):
         require('system', system, system is None or isinstance(system, str), 'it must be a str')
         check_text(system or '', 'system')
         check_lm(lm)
-        self.lm, self.task = lm, dialogue(system=system)
+        self.lm, self.task = lm, dialogue(system=system, language=language)
         self.max_new_tokens = check_number('max_new_tokens', max_new_tokens, 1)
         self.decoding = Decoding(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty)
         self.seed = check_number('seed', seed, 0)
         templated = uses_chat_template(lm, self.task)   # without one, turns are marked by "User:"
         stops = stop_strings(stop)
-        self.stops = with_end_of_turn(lm, stops) if templated else stops or ('\nUser:',)
+        next_turn = '\n' + SPEAKERS[self.task.language]['user'].rstrip()
+        self.stops = with_end_of_turn(lm, stops) if templated else stops or (next_turn,)
         self.system = [{'role': 'system', 'content': system}] if system else []
         if system and templated: _check_system(lm, self.system)
         self.turns: list[dict] = []   # role and content
