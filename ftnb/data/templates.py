@@ -256,14 +256,18 @@ def _thought_apart(turn: dict) -> dict:
     if turn['role'] != 'assistant' or not (match := _THOUGHT.fullmatch(turn['content'])): return turn
     return turn | {'content': match[2]} | dict.fromkeys(THOUGHTS, match[1])
 
-# %% ../../nbs/data/templates.ipynb #e89b1838
+# %% ../../nbs/data/templates.ipynb #6f7ba566
+def _with_thought(tokenizer: Any, turn: dict) -> dict:
+    "A turn with its thought in the place where the template looks for it."
+    own = next((k for k in THOUGHTS if k in turn), None)
+    if writes_thoughts(tokenizer): return turn | dict.fromkeys(THOUGHTS, turn[own]) if own else _thought_apart(turn)
+    if not own or '</think>' not in str(tokenizer.chat_template): return turn
+    content = f'<think>\n{turn[own]}\n</think>\n\n{turn["content"]}'   # it knows thoughts in contents only
+    return {k: v for k, v in turn.items() if k != own} | {'content': content}
+
 def _as_template_wants(tokenizer: Any, turn: dict) -> dict:
     "A turn with its thought and the arguments of its calls in the form that the template can write."
-    own = next((k for k in THOUGHTS if k in turn), None)
-    if writes_thoughts(tokenizer): turn = turn | dict.fromkeys(THOUGHTS, turn[own]) if own else _thought_apart(turn)
-    elif own and '</think>' in str(tokenizer.chat_template):   # it knows thoughts in contents only
-        content = f'<think>\n{turn[own]}\n</think>\n\n{turn["content"]}'
-        turn = {k: v for k, v in turn.items() if k != own} | {'content': content}
+    if '<think>' in turn['content'] or any(k in turn for k in THOUGHTS): turn = _with_thought(tokenizer, turn)
     if 'tool_calls' not in turn: return turn
     style = call_style(tokenizer)
     return turn | {'tool_calls': [styled_call(call, style) for call in turn['tool_calls']]}

@@ -90,7 +90,7 @@ def render_chat(
     except (BrokenTemplate, ImportError): raise
     except Exception as e:
         roles = ' and '.join(turn['role'] for turn in turns)
-        why = ' '.join(str(e).split())[:200] or type(e).__name__
+        why = ' '.join(str(e).split())[:200].rstrip('.') or type(e).__name__
         raise FTNBError(f'a conversation of {roles or "no turns"}', f'the chat template refuses it: {why}',
                         _remedy(tokenizer, turns, ask, options)) from e
 
