@@ -14,8 +14,8 @@ from .lm import (
     LM, adapter_weights, is_seq2seq, module_inside, own_weights, quiet_transformers)
 
 # %% auto #0
-__all__ = ['PEFT_PREFIX', 'lora_config', 'adapter_layers', 'adapter_in_float32', 'attach_adapter', 'add_lora', 'without_adapter',
-           'remove_adapter', 'merge_adapter', 'transformer_blocks', 'freeze']
+__all__ = ['PEFT_PREFIX', 'lora_config', 'adapter_layers', 'replaced_weights', 'adapter_in_float32', 'attach_adapter', 'add_lora',
+           'without_adapter', 'remove_adapter', 'merge_adapter', 'transformer_blocks', 'freeze']
 
 # %% ../../nbs/models/adapters.ipynb #b213ebf2
 def lora_config(
@@ -70,6 +70,13 @@ def _keep_replaced(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> N
     kept = {k: w for k, w in before.items() if k.endswith('bias') or not torch.equal(w, now[k])}
     if kept: _REPLACED[model] = kept
 
+# %% ../../nbs/models/adapters.ipynb #01698af8
+def replaced_weights(
+    model: torch.nn.Module,  # with an adapter, or without
+) -> dict[str, torch.Tensor]:  # by their names without an adapter
+    "Own weights that an adapter has changed, as they were before it."
+    return dict(_REPLACED.get(model, {}))
+
 # %% ../../nbs/models/adapters.ipynb #391449b3
 def _convert_around(module: torch.nn.Module, dtype: torch.dtype) -> list[Any]:
     "Have a float32 module in a 16-bit model take and give what its neighbours do."
@@ -90,7 +97,8 @@ def adapter_in_float32(
     "Make an adapter's weights float32, where they have 16 bits."
     for module in adapter_layers(lm.model):
         for copy in getattr(module, 'modules_to_save', {}).values():
-            half = next((p.dtype for p in copy.parameters() if p.dtype in _HALF), None)
+            for hook in copy.__dict__.pop('converting', []): hook.remove()
+            half = next((p.dtype for p in _own_module(module).parameters() if p.dtype in _HALF), None)
             if half: copy.converting = _convert_around(copy, half)
     for p in adapter_weights(lm.model).values():
         if p.dtype in _HALF: p.data = p.data.float()
@@ -110,6 +118,7 @@ def attach_adapter(
     "Put an adapter of any kind beside a model's layers."
     model, config.inference_mode = lm.model, False
     before = {k: t.detach().clone() for k, t in own_weights(model).items() if _changes(config, k)}
+    trained = [(p, p.requires_grad) for p in model.parameters()]
     try:
         model.add_adapter(config)
         _keep_replaced(model, before)
@@ -117,7 +126,8 @@ def attach_adapter(
         adapter_in_float32(lm)
         if weights is not None: _fill_adapter(model, weights)
     except Exception as e:
-        if adapter_weights(model): remove_adapter(lm)
+        remove_adapter(lm)
+        for p, yes in trained: p.requires_grad_(yes)
         why = f'peft cannot add it ({str(e)[:160]})'
         raise FTNBError(what, why, 'Name other targets.' if weights is None else 'Save it again.') from e
     next(iter(model.peft_config.values())).base_model_name_or_path = lm.name
@@ -167,7 +177,7 @@ def _put(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, 
 @contextlib.contextmanager
 def _as_before(model: torch.nn.Module) -> Iterator[None]:
     "The own weights that an adapter has changed, as they were, inside the block."
-    had = _put(model, _REPLACED.get(model, {}))
+    had = _put(model, replaced_weights(model))
     try: yield
     finally: _put(model, had)
 

@@ -164,7 +164,7 @@ def _settings(values: dict, path: str = '') -> Iterator[tuple[str, Any]]:
 @dataclass(frozen=True)
 class Identity:
     "Which model it is: what decides what it computes, apart from adapters."
-    config: dict[str, Any]  # settings that are not the architecture's defaults
+    config: dict[str, Any]  # settings, by name: 'num_hidden_layers', 'rope_parameters.rope_theta'
     weights: dict[str, str]  # name of a weight -> format, shape and hash
 
     def differences(self,
@@ -172,9 +172,10 @@ class Identity:
         trained: Iterable[str] = (),  # weights that may have other numbers
     ) -> str:  # 'num_hidden_layers is 3, not 2'; '' if there are none
         "How this model differs from another one."
-        show = lambda config, k: repr(config[k]) if k in config else 'the default'
-        config = [f'{k} is {show(self.config, k)}, not {show(other.config, k)}' for k in self.config | other.config
-                  if k not in self.config or k not in other.config or self.config[k] != other.config[k]]
+        ours, theirs = self.config, other.config
+        both = lambda k: k in ours and k in theirs or '.' in k   # a setting may be new in another version
+        config = [f'{k} is {ours.get(k)!r}, not {theirs.get(k)!r}' for k in ours | theirs
+                  if both(k) and ours.get(k) != theirs.get(k)]
         ours, theirs, trained = self.weights, other.weights, set(trained)
         kind = lambda k, w: w[k].rpartition(' ')[0] if k in trained else w[k]
         changed = [k for k in ours if k in theirs and kind(k, ours) != kind(k, theirs)]
@@ -189,7 +190,7 @@ def identity(
 ) -> Identity:
     "The configuration of a model and a hash of each of its own weights."
     config = getattr(model, 'config', None)
-    values = json.loads(config.to_json_string()) if config is not None else {}
+    values = json.loads(config.to_json_string(use_diff=False)) if config is not None else {}
     weights, seen = {}, {}
     for name, t in own_weights(model).items():
         if id(t) not in seen: seen[id(t)] = f'{str(t.dtype)[6:]} {list(t.shape)} {_tensor_hash(t)}'

@@ -20,7 +20,7 @@ from .gguf import convert_gguf
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'ADAPTER', 'NOTE', 'SAVED_SUFFIXES', 'find_model', 'load_tokenizer', 'kept_settings', 'restore_beside',
-           'changed_weights', 'resize_to', 'embeddings_name', 'load_lm', 'save_lm', 'random_gpt2']
+           'changed_weights', 'resize_to', 'embeddings_name', 'fill_own', 'load_lm', 'save_lm', 'random_gpt2']
 
 # %% ../../nbs/models/loading.ipynb #51cf620b
 EMBEDDED = {  # name: (module, file in it, package)
@@ -208,6 +208,17 @@ def embeddings_name(
     module = lm.model.get_input_embeddings()
     while inside := module_inside(module): module = inside
     return next(k for k, t in own_weights(lm.model).items() if t is module.weight)
+
+# %% ../../nbs/models/loading.ipynb #b0a3e017
+@torch.no_grad()
+def fill_own(
+    lm: LM,  # changed in place
+    weights: dict[str, torch.Tensor],  # by their names without an adapter
+) -> None:
+    "Put saved weights into a model; it gets as many embeddings as they have."
+    if (name := embeddings_name(lm)) in weights: resize_to(lm, len(weights[name]))
+    own = own_weights(lm.model)
+    for name, w in weights.items(): own[name].copy_(w)
 
 # %% ../../nbs/models/loading.ipynb #02551e4d
 def _embedding_rows(lm: LM, weights: dict[str, torch.Tensor]) -> int | None:
