@@ -1,4 +1,4 @@
-"""Models, adapters and tokenizers that come back whole: saved and loaded, stopped and resumed, merged, and told apart."""
+"""Models, adapters and tokenizers that come back whole: saved, loaded, resumed, merged, and told from others."""
 
 import json
 from collections.abc import Callable
@@ -14,13 +14,20 @@ from ftnb import LM, finetune, generate, load_lm, merge_adapter, resume, save_lm
 from ftnb.core.errors import FTNBError
 from ftnb.data.encoding import encode
 from ftnb.models.adapters import add_lora, remove_adapter, without_adapter
-from ftnb.models.lm import active_weights_hash, adapter_weights, fingerprint, identity, own_weights, quiet_transformers
+from ftnb.models.lm import (
+    active_weights_hash,
+    adapter_weights,
+    fingerprint,
+    identity,
+    own_weights,
+    quiet_transformers,
+)
 from ftnb.training.callbacks import Callback
 from ftnb.training.resuming import load_checkpoint
 
 IDS = torch.arange(3, 40)[None]
 TEXTS = ["To be, or not to be, that is the question"[:n] for n in range(10, 26)]
-CHAT = "{% for m in messages %}[{{m.role}}]{{m.content}}<|eos|>{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+CHAT = "{% for m in messages %}[{{m.role}}]{{m.content}}<|eos|>{% endfor %}[a]"
 
 
 def logits(lm: LM) -> torch.Tensor:
@@ -54,7 +61,11 @@ def new(folder: Path, architecture: str = "llama", **config: Any) -> LM:
 ADAPTERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "linear layers": ("llama", {}, {"target_modules": "all-linear"}),
     "dora": ("llama", {}, {"target_modules": "all-linear", "use_dora": True}),
-    "ranks": ("llama", {}, {"target_modules": ["q_proj", "up_proj"], "use_rslora": True, "rank_pattern": {"q_proj": 5}}),
+    "ranks": (
+        "llama",
+        {},
+        {"target_modules": ["q_proj", "up_proj"], "use_rslora": True, "rank_pattern": {"q_proj": 5}},
+    ),
     "head": ("llama", {}, {"target_modules": ["q_proj", "lm_head"]}),
     "head by a regex": ("llama", {}, {"target_modules": r".*\.q_proj|lm_head"}),
     "embeddings": ("llama", {}, {"target_modules": ["q_proj", "embed_tokens"]}),
@@ -63,17 +74,22 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "whole embeddings": ("llama", {}, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
     "both whole": ("llama", {}, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
     "both whole and tied": (
-        "llama", {}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True}
+        "llama",
+        {},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True},
     ),
     "both whole, never tied": (
-        "llama", {"tie_word_embeddings": False},
+        "llama",
+        {"tie_word_embeddings": False},
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
     ),
     "norms": ("llama", {}, {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),
     "whole layers": ("llama", {}, {"target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]}),
     "tokens": ("llama", {}, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]}),
     "tokens of two layers": (
-        "llama", {}, {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [5]}}
+        "llama",
+        {},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [5]}},
     ),
     "tokens of the head": ("llama", {}, {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [5]}}),
     "pissa": ("llama", {}, {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}),
@@ -83,9 +99,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2 biases": ("qwen2", {}, {"target_modules": ["q_proj"], "bias": "lora_only"}),
     "gemma2 tokens": ("gemma2", {}, {"target_modules": ["q_proj"], "trainable_token_indices": [3]}),
     "gemma2 head": ("gemma2", {}, {"target_modules": ["q_proj", "lm_head"]}),
-    "experts": (
-        "mixtral", {}, {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}
-    ),
+    "experts": ("mixtral", {}, {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}),
     "t5 tokens": ("t5", {}, {"target_modules": ["q"], "trainable_token_indices": [3]}),
 }
 
@@ -153,9 +167,14 @@ def test_parts_of_an_adapter_that_are_not_trained_are_kept(tmp_path: Path) -> No
     assert torch.equal(logits(load_checkpoint(tmp_path)), logits(run.lm))
 
 
-@pytest.mark.parametrize("config", [IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
-                                    LoHaConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
-                                    LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])])
+@pytest.mark.parametrize(
+    "config",
+    [
+        IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        LoHaConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    ],
+)
 def test_adapters_of_peft_itself(config: Any, tmp_path: Path) -> None:
     """A folder that peft has written is read, and peft reads what we have written."""
     lm = new(tmp_path / "base")
@@ -176,10 +195,12 @@ def test_adapters_of_peft_itself(config: Any, tmp_path: Path) -> None:
 
 
 def test_what_peft_cannot_do_is_refused_and_undone() -> None:
-    for config in ({"target_modules": ["q_proj"], "modules_to_save": ["q_proj"]},
-                   {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True},
-                   {"target_modules": ["q_proj"], "trainable_token_indices": [3], "modules_to_save": ["lm_head"]},
-                   {"target_modules": ["q_proj"], "trainable_token_indices": {"nowhere": [3]}}):
+    for config in (
+        {"target_modules": ["q_proj"], "modules_to_save": ["q_proj"]},
+        {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"nowhere": [3]}},
+    ):
         lm = tiny_lm()
         with pytest.raises(FTNBError, match="peft cannot add it"):
             add_lora(lm, LoraConfig(r=2, **config))
@@ -237,8 +258,16 @@ HOWS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_tokenizer_and_embeddings_come_back(architecture: str, how: str, tied: bool, tmp_path: Path) -> None:
     lm = with_new_tokens(new(tmp_path / "base", architecture, tie_word_embeddings=tied))
-    run = finetune(lm, encode(lm, TEXTS), callbacks=[PressStop()], checkpoint=tmp_path / "run", batch_size=4, lr=1e-2,
-                   progress=False, **HOWS[how])
+    run = finetune(
+        lm,
+        encode(lm, TEXTS),
+        callbacks=[PressStop()],
+        checkpoint=tmp_path / "run",
+        batch_size=4,
+        lr=1e-2,
+        progress=False,
+        **HOWS[how],
+    )
     same_in_every_way(load_checkpoint(tmp_path / "run"), lm)
     save_lm(lm, tmp_path / "out")
     same_in_every_way(load_lm(tmp_path / "out"), lm)
@@ -374,9 +403,12 @@ def test_a_merged_model_is_a_transformers_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_adapters_are_trained_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     save_lm(tiny_lm(), tmp_path / "base")
-    for name, config in (("lora", 4), ("whole", LoraConfig(r=2, **WHOLE)),
-                         ("more", LoraConfig(r=2, target_modules=["q_proj", "lm_head"], modules_to_save=["norm"])),
-                         ("tokens", LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 4]))):
+    for name, config in (
+        ("lora", 4),
+        ("whole", LoraConfig(r=2, **WHOLE)),
+        ("more", LoraConfig(r=2, target_modules=["q_proj", "lm_head"], modules_to_save=["norm"])),
+        ("tokens", LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 4])),
+    ):
         lm = load_lm(tmp_path / "base", dtype=dtype)
         run = finetune(lm, encode(lm, TEXTS), lora=config, lr=1e-2, progress=False, checkpoint=tmp_path / f"run {name}")
         assert run.losses[-1] < run.losses[0]
@@ -428,8 +460,9 @@ def test_routers_are_kept_in_balance(architecture: str, lora: int | None) -> Non
         run = finetune(tiny_lm(architecture, **config), data, lora=lora, batch_size=len(rows), progress=False)
         assert abs(run.losses[0] - expected) < 1e-3
         assert "times 10" in repr(run)
-        again = finetune(tiny_lm(architecture, **config), data, lora=lora, batch_size=len(rows), recompute=True,
-                         progress=False)
+        again = finetune(
+            tiny_lm(architecture, **config), data, lora=lora, batch_size=len(rows), recompute=True, progress=False
+        )
         assert abs(again.losses[0] - expected) < 1e-3
         silent = tiny_lm(architecture, **config | {"output_router_logits": False})
         plain = finetune(silent, data, lora=lora, batch_size=len(rows), progress=False)
@@ -440,8 +473,9 @@ def test_balance_is_learned_and_comes_back(tmp_path: Path) -> None:
     lm = new(tmp_path / "base", "mixtral", router_aux_loss_coef=10.0)
     lm.model.config.output_router_logits = True
     data = encode(lm, TEXTS)
-    run = finetune(lm, data, frozen=1, epochs=2, lr=1e-2, callbacks=[PressStop()], checkpoint=tmp_path / "run",
-                   progress=False)
+    run = finetune(
+        lm, data, frozen=1, epochs=2, lr=1e-2, callbacks=[PressStop()], checkpoint=tmp_path / "run", progress=False
+    )
     resumed = resume(tmp_path / "run", progress=False)
     assert resumed.losses == resume(run).losses and resumed.losses[0] > 20
     with pytest.raises(FTNBError, match="output_router_logits"):

@@ -36,7 +36,8 @@ def _padded(model: Any, batch: PackedBatch, smoothing: float) -> tuple[Any, torc
     chosen = targets != IGNORE
     logits = out.logits[chosen]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return out, F.cross_entropy(logits, targets[chosen], reduction='none', label_smoothing=smoothing)
+    return out, F.cross_entropy(logits, targets[chosen], reduction='none',
+                                label_smoothing=smoothing)
 
 def padded_nats(
     model: Any,  # a transformers causal language model
@@ -97,11 +98,13 @@ def packed_loss(
 ) -> torch.Tensor:  # the sum of nats over its targets
     "The loss of packed documents: no padding, no logits matrix."
     routed = _BodyWithRouters(model) if balances_routers(model) else None
-    h, targets = hidden_states(model, batch, routed or body), batch.targets.index_select(0, batch.target_positions)
+    h = hidden_states(model, batch, routed or body)
+    targets = batch.targets.index_select(0, batch.target_positions)
     beside = batch.supervised * routed.loss if routed else 0.
     if type(model.get_output_embeddings()) is not torch.nn.Linear:
         return output_module_loss(model, h, targets, smoothing) + beside
-    return linear_cross_entropy(h, targets=targets, smoothing=smoothing, **output_layer(model)) + beside
+    nats = linear_cross_entropy(h, targets=targets, smoothing=smoothing, **output_layer(model))
+    return nats + beside if routed else nats
 
 # %% ../../nbs/kernels/nats.ipynb #b8c24bd8
 def packed_nats(
@@ -157,7 +160,8 @@ def can_pack(
     with compute_context(lm, packed=False): return packing_is_exact(lm.model, tolerance=0.02)
 
 # %% ../../nbs/kernels/nats.ipynb #fe747853
-def _seq2seq(model: Any, batch: Seq2SeqBatch, smoothing: float, **more: Any) -> tuple[Any, torch.Tensor]:
+def _seq2seq(model: Any, batch: Seq2SeqBatch, smoothing: float,
+             **more: Any) -> tuple[Any, torch.Tensor]:
     "What an encoder-decoder gives for a batch, and the nats of its targets."
     decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
     out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,

@@ -39,7 +39,7 @@ def lora_config(
 # %% ../../nbs/models/adapters.ipynb #0fa37bd0
 def adapter_layers(
     model: torch.nn.Module,  # a transformers model
-) -> list[Any]:  # peft's layers, and its copies of layers that are trained whole; empty without an adapter
+) -> list[Any]:  # peft's layers, and those around copies of whole layers; empty without an adapter
     "The layers of a model that have an adapter."
     if not hasattr(model, 'peft_config'): return []
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -56,7 +56,7 @@ def _check_lora(lm: LM, config: Any, lora: Any) -> None:
         raise FTNBError(f'lora={str(lora)[:60]!r}', 'it must be a rank, or a peft.LoraConfig', 'Use lora=8.')
 
 # %% ../../nbs/models/adapters.ipynb #a2563648
-_REPLACED: Any = weakref.WeakKeyDictionary()   # model -> own weights that its adapter changes, as they were
+_REPLACED: Any = weakref.WeakKeyDictionary()   # model -> own weights as before its adapter
 
 def _changes(config: Any, name: str) -> bool:
     "Whether an adapter may change one of the model's own weights."
@@ -86,26 +86,29 @@ def _convert_around(module: torch.nn.Module, dtype: torch.dtype) -> list[Any]:
         return tree_map(one, values)
     enter = lambda m, args, kwargs: to(torch.float32, (args, kwargs))
     leave = lambda m, args, out: to(dtype, out)
-    return [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
+    return [module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave)]
 
 # %% ../../nbs/models/adapters.ipynb #bada72eb
 _HALF = (torch.float16, torch.bfloat16)
+
+def _own_half(module: torch.nn.Module) -> torch.dtype | None:
+    "The 16-bit format of a model's own weights, or of one of its layers'; None: they have none."
+    return next((t.dtype for t in own_weights(module).values() if t.dtype in _HALF), None)
 
 def adapter_in_float32(
     lm: LM,  # with an adapter, or without; changed in place
 ) -> LM:  # the same
     "Make an adapter's weights float32, where they have 16 bits."
-    for module in adapter_layers(lm.model):
+    layers, place, half = adapter_layers(lm.model), lm.placement, _own_half(lm.model)
+    for module in layers:
         for copy in getattr(module, 'modules_to_save', {}).values():
             for hook in copy.__dict__.pop('converting', []): hook.remove()
-            half = next((p.dtype for p in _own_module(module).parameters() if p.dtype in _HALF), None)
-            if half: copy.converting = _convert_around(copy, half)
+            if fmt := _own_half(module): copy.converting = _convert_around(copy, fmt)
     for p in adapter_weights(lm.model).values():
         if p.dtype in _HALF: p.data = p.data.float()
-    own = next((t.dtype for t in own_weights(lm.model).values() if t.dtype in _HALF), None)
-    place = lm.placement
-    if own and lm.device.type == 'cuda' and place.autocast is None and adapter_layers(lm.model):
-        lm.placement = replace(place, autocast=own, reason=f'{place.reason}; float32 adapter')
+    if layers and half and lm.device.type == 'cuda' and place.autocast is None:
+        lm.placement = replace(place, autocast=half, reason=f'{place.reason}; float32 adapter')
     return lm
 
 # %% ../../nbs/models/adapters.ipynb #e7d124fe
@@ -129,7 +132,8 @@ def attach_adapter(
         remove_adapter(lm)
         for p, yes in trained: p.requires_grad_(yes)
         why = f'peft cannot add it ({str(e)[:160]})'
-        raise FTNBError(what, why, 'Name other targets.' if weights is None else 'Save it again.') from e
+        remedy = 'Name other targets.' if weights is None else 'Save it again.'
+        raise FTNBError(what, why, remedy) from e
     next(iter(model.peft_config.values())).base_model_name_or_path = lm.name
     return lm
 
@@ -139,17 +143,21 @@ PEFT_PREFIX = 'base_model.model.'   # what names in a file of peft's begin with
 def _fill_adapter(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     "Put the weights of a file into an adapter; all of it must be there, and nothing else."
     from peft import set_peft_model_state_dict
-    found = set_peft_model_state_dict(model, {k.removeprefix(PEFT_PREFIX): w for k, w in weights.items()})
+    named = {k.removeprefix(PEFT_PREFIX): w for k, w in weights.items()}
+    found = set_peft_model_state_dict(model, named)
     missing = set(found.missing_keys) & set(adapter_weights(model))
-    other = [k for k in found.unexpected_keys if '.original_module.' not in k and '.modules_to_save.' not in k]
+    inner = ('.original_module.', '.modules_to_save.')   # peft writes these a second time
+    other = [k for k in found.unexpected_keys if not any(i in k for i in inner)]
     if missing: raise ValueError(f'its file lacks {min(missing)}')
     if other: raise ValueError(f'its file has {other[0]}, and the model no place for it')
 
 def _check_usable(model: torch.nn.Module) -> None:
     "Refuse what peft adds, but can neither compute with nor save."
     places = [p.untyped_storage().data_ptr() for p in adapter_weights(model).values()]
-    if len(set(places)) < len(places): raise ValueError('ensure_weight_tying works for whole layers only')
-    if any(hasattr(m, 'tied_adapter') and module_inside(m.base_layer) for m in adapter_layers(model)):
+    if len(set(places)) < len(places):
+        raise ValueError('ensure_weight_tying works for whole layers only')
+    tokens = [m for m in adapter_layers(model) if hasattr(m, 'tied_adapter')]
+    if any(module_inside(m.base_layer) for m in tokens):
         raise ValueError('trainable_token_indices and modules_to_save want the same tied layer')
 
 # %% ../../nbs/models/adapters.ipynb #4eadd7c5
@@ -224,7 +232,7 @@ def _taken_off(lm: LM, choose: Callable = _own_module) -> LM:
 
 # %% ../../nbs/models/adapters.ipynb #a51df5b6
 def _learned_module(layer: Any) -> torch.nn.Module:
-    "What a merged adapter leaves in a place: a copy that was trained whole, or the model's own module."
+    "What a merged adapter leaves: a copy that was trained whole, or the model's own module."
     dtype = next((p.dtype for p in _own_module(layer).parameters()), None)
     while inside := module_inside(layer):
         name = next(iter(getattr(layer, 'active_adapters', [])), None)
@@ -243,11 +251,12 @@ def _shared_weights(model: torch.nn.Module) -> list[list[Any]]:
     "The model's own modules whose `weight` is the same tensor, in groups of two and more."
     owners: dict[int, dict[int, Any]] = {}
     for m in map(_own_module, model.modules()):
-        if (weight := m._parameters.get('weight')) is not None: owners.setdefault(id(weight), {})[id(m)] = m
+        weight = m._parameters.get('weight')
+        if weight is not None: owners.setdefault(id(weight), {})[id(m)] = m
     return [list(group.values()) for group in owners.values() if len(group) > 1]
 
 def _untie(lm: LM) -> None:
-    "Give adapted layers that share their weight a copy of their own, unless they are trained as one."
+    "Give adapted layers that share their weight copies of it, unless they are trained as one."
     layers = adapter_layers(lm.model)
     adapted = {id(_own_module(m)) for m in layers}
     leads = {id(_own_module(m)): m.tied_adapter or m for m in layers if hasattr(m, 'tied_adapter')}
@@ -255,15 +264,17 @@ def _untie(lm: LM) -> None:
         mine = [m for m in group if id(m) in adapted]
         if not mine or len({id(leads.get(id(m), m)) for m in group}) == 1: continue
         if is_seq2seq(lm):
-            raise FTNBError('an adapter on embeddings that several layers share', 'merged, it would change them all',
-                            'Keep it beside the model: save_lm(lm, folder). Or train other layers.')
+            what, why = 'an adapter on embeddings that several layers share', 'merged, it would change all'
+            remedy = 'Keep it beside the model: save_lm(lm, folder). Or train other layers.'
+            raise FTNBError(what, why, remedy)
         for m in mine: m.weight = torch.nn.Parameter(m.weight.detach().clone())
 
 # %% ../../nbs/models/adapters.ipynb #223fb7b0
 def _settle_ties(model: Any) -> None:
-    "Have the configuration say that output layer and embeddings are not the same, where that is so."
+    "Have the configuration say so, where output layer and embeddings are not the same any more."
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or head.weight is embeddings.weight or not model.config.tie_word_embeddings: return
+    if head is None or head.weight is embeddings.weight: return
+    if not model.config.tie_word_embeddings: return
     for config in (model.config, model.config.get_text_config()): config.tie_word_embeddings = False
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 

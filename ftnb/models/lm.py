@@ -134,7 +134,8 @@ def _sums(t: torch.Tensor) -> list[int]:
     words = data.view(torch.int64).view(-1, 1024)
     rows, columns = words.sum(1), words.sum(0)
     place = lambda x: torch.arange(1, len(x) + 1, device=x.device)
-    return torch.stack([rows.sum(), (rows * place(rows)).sum(), (columns * place(columns)).sum()]).tolist()
+    sums = rows.sum(), (rows * place(rows)).sum(), (columns * place(columns)).sum()
+    return torch.stack(sums).tolist()
 
 _HASHES: Any = WeakTensorKeyDictionary()   # tensor on a GPU -> its place and sums, its hash
 
@@ -149,14 +150,15 @@ def _tensor_hash(t: torch.Tensor) -> str:
     return found
 
 # %% ../../nbs/models/lm.ipynb #18dcfd15
-_BESIDE = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'quantization_config', 'use_cache',
-           'return_dict', 'output_attentions', 'output_hidden_states', 'output_router_logits', 'vocab_size',
-           'id2label', 'label2id', 'task_specific_params')
+_BESIDE = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'quantization_config',
+           'use_cache', 'return_dict', 'output_attentions', 'output_hidden_states',
+           'output_router_logits', 'vocab_size', 'id2label', 'label2id', 'task_specific_params')
 
 def _settings(values: dict, path: str = '') -> Iterator[tuple[str, Any]]:
-    "The settings of a configuration that decide what is computed: 'rope_parameters.rope_theta' and the like."
+    "The settings that decide what is computed: 'rope_parameters.rope_theta' and the like."
     for name, value in values.items():
-        if name in _BESIDE or name.startswith('_') or name.endswith(('_token_id', '_name_or_path')): continue
+        if name in _BESIDE or name.startswith('_'): continue
+        if name.endswith(('_token_id', '_name_or_path')): continue
         if isinstance(value, dict): yield from _settings(value, f'{path}{name}.')
         else: yield path + name, value
 
@@ -173,7 +175,7 @@ class Identity:
     ) -> str:  # 'num_hidden_layers is 3, not 2'; '' if there are none
         "How this model differs from another one."
         ours, theirs = self.config, other.config
-        both = lambda k: k in ours and k in theirs or '.' in k   # a setting may be new in another version
+        both = lambda k: k in ours and k in theirs or '.' in k   # others may be of a new version
         config = [f'{k} is {ours.get(k)!r}, not {theirs.get(k)!r}' for k in ours | theirs
                   if both(k) and ours.get(k) != theirs.get(k)]
         ours, theirs, trained = self.weights, other.weights, set(trained)

@@ -5,7 +5,6 @@
 # %% ../../nbs/models/loading.ipynb #61618439
 from __future__ import annotations
 import json, re, shutil, socket, urllib.parse, urllib.request
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -164,7 +163,7 @@ NOTE = 'ftnb.json'  # what an adapter folder says about the model that it belong
 def kept_settings(
     config: Any,  # a model's configuration
 ) -> dict[str, Any]:
-    "The settings that people change after loading: ids of special tokens, whether routers are balanced."
+    "What people change after loading: ids of special tokens, whether routers are balanced."
     keep = lambda k: k.endswith('_token_id') or k == 'output_router_logits'
     return {k: v for k, v in config.to_dict().items() if keep(k)}
 
@@ -231,10 +230,11 @@ def _adapter_file(lm: LM) -> dict[str, torch.Tensor]:
     "What the file of an adapter holds: its weights, and those of the model that have changed."
     from peft import get_peft_model_state_dict
     model = lm.model
-    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters()[0], save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters()[0],
+                                      save_embedding_layers=False)
     names = {id(t): k for k, t in (*model.named_buffers(), *model.named_parameters())}
     state |= {names[id(t)]: t for t in changed_weights(lm).values()}
-    once = {t.data_ptr(): k for k, t in reversed(state.items())}   # tied copies: safetensors wants each alone
+    once = {t.data_ptr(): k for k, t in reversed(state.items())}   # safetensors wants no ties
     alone = lambda k, t: t if once[t.data_ptr()] == k else t.clone()
     return {PEFT_PREFIX + k: alone(k, t.detach()).contiguous() for k, t in state.items()}
 
@@ -269,8 +269,8 @@ def _in_format(lm: LM, place: Placement) -> LM:
     for t in own.values():
         if t.is_floating_point(): t.data = t.data.to(place.dtype)
     lm.model.config.dtype, lm.placement = place.dtype, place
-    now, loaded = identity(lm.model).weights, lm.loaded
-    as_loaded = {k: now[k] if before.get(k) == w else w for k, w in loaded.weights.items()}
+    now, loaded = identity(lm.model), lm.loaded or identity(lm.model)
+    as_loaded = {k: now.weights[k] if before.get(k) == w else w for k, w in loaded.weights.items()}
     lm.loaded = replace(loaded, weights=as_loaded)
     return adapter_in_float32(lm)
 
@@ -280,7 +280,8 @@ def _with_adapter(folder: Path, name: str, dtype: torch.dtype | None, **options:
     import_optional('peft', 'pip install peft', 'to load adapters')
     from peft import PeftConfig
     what, note = f'adapter {str(folder)!r}', _read_note(folder)
-    lm = _named_base(folder, what, dtype=getattr(torch, note['dtype']) if note else dtype, **options)
+    saved_dtype = getattr(torch, note['dtype']) if note else dtype
+    lm = _named_base(folder, what, dtype=saved_dtype, **options)
     restore_beside(lm, folder, note.get('settings', {}))
     weights = load_file(folder / 'adapter_model.safetensors')
     resize_to(lm, _embedding_rows(lm, weights))
@@ -331,19 +332,22 @@ def _check_replaceable(folder: Path) -> None:
     raise FTNBError(f'folder {str(folder)!r}', rule, 'Choose another folder.')
 
 # %% ../../nbs/models/loading.ipynb #9918dc3c
+def _cannot_be_found(lm: LM) -> str:
+    "Why a model could not be loaded again below its adapter; '' if it could."
+    if not lm.loaded: return 'it was not loaded from anywhere'
+    bare = lambda it: replace(it, weights=dict.fromkeys(it.weights, ''))   # their numbers are saved
+    differs = bare(identity(lm.model)).differences(bare(lm.loaded))
+    return f'it has been changed since it was loaded ({differs})' if differs else ''
+
 def _check_adapter(lm: LM) -> None:
     "Refuse to save an adapter whose model could not be found again."
-    whole = ('Save all of it: save_lm(merge_adapter(lm), folder). Or save the model before you add the '
-             'adapter, and load it from there.')
     what, names = f'an adapter on {lm.name!r}', lm.model.active_adapters()
-    if len(names) != 1: raise FTNBError(what, f'{len(names)} are active', "Choose: lm.model.set_adapter('...').")
-    never = 'it could never be loaded again, as '
-    if not lm.loaded: raise FTNBError(what, f'{never}it was not loaded from anywhere', whole)
-    now = identity(lm.model)
-    if now.config != lm.loaded.config or set(now.weights) != set(lm.loaded.weights):
-        other = replace(now, weights=dict.fromkeys(now.weights, '')).differences(
-            replace(lm.loaded, weights=dict.fromkeys(lm.loaded.weights, '')))
-        raise FTNBError(what, f'{never}the model has been changed since it was loaded ({other})', whole)
+    if len(names) != 1:
+        raise FTNBError(what, f'{len(names)} are active', "Choose: lm.model.set_adapter('...').")
+    if not (why := _cannot_be_found(lm)): return
+    raise FTNBError(what, f'it could never be loaded again, as {why}',
+                    'Save all of it: save_lm(merge_adapter(lm), folder). Or save the model before you add the '
+                    'adapter, and load it from there.')
 
 # %% ../../nbs/models/loading.ipynb #b372c8aa
 def _save_adapter(lm: LM, folder: Path) -> None:
@@ -353,7 +357,8 @@ def _save_adapter(lm: LM, folder: Path) -> None:
     model.peft_config[model.active_adapters()[0]].save_pretrained(folder)
     if model.can_generate(): model.generation_config.save_pretrained(folder)
     dtype = next(t.dtype for t in own_weights(model).values() if t.is_floating_point())
-    note = {'dtype': str(dtype)[6:], 'settings': kept_settings(model.config), 'model': asdict(identity(model))}
+    note = {'dtype': str(dtype)[6:], 'settings': kept_settings(model.config),
+            'model': asdict(identity(model))}
     (folder / NOTE).write_text(json.dumps(note, indent=1))
 
 # %% ../../nbs/models/loading.ipynb #874af95f

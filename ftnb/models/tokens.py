@@ -148,6 +148,7 @@ def tokenizer_hash(
 ) -> str:  # 16 hexadecimal digits
     "A name for what a tokenizer does: its vocabulary, how it cuts and joins, its special tokens."
     backend = getattr(tokenizer, 'backend_tokenizer', None)
-    rules = backend.to_str().partition('"added_tokens"')[2] if backend else sorted(tokenizer.get_vocab().items())
-    parts = [type(tokenizer).__name__, rules, {k: str(v) for k, v in tokenizer.special_tokens_map.items()}]
+    rules = backend.to_str().partition('"added_tokens"')[2] if backend else ''
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+    parts = [type(tokenizer).__name__, rules or sorted(tokenizer.get_vocab().items()), special]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from ..core.errors import FTNBError
 from ..core.machine import choose_device
-from ..models.lm import LM, Identity, adapter_weights, check_lm, identity, own_weights, quiet_transformers
+from ..models.lm import (
+    LM, Identity, adapter_weights, check_lm, identity, own_weights, quiet_transformers)
 from ..models.adapters import (
     adapter_in_float32, adapter_layers, attach_adapter, remove_adapter, replaced_weights)
 from ..models.loading import fill_own, load_lm, load_tokenizer, restore_beside
@@ -56,11 +57,11 @@ def _saved(file: Path) -> dict[str, torch.Tensor]:
     return load_file(file) if file.is_file() else {}
 
 def _base_lm(folder: Path, facts: dict) -> LM:
-    "The model that a run was begun with, without its adapter; a checkpoint has what is not in the folder."
+    "The model that a run was begun with, without its adapter, as far as it is not in checkpoints."
     if facts['base'] == 'name': lm = load_lm(facts['name'], dtype=getattr(torch, facts['dtype']))
     else: lm = _untrained_lm(folder / 'model', facts)
     restore_beside(lm, folder / 'model', facts['kept'])
-    fill_own(lm, _saved(folder / 'base' / 'weights.safetensors') | _saved(folder / 'base' / 'replaced.safetensors'))
+    for name in ('weights', 'replaced'): fill_own(lm, _saved(folder / 'base' / f'{name}.safetensors'))
     return lm
 
 # %% ../../nbs/training/resuming.ipynb #80f77f67
@@ -73,8 +74,9 @@ def _trained_names(lm: LM, facts: dict) -> list[str]:
 def _check_same(lm: LM, facts: dict, begun: bool) -> None:
     "Refuse a model that is not the one of the run."
     what, remedy = f'model {lm.name!r}', 'Give the model as it was: resume(folder, lm=...).'
-    differs = identity(lm.model).differences(Identity(**facts['model']), _trained_names(lm, facts) if begun else ())
-    if differs: raise FTNBError(what, f'it is not the one that the run was begun with ({differs})', remedy)
+    trained = _trained_names(lm, facts) if begun else ()
+    if differs := identity(lm.model).differences(Identity(**facts['model']), trained):
+        raise FTNBError(what, f'it is not the one that the run was begun with ({differs})', remedy)
     missing = set(facts['trained']) - {name for name, _ in lm.model.named_parameters()}
     if missing:
         raise FTNBError(what, f'it has no {min(missing)}, which the run trains',
@@ -86,17 +88,19 @@ def _check_given(lm: Any, folder: Path) -> None:
     check_not_training(lm)
     own, given = load_tokenizer(folder / 'model'), lm.tokenizer
     if own.get_vocab() == given.get_vocab() and own.eos_token_id == given.eos_token_id: return
-    raise FTNBError(f'model {lm.name!r}', 'its tokenizer is not the one that the run was begun with',
+    raise FTNBError(f'model {lm.name!r}', 'its tokenizer is not that of the run',
                     'Give the model as it was: resume(folder, lm=...).')
 
 # %% ../../nbs/training/resuming.ipynb #2a479a8e
 @torch.no_grad()
 def _add_adapter(lm: LM, folder: Path) -> None:
     "Put a run's adapter into its model, with what both began with."
-    first, own = _saved(folder / 'adapter' / 'first.safetensors'), _saved(folder / 'base' / 'weights.safetensors')
+    first = _saved(folder / 'adapter' / 'first.safetensors')
+    own = _saved(folder / 'base' / 'weights.safetensors')
     if first and not adapter_layers(lm.model):
         from peft import PeftConfig
-        with quiet_transformers(): attach_adapter(lm, PeftConfig.from_pretrained(folder / 'adapter'), 'the run')
+        config = PeftConfig.from_pretrained(folder / 'adapter')
+        with quiet_transformers(): attach_adapter(lm, config, 'the adapter of the run')
         fill_own(lm, {k: own[k] for k in replaced_weights(lm.model) if k in own})
     adapter_in_float32(lm)
     for name, p in adapter_weights(lm.model).items():

@@ -46,7 +46,8 @@ def _can_be_loaded(lm: LM) -> bool:
     if not lm.loaded or identity(lm.model).config != lm.loaded.config: return False
     try: kind, _ = find_model(lm.name)
     except FTNBError: return False
-    return set(own_weights(lm.model)) == set(lm.loaded.weights) and (kind != 'hub' or '/' in lm.name)
+    same = set(own_weights(lm.model)) == set(lm.loaded.weights)
+    return same and (kind != 'hub' or '/' in lm.name)
 
 def _write(weights: dict[str, torch.Tensor], file: Path) -> None:
     "Weights as a file, if there are any; one that has two names is written once."

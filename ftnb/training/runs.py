@@ -220,7 +220,8 @@ def _run_facts(run: Run) -> dict:
     facts['tokens'] = f'{run.tokens:,} in {format_seconds(run.seconds)}: {speed}'
     facts['batches'] = batches_in_words(run.packed)
     if balances_routers(run.lm.model) and not is_seq2seq(run.lm):
-        facts['routers'] = f'their balance is a part of the loss, times {router_weight(run.lm.model):g}'
+        weight = router_weight(run.lm.model)
+        facts['routers'] = f'their balance is a part of the loss, times {weight:g}'
     return facts | ({'checkpoint': Path(run.checkpoint).name} if run.checkpoint else {})
 
 # %% ../../nbs/training/runs.ipynb #28805be7

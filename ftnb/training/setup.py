@@ -46,7 +46,7 @@ def check_options(
     s, lora, frozen = read_options(options, adapter=bool(adapter_layers(lm.model)))
     check_settings(s, data)
     if s.compile and balances_routers(lm.model):
-        raise FTNBError('compile=True', 'the loss of routers (output_router_logits) is computed beside the body',
+        raise FTNBError('compile=True', 'the loss of routers (output_router_logits) is not compiled',
                         'Leave it out, or set lm.model.config.output_router_logits = False.')
     return s, lora, frozen
 
