@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
 import pytest
+import tokenizers
 
 from ftnb.core.errors import FTNBError
 from ftnb.data.encoding import encode
@@ -54,7 +56,7 @@ ERRORS: dict[str, tuple[Any, dict, list[str]]] = {
     "mixed types": ([{"text": "a"}, {"text": 3}], {}, ["train[1]", "int '3'", "Convert it"]),
     "mixed rows": ([{"text": "a"}, "b", None], {}, ["train[2]", "NoneType", "must be a dict"]),
     "None": ([{"text": None}], {}, ["train[0]", "missing (None)", "Fill it in"]),
-    "NaN": (pd.DataFrame({"text": ["a", float("nan")]}), {}, ["train[1]", "missing (nan)"]),
+    "NaN": (pd.DataFrame({"text": ["a", float("nan")]}), {}, ["train[1]", "missing (None)"]),
     "bytes": ([{"text": b"a"}], {}, ["bytes", "value.decode('utf-8')"]),
     "half a character": ([{"text": "a\ud83d"}], {}, ["half of a character", "UTF-8"]),
     "a list for a text": ([{"text": ["a", "b"]}], {}, ["list", "must hold a str"]),
@@ -66,7 +68,7 @@ ERRORS: dict[str, tuple[Any, dict, list[str]]] = {
     "no such column": ([ROW], {"task": summarization(text="txt")}, ["'txt'", "Did you mean 'text'?"]),
     "a column lacks in one row": ([ROW, {"text": "a"}], {"task": ASK}, ["train[1]", "'summary'"]),
     "no convention": ([{"body": "a"}], {}, ["body", "Name the columns with a task"]),
-    "preferences": ([{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, ["rename 'chosen'"]),
+    "preferences": ([{"prompt": "a", "chosen": "b", "rejected": "c"}], {}, ["'completion': row['chosen']"]),
     "two columns of one name": (pd.DataFrame([["a", "b"]], columns=["text", "text"]), {}, ["'text'", "Rename"]),
     "no assistant": ([{"messages": turns("user")}], {}, ["no turn in it is supervised"]),
     "a silent assistant": ([{"messages": turns("user", "assistant", content=" ")}], {}, ["its target", "empty"]),
@@ -79,8 +81,17 @@ ERRORS: dict[str, tuple[Any, dict, list[str]]] = {
     "a picture": ([{"messages": turns("user", content=[{"type": "image"}])}], {}, ["only parts of type text"]),
     "messages are a text": ([{"messages": "hi"}], {}, ["a conversation is str", "list of turns"]),
     "a turn is a text": ([{"messages": ["hi"]}], {}, ["a turn is str"]),
-    "an unknown label": ([{"text": "a", "label": "frsh"}], {"task": sentiment()}, ["'frsh'", "Did you mean 'fresh'?"]),
-    "a label of another kind": ([{"text": "a", "label": 1}], {"task": sentiment()}, ["int '1'", "must hold a str"]),
+    "an unknown label": (
+        [{"text": "a", "label": "frsh"}],
+        {"task": sentiment(labels=["fresh", "rotten"])},
+        ["'frsh'", "Did you mean 'fresh'?"],
+    ),
+    "one label only": ([{"text": "a", "label": 1}], {"task": sentiment()}, ["only the label '1'", "Give labels="]),
+    "a label of another kind": (
+        [{"text": "a", "label": [1]}],
+        {"task": sentiment(labels=["a", "b"])},
+        ["list '[1]'", "must hold a str"],
+    ),
     "max_len 1": (["a"], {"max_len": 1}, ["max_len=1", "from 2 to 512"]),
     "max_len beyond the context": (["a"], {"max_len": 513}, ["max_len=513", "from 2 to 512"]),
     "all targets cut off": ([ROW], {"task": ASK, "max_len": 9}, ["max_len=9", "nothing is left", "Raise max_len"]),
@@ -388,5 +399,120 @@ def test_a_tokenizer_that_is_not_the_models() -> None:
 def test_a_template_that_refuses(chat: LM) -> None:
     lm = tiny_lm(chat=True)
     lm.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(FTNBError, match="refuses it .*roles must alternate"):
+    with pytest.raises(FTNBError, match="refuses it: roles must alternate"):
         encode(lm, [GOOD])
+
+
+MARKED = (
+    "{% for m in messages %}{{bos_token}}[{{m.role}}]{{m.content}}{{eos_token}}{% endfor %}"
+    "{% if add_generation_prompt %}{{bos_token}}[assistant]{% endif %}"
+)
+
+
+class Upper:
+    """A normalizer in Python, which no file can hold."""
+
+    def normalize(self, text: Any) -> None:
+        text.uppercase()
+
+
+def backend(part: str, make: Any) -> Any:
+    return lambda lm: setattr(lm.tokenizer.backend_tokenizer, part, make())
+
+
+CHANGES: dict[str, Any] = {  # of what decides the token ids
+    "bos": lambda lm: setattr(lm.tokenizer, "bos_token", "<|eos|>"),
+    "eos": lambda lm: setattr(lm.tokenizer, "eos_token", "<|bos|>"),
+    "start": lambda lm: setattr(lm.tokenizer, "add_bos_token", True),
+    "sides": lambda lm: (
+        setattr(lm.tokenizer, "padding_side", "left"),
+        setattr(lm.tokenizer, "truncation_side", "left"),
+    ),
+    "template": lambda lm: setattr(lm.tokenizer, "chat_template", MARKED.replace("[", "(")),
+    "added": lambda lm: (lm.tokenizer.add_tokens(["<new>"]), lm.model.resize_token_embeddings(260)),
+    "ends": lambda lm: setattr(lm.model.generation_config, "eos_token_id", [2, 70]),
+    "normalizer": backend("normalizer", lambda: tokenizers.normalizers.Lowercase()),
+    "own normalizer": backend("normalizer", lambda: tokenizers.normalizers.Normalizer.custom(Upper())),
+    "limit": lambda lm: lm.tokenizer.backend_tokenizer.enable_truncation(3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.filterwarnings("ignore:the encoded rows are not kept")
+def test_a_cache_knows_all_that_decides_the_ids(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTNB_CACHE", str(tmp_path))
+    turns = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Here <new> you are."}]
+    for chat in (True, False):
+        rows = [{"messages": turns}] * 3 if chat else [{"prompt": "Tea? ", "completion": "Here <new>"}] * 3
+        results = []
+        for changed, cache in ((False, True), (True, True), (True, False)):
+            lm = tiny_lm(chat=True)
+            lm.tokenizer.chat_template = MARKED
+            if changed:
+                CHANGES[change](lm)
+            results.append(encode(lm, rows, cache=cache))
+        before, kept, right = results
+        assert kept.train[:] == right.train[:] and kept.report == right.report
+        assert chat is False or change in ("sides", "limit", "start", "ends") or before.train[:] != right.train[:]
+
+
+DAMAGES: dict[str, Any] = {
+    "cut": lambda folder: os.truncate(folder / "train.arrow", 100),
+    "changed": lambda folder: (folder / "report.json").write_text(
+        (folder / "report.json").read_text().replace("1", "2")
+    ),
+    "missing": lambda folder: (folder / "valid.arrow").unlink(),
+    "empty": lambda folder: [file.unlink() for file in folder.iterdir()],
+    "no list": lambda folder: (folder / "checksums.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_encoded_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTNB_CACHE", str(tmp_path))
+    first = encode(tiny_lm(), ["abc", "de"], cache=True)
+    expected = first.train[:], first.report
+    (folder,) = (tmp_path / "encoded").iterdir()
+    DAMAGES[damage](folder)
+    for _ in range(2):
+        again = encode(tiny_lm(), ["abc", "de"], cache=True)
+        assert (again.train[:], again.report) == expected
+    assert list((tmp_path / "encoded").iterdir()) == [folder]
+
+
+def test_truncated_at_the_left() -> None:
+    """The last answer stays whole, and the start token; what is lost is counted, in streams and pairs, too."""
+    lm = tiny_lm(chat=True)
+    lm.tokenizer.chat_template = (
+        "{{bos_token}}{% for m in messages %}[{{m.role}}]{{m.content}}{% if m.role == 'assistant' %}{{eos_token}}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    talk = [("user", "q" * 20 + "🙂end"), ("assistant", "one"), ("user", "next?"), ("assistant", "two")]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in talk]}]
+    texts, full = {}, encode(lm, rows)
+    for size in (47, 30, 9, 6, 4):
+        data = encode(lm, rows, max_len=size, truncation_side="left")
+        (ids,), (labels,), report = data.train["input_ids"], data.train["labels"], data.report
+        texts[size] = lm.tokenizer.decode(ids)
+        learned = sum(label != -100 for label in labels)
+        assert len(ids) <= size and report["lost_target_tokens"] == full.report["supervised_tokens"] - learned
+        assert (
+            report["lost_prompt_tokens"]
+            == full.report["tokens"] - full.report["supervised_tokens"] - len(ids) + learned
+        )
+    assert texts == {
+        47: "<|bos|>end[assistant]one<|eos|>[user]next?[assistant]two<|eos|>",
+        30: "<|bos|>ne<|eos|>[user]next?[assistant]two<|eos|>",
+        9: "<|bos|>ant]two<|eos|>",
+        6: "<|bos|>]two<|eos|>",
+        4: "<|bos|>two",
+    }
+    pairs = [{"prompt": "a long question", "completion": "yes"}]
+    t5 = tiny_lm("t5")
+    for model, right in ((t5, "stion"), (lm, "nyes<|eos|>")):
+        stream = datasets.Dataset.from_list(pairs).to_iterable_dataset()
+        for source in (pairs, stream):
+            data = encode(model, source, max_len=5, truncation_side="left")
+            assert model.tokenizer.decode(next(iter(data.train))["input_ids"]) == right
+            assert data.report["truncated_rows"] == 1 and data.report["lost_target_tokens"] == 0
+            assert data.report["lost_prompt_tokens"] == (10 if model is t5 else 14)

@@ -1,9 +1,14 @@
 """Bad input: every mistake gets an `FTNBError` with the value, the rule and the remedy, before any work is lost."""
 
 import importlib.util
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 from ftnb.core.errors import FTNBError
@@ -82,7 +87,7 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
         ["int '3'", "must hold a str", "Convert"],
     ),
     "unknown label": (
-        lambda lm, d: encode(lm, [{"text": "a", "label": "frsh"}], sentiment()),
+        lambda lm, d: encode(lm, [{"text": "a", "label": "frsh"}], sentiment(labels=["fresh", "rotten"])),
         ["'frsh'", "must be one of", "Did you mean 'fresh'?"],
     ),
     "a bare string": (lambda lm, d: encode(lm, "a text"), ["rows is a str", "a list", "Wrap"]),
@@ -174,3 +179,65 @@ def test_a_half_written_cache_is_never_used(tmp_path: Path, monkeypatch: pytest.
     assert (convert_gguf(file) / "config.json").read_text() == "whole"
     monkeypatch.setattr("ftnb.models.gguf._convert", die)  # not called again
     assert (convert_gguf(file) / "config.json").read_text() == "whole"
+
+
+CALLS = """from ftnb.core.errors import FTNBError, check_choice, import_optional
+def inner(name):
+    return import_optional(name, 'pip install it', 'here')
+
+def outer(name):
+    return list(map(inner, [name]))"""
+MISSING = "module 'no_such' is missing: it is needed here. Run: pip install it"
+CELLS = {  # what a cell does, and the lines that are shown of it
+    "outer('no_such')": ["line 1", "outer('no_such')", "line 6 in outer", "line 3 in inner", MISSING],
+    "try:\n    x = 1\n    inner('no_such')\nfinally:\n    y = 2\n    z = 3": [
+        "line 3\n",
+        "inner('no_such')\n",
+        MISSING,
+    ],
+    "from concurrent.futures import ThreadPoolExecutor as Pool\nPool().submit(outer, 'no_such').result()": [
+        "line 2\n",
+        ".result()",
+        "line 6 in outer",
+        "line 3 in inner",
+        MISSING,
+    ],
+    "try: int('x')\nexcept ValueError as e: raise FTNBError('1', '2', '3') from e": [
+        "line 2\n",
+        "raise FTNBError",
+        "1: 2. 3",
+    ],
+    "import json\njson.loads('1', parse_int=inner)": [
+        "line 2\n",
+        "json.loads(",
+        "line 3 in inner",
+        "module '1' is missing",
+    ],
+}
+
+
+def test_a_notebook_shows_the_own_line_and_the_message_once() -> None:
+    sources = [CALLS, *CELLS, "outer('no_such')", "%tb Verbose"]
+    sources += ["import sys\nprint(repr(sys.last_value.__cause__), sys.last_value.__traceback__.tb_next.tb_next)"]
+    book = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, sources)))
+    nbclient.NotebookClient(book, allow_errors=True, timeout=120, kernel_name="python3").execute()
+    texts = []
+    for cell in book.cells[1:]:
+        text = "\n".join("\n".join(o.get("traceback", [])) + o.get("text", "") for o in cell.outputs)
+        texts.append(re.sub(r"\x1b\[[\d;]*m", "", text))
+    for shown, (source, words) in zip(texts, CELLS.items(), strict=False):
+        missing = [w for w in words if w not in shown]
+        assert not missing, (source, missing, shown)
+        assert shown.count(words[-1]) == 1, shown
+        for foreign in ("ftnb/", "import_optional(", "site-packages", "concurrent/", "ModuleNotFound", "direct cause"):
+            assert foreign not in shown.replace("return import_optional(", ""), (source, shown)
+    everything, chain = texts[-2:]
+    assert "ModuleNotFoundError" in everything and "errors.py" in everything and "direct cause" in everything
+    assert "ModuleNotFoundError" in chain and "traceback object" in chain
+
+
+def test_a_script_shows_the_whole_traceback(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(f"{CALLS}\nouter('no_such')\n")
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
+    assert "direct cause" in done.stderr and "errors.py" in done.stderr and "line 7" in done.stderr
+    assert done.stderr.endswith(f"ftnb.core.errors.FTNBError: {MISSING}\n")

@@ -19,11 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
-from ftnb import finetune, resume, tiny_lm
+from ftnb import finetune, load_lm, resume, save_lm, score, tiny_lm
 from ftnb.core.errors import FTNBError
+from ftnb.data.applications import summarization
 from ftnb.data.encoding import encode
 from ftnb.training.checkpoints import checkpoints_in, newest_checkpoint
 from ftnb.training.learner import Callback, Learner
@@ -341,3 +343,76 @@ def two_runs_in_a_folder(folder: Path) -> str:
 
 def test_two_runs_in_a_folder(tmp_path: Path) -> None:
     assert "another run is writing its checkpoints there" in in_process(two_runs_in_a_folder, tmp_path / "run")
+
+
+def test_a_model_from_a_folder_is_found_again_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards and scores show its last part; what it is loaded by is kept, whole."""
+
+    class Two(Callback):
+        def after_step(self, learner: Learner) -> None:
+            if learner.step == 2:
+                raise KeyboardInterrupt
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    save_lm(tiny_lm(), "models/base.v2")
+    lm = load_lm("models/../models/base.v2/")
+    assert lm.name == "base.v2" and repr(lm).startswith("LM base.v2")
+    data = encode(lm, TEXTS)
+    options: dict[str, Any] = {"lora": 2, "checkpoint": "runs/one", "checkpoint_every": 1, "progress": False}
+    run = finetune(lm, data, callbacks=[Two()], **options)
+    assert run.status == "interrupted" and not (tmp_path / "runs/one/run/base").exists()
+    save_lm(lm, "adapters/first")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = resume(tmp_path / "runs/one", progress=False)
+    assert (again.status, again.lm.name, len(again.losses)) == ("finished", "base.v2", 3)
+    adapted = load_lm("../adapters/first")
+    assert (adapted.name, adapted.source) == ("first", lm.source)
+    task = summarization("text", "summary")
+    assert score(adapted, [{"text": "a", "summary": "b"}], task, max_new_tokens=2, progress=False).name == "first"
+
+
+def flow(lm: Any) -> Any:
+    """Twenty-four rows as a shuffled stream."""
+    rows = datasets.Dataset.from_list([{"text": text + "!" * n} for n, text in enumerate(TEXTS)])
+    return encode(lm, rows.to_iterable_dataset(num_shards=3).shuffle(seed=1, buffer_size=5))
+
+
+class Watch(Callback):
+    """Notes the rows of each epoch by their lengths, and may press ■."""
+
+    def __init__(self, stop: int = 0) -> None:
+        self.stop, self.epochs = stop, {}
+
+    def after_step(self, learner: Learner) -> None:
+        lengths = [n for batch in learner.batches for n in batch.lengths]
+        self.epochs.setdefault(learner.epoch, []).extend(lengths)
+        if learner.step == self.stop:
+            raise KeyboardInterrupt
+
+
+STREAM: dict[str, Any] = {"lr": 1e-2, "batch_size": 4, "max_steps": 20, "progress": False}
+
+
+@pytest.mark.parametrize("at", [4, 6, 11, 18])
+def test_a_shuffled_stream_goes_on_in_its_epoch(at: int, tmp_path: Path) -> None:
+    whole, first, second = tiny_lm(), tiny_lm(), tiny_lm()
+    watch = Watch()
+    run = finetune(whole, flow(whole), callbacks=[watch], **STREAM)
+    orders = [watch.epochs[epoch] for epoch in range(3)]
+    assert sorted(orders[0]) == sorted(orders[1]) and len({tuple(order) for order in orders}) == 3
+    assert run.status == "finished" and "read 4 times" in repr(run)
+    options = STREAM | {"checkpoint": tmp_path / "run", "checkpoint_every": 1}
+    assert finetune(first, flow(first), callbacks=[Watch(at)], **options).status == "interrupted"
+    again = resume(tmp_path / "run", lm=second, data=flow(second), progress=False)
+    assert digest(again) == digest(run)
+
+
+def test_a_stream_that_is_used_up_says_so() -> None:
+    lm, rows = tiny_lm(), iter([{"text": text} for text in TEXTS])
+    data = encode(lm, datasets.IterableDataset.from_generator(lambda: rows))
+    with pytest.warns(UserWarning, match="gave no rows when it was read again"):
+        run = finetune(lm, data, **STREAM)
+    assert (run.status, len(run.losses)) == ("finished", 6)
+    with pytest.raises(FTNBError, match="no row of the stream can be used"):
+        finetune(lm, data, **STREAM)

@@ -4,14 +4,15 @@
 
 # %% ../../nbs/core/errors.ipynb #0f482271
 from __future__ import annotations
-import contextlib, difflib, importlib, importlib.util, math, numbers, re
-from collections.abc import Iterable, Iterator
+import contextlib, copy, difflib, importlib, importlib.util, math, numbers, re, sysconfig
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 # %% auto #0
 __all__ = ['OPTIONAL', 'FTNBError', 'shows_error', 'did_you_mean', 'check_choice', 'describe_value', 'require', 'check_number',
-           'check_names', 'import_optional', 'package_folder']
+           'check_utf8', 'check_nested_utf8', 'check_names', 'import_optional', 'package_folder']
 
 # %% ../../nbs/core/errors.ipynb #5c63e607
 class FTNBError(ValueError):
@@ -24,7 +25,34 @@ class FTNBError(ValueError):
         super().__init__(value, rule, remedy)
         self.value, self.rule, self.remedy = value, rule, remedy
 
-    def __str__(self) -> str: return f'{self.value}: {self.rule}. {self.remedy}'
+    def __str__(self) -> str:
+        message = f'{self.value}: {self.rule}. {self.remedy}'
+        return message.encode('utf-8', 'backslashreplace').decode()   # it must be possible to print it
+
+    def _render_traceback_(self) -> list[str]:
+        "What IPython shows: the person's own lines, and the message."
+        from IPython import get_ipython
+        from IPython.core.ultratb import ListTB
+        view: Any = get_ipython().InteractiveTB   # type: ignore[union-attr]
+        own = _users_frames(self.__traceback__)
+        if own is None or view.mode in ('Minimal', 'Verbose'):
+            return view.structured_traceback(type(self), self, self.__traceback__)
+        *lines, message = ListTB.structured_traceback(view, type(self), copy.copy(self), own, 0)
+        return [*lines, '(%tb Verbose shows every frame)', message]
+
+# %% ../../nbs/core/errors.ipynb #3ca6a5f6
+def _is_users(frame: FrameType) -> bool:
+    "Whether a frame runs a person's own code: not ours, no other package's, not Python's."
+    file, module = frame.f_code.co_filename, str(frame.f_globals.get('__name__'))
+    installed = {'site-packages', 'dist-packages'}.intersection(Path(file).parts)
+    python = file.startswith(('<frozen', sysconfig.get_paths()['stdlib']))
+    return not (module.partition('.')[0] == 'ftnb' or installed or python)
+
+def _users_frames(tb: TracebackType | None) -> TracebackType | None:
+    "The frames of a traceback that are a person's own; None: there are none."
+    if tb is None: return None
+    rest = _users_frames(tb.tb_next)
+    return TracebackType(rest, tb.tb_frame, tb.tb_lasti, tb.tb_lineno) if _is_users(tb.tb_frame) else rest
 
 # %% ../../nbs/core/errors.ipynb #34af3f9e
 @contextlib.contextmanager
@@ -112,6 +140,30 @@ def check_number(
     remedy = f'Write {name}={value}, without quotes.' if _numeral(value) else f'Change {name}.'
     raise FTNBError(describe_value(name, value), rule + (f', {why}' if why else ''), remedy)
 
+# %% ../../nbs/core/errors.ipynb #98868194
+def check_utf8(
+    text: str,  # anything
+    what: str,  # what it is called in the message: 'stop', "column 'text'"
+    remedy: str = 'Write the whole character, or leave it out.',  # an instruction
+) -> str:  # `text`, unchanged
+    "Return a text that can be written as UTF-8; refuse half of a character with an `FTNBError`."
+    try: text.isascii() or text.encode()
+    except UnicodeEncodeError as e:
+        where = f'{what} holds {text[e.start]!r} at character {e.start}'
+        raise FTNBError(where, 'it is half of a character', remedy) from None
+    return text
+
+# %% ../../nbs/core/errors.ipynb #3aef5e2e
+def check_nested_utf8(
+    value: Any,  # dicts and lists of anything
+    what: str,  # what it is called in the message
+) -> None:
+    "Refuse half of a character in any text within a value."
+    if isinstance(value, str): check_utf8(value, what)
+    elif isinstance(value, Mapping): check_nested_utf8([*value, *value.values()], what)
+    elif isinstance(value, (list, tuple)):
+        for x in value: check_nested_utf8(x, what)
+
 # %% ../../nbs/core/errors.ipynb #9195b82e
 def check_names(
     name: str,  # of the parameter
@@ -125,8 +177,9 @@ def check_names(
         raise FTNBError(describe_value(name, value), 'it must be a list of str', remedy)
     names = tuple(value)
     for x in names:
-        if isinstance(x, str) and x.strip(): continue
-        raise FTNBError(f'{x!r:.60} in {name}', 'it must be a str, and not empty', f'Change {name}.')
+        ok = isinstance(x, str) and bool(x.strip())
+        if not ok: raise FTNBError(f'{x!r:.60} in {name}', 'it must be a str, and not empty', f'Change {name}.')
+        check_utf8(x, f'{x!r:.60} in {name}')
     require(name, value, len(names) >= least, f'there must be {least} at least')
     require(name, value, not different or len(set(names)) == len(names), 'one of them is there twice')
     return names

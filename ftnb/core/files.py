@@ -11,12 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from filelock import FileLock, Timeout
-from .errors import FTNBError
+from .errors import FTNBError, check_utf8, describe_value
 
 # %% auto #0
-__all__ = ['FORMULA_STARTS', 'atomic_file', 'atomic_folder', 'cache_folder', 'checksum', 'file_lock', 'read_text',
-           'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv', 'read_csv', 'escape_cell', 'unescape_cell',
-           'write_csv']
+__all__ = ['FORMULA_STARTS', 'check_path', 'atomic_file', 'atomic_folder', 'cache_folder', 'checksum', 'write_checksums',
+           'find_damage', 'file_lock', 'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv',
+           'read_csv', 'escape_cell', 'unescape_cell', 'write_csv']
+
+# %% ../../nbs/core/files.ipynb #c7aefd63
+def check_path(
+    name: str,  # of the parameter
+    value: Any,  # what was passed
+) -> Path:
+    "A path that a file or a folder can have; anything else is refused."
+    ok = isinstance(value, (str, os.PathLike)) and bool(str(value).strip())
+    rule, remedy = 'it must be a path, str or Path', f'Change {name}.'
+    if not ok: raise FTNBError(describe_value(name, value), rule, remedy)
+    if '\0' in str(value):
+        raise FTNBError(f'{name}={str(value)!r:.80}', 'no path can hold a zero character', 'Take it out.')
+    try: os.fsencode(value)
+    except UnicodeEncodeError: check_utf8(str(value), f'{name}={str(value)!r:.80}', 'Choose another name.')
+    return Path(value)
 
 # %% ../../nbs/core/files.ipynb #7e2131be
 def _fsync(path: Path) -> None:
@@ -42,7 +57,7 @@ def atomic_file(
     replace: bool = True,  # False: `FileExistsError` if it is there already
 ) -> Iterator[Path]:  # a temporary file beside it with the same ending, to be written in the block
     "Write a file that appears whole or not at all: written aside, flushed to disk, renamed."
-    file = Path(file)
+    file = check_path('file', file)
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f'.{file.stem}-{secrets.token_hex(4)}{file.suffix}')
     aside.touch(exist_ok=False)
@@ -71,7 +86,7 @@ def atomic_folder(
     replace: bool = True,  # False: if another process has made it meanwhile, keep that one
 ) -> Iterator[Path]:  # a temporary folder beside it, to be filled in the block
     "Make a folder that appears whole or not at all: written aside, flushed to disk, renamed."
-    folder = Path(folder)
+    folder = check_path('folder', folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent,
                                      ignore_cleanup_errors=True) as aside:
@@ -94,6 +109,29 @@ def checksum(
 ) -> str:
     "The BLAKE2b checksum of a file."
     with file.open('rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()[:digits]
+
+# %% ../../nbs/core/files.ipynb #355b43ac
+def write_checksums(
+    folder: Path,  # whole, but for this
+) -> None:
+    "Note the sizes and the checksums of the files in a folder."
+    sums = {f.name: [f.stat().st_size, checksum(f)] for f in sorted(folder.iterdir())}
+    (folder / 'checksums.json').write_text(json.dumps(sums, indent=1))
+
+# %% ../../nbs/core/files.ipynb #bf97df9e
+def find_damage(
+    folder: Path,  # with what `write_checksums` has written
+) -> str:  # '' if there is none
+    "What is wrong with the files of a folder."
+    try: sums = dict(json.loads((folder / 'checksums.json').read_text()))
+    except (OSError, ValueError, TypeError): sums = {}
+    if not sums: return 'its list of checksums cannot be read'
+    for name, (size, expected) in sums.items():
+        file = folder / name
+        if not file.is_file(): return f'{name} is missing'
+        if (n := file.stat().st_size) != size: return f'{name} has {n:,} bytes, not {size:,}'
+        if checksum(file) != expected: return f'{name} has been changed'
+    return ''
 
 # %% ../../nbs/core/files.ipynb #1072c60c
 class file_lock:
@@ -136,7 +174,7 @@ def read_text(
     fallback: str | None = None,  # encoding of what is neither UTF-8 nor UTF-16; None: an error
 ) -> str:  # line ends are left as they are
     "The text of a file, without a byte-order mark."
-    raw = file.read_bytes()
+    raw = check_path('file', file).read_bytes()
     encoding = 'utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try: return raw.decode(encoding)
     except UnicodeDecodeError as e:
@@ -233,9 +271,10 @@ def escape_cell(
     "A value as a cell: a text is never taken for a formula, a missing value is an empty cell."
     if value is None: return ''
     if isinstance(value, str):
+        check_utf8(value, 'a cell')
         return f"'{value}" if not value or value[0] in FORMULA_STARTS else value
     if isinstance(value, float): return float.__repr__(value)
-    return json.dumps(value, ensure_ascii=False)
+    return check_utf8(json.dumps(value, ensure_ascii=False), 'a cell')
 
 # %% ../../nbs/core/files.ipynb #596c1dff
 def unescape_cell(

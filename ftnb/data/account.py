@@ -6,17 +6,19 @@
 from __future__ import annotations
 import functools, hashlib, importlib.util, re, unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 import numpy as np
 from ..models.tokens import SpecialText
+from .turns import is_supervised
+from .tasks import Task
 from .rows import CheckedRows
 
 # %% auto #0
 __all__ = ['SCRIPTS', 'MIN_LETTERS', 'MIN_PROBABILITY', 'MAX_SAMPLED', 'SAME_LANGUAGE', 'CONTROL', 'text_hashes', 'is_repeat',
            'near_duplicates', 'script_of', 'differs_from_most', 'other_script', 'language_model', 'language_of',
-           'languages_of', 'row_texts', 'text_counts', 'find_repeated_rows']
+           'languages_of', 'row_texts', 'own_texts', 'text_counts', 'find_repeated_rows']
 
 # %% ../../nbs/data/account.ipynb #0e378964
 def text_hashes(
@@ -144,7 +146,8 @@ def script_of(
     if text.isascii(): return 'LATIN' if any(map(str.isalpha, text)) else ''
     first_word = lambda c: unicodedata.name(c, '?').split(' ')[0].split('-')[0]
     counts = Counter(SCRIPTS.get(w := first_word(c), w) for c in text if c.isalpha())
-    return counts.most_common(1)[0][0] if counts else ''
+    for script in ('CJK', 'HANGUL'): counts[script] *= 2   # a word has fewer characters
+    return counts.most_common(1)[0][0] if counts.total() else ''
 
 # %% ../../nbs/data/account.ipynb #61055eac
 def differs_from_most(
@@ -211,14 +214,45 @@ def row_texts(
     "Each row's contents as one text, to be compared with others."
     return ['\n'.join(turn['content'] for turn in turns) for turns in rows.turns]
 
+# %% ../../nbs/data/account.ipynb #24f36e2a
+def _column_texts(row: Mapping, columns: Collection[str]) -> Iterator[str]:
+    "The texts in a row's columns, nested ones included."
+    for column in columns:
+        value = row.get(column)
+        yield from (x.strip() for x in (value.values() if isinstance(value, Mapping) else [value])
+                    if isinstance(x, str) and x.strip())
+
+# %% ../../nbs/data/account.ipynb #7f4e7d5f
+def own_texts(
+    rows: CheckedRows,  # from `check_rows`
+    task: Task | None = None,  # what is asked; None: whole prompts
+) -> tuple[list[str], list[str]]:  # prompts, without the task's own words; and what is learned
+    "What each row itself says, prompts and targets apart."
+    said, learned = [], []
+    for turns, row in zip(rows.turns, rows.raw):
+        asked = '\n'.join(turn['content'] for turn in turns if turn['role'] == 'user')
+        target = '\n'.join(turn['content'] for turn in turns if is_supervised(turn))
+        columns = () if task is None or task.turns else task.columns
+        own = [text for text in _column_texts(row, columns) if text in asked]
+        apart = [text for text in own if text != target]   # an instruction may list the labels
+        said.append('\n'.join(apart or own) or asked)
+        learned.append(target)
+    return said, learned
+
 # %% ../../nbs/data/account.ipynb #59549c4b
-def _language_counts(answers: list[str], prompts: list[str], script: np.ndarray) -> dict[str, int]:
+def _by_side(name: str, prompts: np.ndarray, targets: np.ndarray, asked: bool) -> dict[str, int]:
+    "Marked rows; where there are prompts, of either side as well."
+    sides = {f'{name}_prompts': int(prompts.sum()), f'{name}_targets': int(targets.sum())}
+    return {name: int((prompts | targets).sum())} | (sides if asked else {})
+
+def _language_counts(prompts: list[str], targets: list[str], script: np.ndarray,
+                     asked: bool) -> dict[str, int]:
     "Rows in another language than most, and of how many that is known; nothing if of none."
-    sides = [languages_of(texts) for texts in (answers, prompts)]
-    other = np.any([differs_from_most(codes, 0.5) for codes in sides], 0)
+    sides = [languages_of(texts) for texts in (prompts, targets)]
     sure = np.any([codes != '' for codes in sides], 0)
     if not sure.any(): return {}
-    return {'other_language': int((other & ~script).sum()), 'language_rows': int(sure.sum())}
+    said, learned = (differs_from_most(codes, 0.5) & ~script for codes in sides)
+    return _by_side('other_language', said, learned, asked) | {'language_rows': int(sure.sum())}
 
 # %% ../../nbs/data/account.ipynb #54a07dd4
 CONTROL = re.compile('[\x00-\x08\x0b\x0e-\x1f\x7f]')  # control characters, but for tab and line ends
@@ -226,15 +260,15 @@ CONTROL = re.compile('[\x00-\x08\x0b\x0e-\x1f\x7f]')  # control characters, but 
 def text_counts(
     rows: CheckedRows,  # from `check_rows`
     special: SpecialText,  # of the tokenizer
+    task: Task | None = None,  # what is asked; None: whole prompts are looked at
 ) -> dict[str, int]:  # by the names of the report
     "What is worth knowing about a split's texts."
-    texts = row_texts(rows)
-    answers = [turns[-1]['content'] for turns in rows.turns]
-    prompts = ['\n'.join(turn['content'] for turn in turns[:-1]) for turns in rows.turns]
-    script = other_script(answers) | other_script(prompts)
+    texts, (prompts, targets) = row_texts(rows), own_texts(rows, task)
+    said, learned, asked = other_script(prompts), other_script(targets), any(prompts)
     return {'special_text': sum(bool(special.pattern.search(text)) for text in texts),
             'control_characters': sum(bool(CONTROL.search(text)) for text in texts),
-            'other_script': int(script.sum())} | _language_counts(answers, prompts, script)
+            **_by_side('other_script', said, learned, asked),
+            **_language_counts(prompts, targets, said | learned, asked)}
 
 # %% ../../nbs/data/account.ipynb #9f261c8d
 def find_repeated_rows(

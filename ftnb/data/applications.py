@@ -4,16 +4,25 @@
 
 # %% ../../nbs/data/applications.ipynb #671eb647
 from __future__ import annotations
-import operator, re
+import functools, itertools, regex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-from ..core.errors import FTNBError, check_names, did_you_mean
+import datasets
+from ..core.errors import FTNBError, require
+from ..models.chat_templates import SYSTEM
 from ..models.tokens import check_text
-from .turns import check_turns, normalized_turn
-from .tasks import Task
+from .values import plain_row
+from .turns import check_turns, is_turns, normalized_turn, read_json
+from .tasks import Task, open_task
+from .templates import SPEAKERS
+from .languages import (
+    LANGUAGES, column_language, contradicted, language_code, language_name)
+from .labels import Labels, class_names, first_label, found_labels, given_labels
 
 # %% auto #0
-__all__ = ['column_text', 'free_text', 'summarization', 'translation', 'first_label', 'sentiment', 'dialogue', 'infer_task']
+__all__ = ['INSTRUCTIONS', 'Sides', 'column_text', 'free_text', 'summarization', 'translation', 'sentiment', 'dialogue',
+           'infer_task']
 
 # %% ../../nbs/data/applications.ipynb #729fc61e
 def column_text(
@@ -36,6 +45,82 @@ def free_text(
     target = lambda row: _stripped(row, text)
     return Task('free text', (text,), target=target, max_new_tokens=100)
 
+# %% ../../nbs/data/applications.ipynb #ea164014
+INSTRUCTIONS = {  # language: kind: the instruction, and the cue where there is no chat template
+    'en': {'summarization': ('Summarize the following text in one sentence.', 'Summary:'),
+           'translation': ('Translate into {to}.', '{to}:'),
+           'translation into any': ('Translate the following text.', 'Translation:'),
+           'one word': ('Is the following text {labels}? Answer with one word.', 'Label:'),
+           'label': ('Which label fits the following text: {labels}? Answer with the label only.',
+                     'Label:')},
+    'zh': {'summarization': ('请用一句话概括下面的文字。', '摘要：'),
+           'translation': ('请把下面的文字翻译成{to}。', '{to}：'),
+           'translation into any': ('请翻译下面的文字。', '译文：'),
+           'one word': ('下面的文字属于哪一类：{labels}？只回答其中一个标签。', '标签：'),
+           'label': ('下面的文字属于哪一类：{labels}？只回答其中一个标签。', '标签：')}}
+
+# %% ../../nbs/data/applications.ipynb #ca3616f1
+def _check_language(language: str | None, instruction: str | None, **more: str | None) -> None:
+    "Refuse a language in which there are no instructions, unless one is given; and what is no str."
+    given = {'language': language, 'instruction': instruction, **more}
+    for name, value in given.items():
+        require(name, value, value is None or isinstance(value, str), 'it must be a str, or None')
+    if language is None or instruction is not None: return
+    if language_code(language) in INSTRUCTIONS: return
+    names = ' and '.join(map(language_name, INSTRUCTIONS))
+    raise FTNBError(f'language={language!r:.60}', f'there are instructions in {names}',
+                    'Give your own: instruction=. (What a text is translated into is to=.)')
+
+# %% ../../nbs/data/applications.ipynb #de214f03
+def _column_texts(rows: Any, *path: str) -> list[str]:
+    "The texts of a column in a sample of rows; `path`: its name, or the way into a nested one."
+    step = max(1, len(rows) // 400)
+    if not isinstance(rows, datasets.Dataset): some = rows[::step]
+    elif path[0] not in rows.column_names: return []
+    else: some = rows.select_columns(path[0]).select(range(0, len(rows), step))   # no images
+    values = (functools.reduce(lambda at, name: at.get(name) if isinstance(at, Mapping) else None,
+                               path, row) for row in some)
+    return [value for value in values if isinstance(value, str) and value.strip()]
+
+# %% ../../nbs/data/applications.ipynb #6d7fc68e
+def _instruction_language(language: str | None, instruction: str | None,
+                          texts: Sequence[str]) -> tuple[str, str]:
+    "In which language to ask ('en' or 'zh'), and what a card says about it."
+    given = language_code(language) if language else ''
+    found = given or column_language(texts)
+    code = found if found in INSTRUCTIONS else 'en'
+    if instruction is not None: return code, 'your own' if instruction else 'none'
+    if given: return code, f'in {language_name(code)} (given)'
+    why = f' (the language of the texts is {language_name(found) or found})' if found else ''
+    return code, f'in {language_name(code)}{why}'
+
+# %% ../../nbs/data/applications.ipynb #aaebcf7f
+def _asked(kind: str, language: str, instruction: str | None, cue: str | None,
+           **words: str) -> tuple[str, str]:
+    "The instruction and the cue of a prompt; `words` fill in what stands in braces."
+    defaults = INSTRUCTIONS[language][kind]
+    begin, end = (given if given is not None else default
+                  for given, default in zip((instruction, cue), defaults))
+    for name, word in words.items():
+        begin, end = begin.replace(f'{{{name}}}', word), end.replace(f'{{{name}}}', word)
+    return begin, end
+
+# %% ../../nbs/data/applications.ipynb #f636410b
+def _mismatch(instruction: str | None, texts: list[str], targets: list[str],
+              to: str | None = None, column: str = '') -> dict[str, str]:
+    "For the card: `to` and a column, or an instruction and targets, that name different languages."
+    names = [language_code(name) for name in (to or '', column)]
+    if all(names) and names[0] != names[1]:
+        return {'contradiction': f'the prompt says {to}, and the column is called {column!r}'}
+    words = {w.casefold() for w in regex.findall(r'\w+', instruction or '')}
+    named = {code for code, names in LANGUAGES.items() if {n.casefold() for n in names[1:4]} & words
+             or any(name in (instruction or '') for name in names[2:4] if not name.isascii())}
+    found, asked = column_language(targets), column_language(texts)   # 'this English text'
+    named -= {asked}
+    if not found or not asked or not named or found in named: return {}
+    all_named, other = ' and '.join(map(language_name, sorted(named))), language_name(found) or found
+    return {'contradiction': f'the instruction names {all_named}, and the targets are {other}'}
+
 # %% ../../nbs/data/applications.ipynb #33fcf010
 def _joined(instruction: str | None, text: str) -> str:
     "An instruction and a text, if there is an instruction."
@@ -47,101 +132,262 @@ def summarization(
     summary: str = 'summary',  # the column with its summary
     instruction: str | None = None,  # begins the prompt; None: a sentence (encoder-decoder: none)
     max_new_tokens: int = 48,  # the longest summary, in tokens
+    *,
+    language: str | None = None,  # of the instruction: 'en' or 'zh'; None: that of the text
+    cue: str | None = None,  # ends a prompt without a chat template; None: 'Summary:'
 ) -> Task:
     "Write a summary of a text."
-    begin = 'Summarize the following text in one sentence.' if instruction is None else instruction
-    return Task('summarization', (text, summary), target=lambda row: _stripped(row, summary),
-                prompt=lambda row: _joined(begin, _stripped(row, text)),
-                source=lambda row: _joined(instruction, _stripped(row, text)), cue='Summary:',
-                metrics=('rougeL', 'rouge1', 'rouge2', 'chrf'), max_new_tokens=max_new_tokens)
+    _check_language(language, instruction, cue=cue)
+    def make(rows: Any = ()) -> Task:
+        texts = _column_texts(rows, text)
+        code, how = _instruction_language(language, instruction, texts)
+        doubt = _mismatch(instruction, texts, _column_texts(rows, summary))
+        begin, end = _asked('summarization', code, instruction, cue)
+        return Task('summarization', (text, summary), target=lambda row: _stripped(row, summary),
+                    prompt=lambda row: _joined(begin, _stripped(row, text)),
+                    source=lambda row: _joined(instruction, _stripped(row, text)), cue=end,
+                    metrics=('rougeL', 'rouge1', 'rouge2', 'chrf'), max_new_tokens=max_new_tokens,
+                    found=doubt | {'instruction': how})
+    return open_task(make(), make)
 
-# %% ../../nbs/data/applications.ipynb #df6747bb
-_CHINESE = re.compile(r'chinese|mandarin|中文|汉语|漢語|^zh\b', re.IGNORECASE)
+# %% ../../nbs/data/applications.ipynb #f38c22c5
+def _example(rows: Any) -> Mapping:
+    "A row whose columns show how rows are built: the first with a nested `translation`, or the first."
+    some = [row for row in itertools.islice(rows, 100) if isinstance(row, Mapping)]
+    return next((row for row in some if isinstance(row.get('translation'), Mapping)), some[0] if some else {})
+
+# %% ../../nbs/data/applications.ipynb #4ec8ba71
+def _language_columns(rows: Any) -> dict[str, tuple[str, ...]]:
+    "Columns (or entries of `translation`) that are called by a language, and the way to each."
+    row = _example(rows)
+    nested = row.get('translation')
+    inside = nested if isinstance(nested, Mapping) else row
+    path = ('translation',) if inside is nested else ()
+    names = [k for k in inside if language_code(str(k)) and isinstance(inside[k], str | None)]
+    feature = (getattr(rows, 'features', None) or {}).get('translation')
+    order = [*_configured(rows), *(getattr(feature, 'languages', None) or []), *names]
+    return {name: (*path, name) for name in sorted(names, key=order.index)}
+
+# %% ../../nbs/data/applications.ipynb #f7cc8a92
+def _configured(rows: Any) -> list[str]:
+    "The languages in the name of a data set's configuration: of 'wmt-de-en' both; else none."
+    name = getattr(getattr(rows, 'info', None), 'config_name', None) or ''
+    pair = regex.search(r'(?:^|[-_])([a-z]{2,3})[-_]([a-z]{2,3})$', name)
+    return list(pair.groups()) if pair and all(map(language_code, pair.groups())) else []
+
+# %% ../../nbs/data/applications.ipynb #6f7a4420
+Sides = tuple[tuple[str, ...], tuple[str, ...]]  # the way to the source, and to the target
+
+def _sides(rows: Any, source: str, target: str, to: str | None) -> Sides:
+    "Where the source and the target are."
+    row = _example(rows)
+    columns = _language_columns(rows)
+    ways = columns | {name: (name,) for name in row}
+    missing = {source, target} - set(ways)
+    left = [name for name in columns if name not in (source, target)]
+    if not missing or not missing <= {'source', 'target'} or len(left) < len(missing):
+        return ways.get(source, (source,)), ways.get(target, (target,))   # refused, if not there
+    wanted = [name for name in left if to and language_code(name) == language_code(to)]
+    clear = len(left) == len(missing) or (source not in missing and len(wanted) == 1)
+    if target in missing: left.remove(target := (wanted or left)[-1])
+    if source in missing: source = left[0]
+    if clear: return ways[source], ways[target]
+    raise FTNBError(f'columns {", ".join(columns)}', 'they do not say what is translated into what',
+                    f'Give translation(source={source!r}, target={target!r}).')
+
+# %% ../../nbs/data/applications.ipynb #eeba1742
+def _target_language(rows: Any, sides: Sides, to: str | None) -> tuple[str, str]:
+    "The target language, and what a card says about it; '' where it is not known."
+    column, pair = sides[1][-1], _configured(rows)
+    if to: return to, f'{to} (given)'
+    if name := language_name(language_code(column)): return name, f'{name} (column {column!r})'
+    targets = _column_texts(rows, *sides[1])
+    found = column_language(targets)
+    if not found and pair and not contradicted(targets, language_code(pair[1]))[1]:
+        name = language_name(language_code(pair[1]))
+        return name, f"{name} (the data set's configuration)"
+    if name := language_name(found): return name, f'{name} (found in the targets)'
+    return '', 'not sure, so the prompt names none; give to='
+
+# %% ../../nbs/data/applications.ipynb #f77e211b
+def _check_targets(named: str, path: tuple[str, ...], rows: Any) -> None:
+    "Refuse targets in another language than the prompt says."
+    _, found = contradicted(_column_texts(rows, *path), language_code(named))
+    if not found: return
+    name, column = language_name(language_code(named)), '.'.join(path)
+    raise FTNBError(f'the prompt says {name}', f'the targets in column {column!r} are {found}',
+                    'Correct to= or leave it out, correct the columns, or say it in your own words: '
+                    'instruction=.')
+
+# %% ../../nbs/data/applications.ipynb #8fe1468f
+_METRICS = {'zh': ('bleu_zh', 'chrf'), 'ja': ('chrf', 'rougeL'), 'th': ('chrf',)}  # others: below
+
+def _translation(sides: Sides, to: str, language: str, instruction: str | None, cue: str | None,
+                 max_new_tokens: int) -> Task:
+    "The task, when everything is known; `to`: a language's name or code, or ''."
+    (column, *_), _ = sides
+    code, kind = language_code(to), 'translation' if to else 'translation into any'
+    begin, end = _asked(kind, language, instruction, cue, to=_name_in_prompt(to, language))
+    text = lambda row, side: _nested_text(row, sides[side])
+    check = functools.partial(_check_targets, to, sides[1]) if to else None
+    columns = (column,) if len(sides[0]) > 1 else (sides[0][0], sides[1][0])
+    return Task('translation', columns, target=lambda row: text(row, 1),
+                prompt=lambda row: _joined(begin, text(row, 0)),
+                source=lambda row: _joined(instruction, text(row, 0)), cue=end, check=check,
+                metrics=_METRICS.get(code, ('bleu', 'chrf', 'ter')), max_new_tokens=max_new_tokens)
+
+# %% ../../nbs/data/applications.ipynb #0c89245c
+def _nested_text(row: Mapping, path: tuple[str, ...]) -> str:
+    "The text at the end of a path, stripped."
+    if len(path) == 1: return _stripped(row, path[0])
+    return check_text((row[path[0]] or {}).get(path[1]), f'column {".".join(path)!r}').strip()
+
+def _name_in_prompt(to: str, language: str) -> str:
+    "What a prompt calls a language: by its name, if a code was given; in Chinese in a Chinese one."
+    code, is_code = language_code(to), regex.fullmatch('[a-zA-Z]{2,3}([-_][a-zA-Z0-9]+)*', to)
+    by_name = is_code or (language == 'zh' and ' ' not in to)
+    return language_name(code, language) if code and by_name else to
 
 # %% ../../nbs/data/applications.ipynb #a05b5148
 def translation(
-    source: str = 'source',  # the column with the text
-    target: str = 'target',  # the column with its translation
-    to: str = 'French',  # the target language, as the prompt names it
+    source: str = 'source',  # the column with the text; or its language, as 'en' (see below)
+    target: str = 'target',  # the column with its translation; or its language
+    to: str | None = None,  # the target language, as the prompt names it; None: the data say it
     instruction: str | None = None,  # None: 'Translate into ...' (encoder-decoder: none)
     max_new_tokens: int = 96,  # the longest translation, in tokens
+    *,
+    language: str | None = None,  # of the instruction: 'en' or 'zh'; None: that of the text
+    cue: str | None = None,  # ends a prompt without a chat template; None: 'French:'
 ) -> Task:
-    "Translate a text. Chinese is judged by BLEU on its own tokenizer."
-    bleu = 'bleu_zh' if _CHINESE.search(to) else 'bleu'
-    begin = f'Translate into {to}.' if instruction is None else instruction
-    return Task('translation', (source, target), target=lambda row: _stripped(row, target),
-                prompt=lambda row: _joined(begin, _stripped(row, source)),
-                source=lambda row: _joined(instruction, _stripped(row, source)), cue=f'{to}:',
-                metrics=(bleu, 'chrf', 'ter'), max_new_tokens=max_new_tokens)
-
-# %% ../../nbs/data/applications.ipynb #320a169a
-def first_label(
-    text: str,  # what the model wrote
-    labels: Sequence[str],  # the labels to look for
-) -> str:  # the label, or the stripped text if no label occurs
-    "Find the label that occurs first in a text, as a whole word."
-    whole_word = lambda label: rf'(?<!\w){re.escape(label)}(?!\w)'
-    matches = [(match.start(), label) for label in labels
-               if (match := re.search(whole_word(label), text, re.IGNORECASE))]
-    return min(matches)[1] if matches else text.strip()
+    "Translate a text, into the language that the targets are in."
+    _check_language(language, instruction, cue=cue, to=to)
+    given: Any = dict(instruction=instruction, cue=cue, max_new_tokens=max_new_tokens)
+    def complete(rows: Any) -> Task:
+        sides = _sides(rows, source, target, to)
+        named, why = _target_language(rows, sides, to)
+        texts = _column_texts(rows, *sides[0])
+        asked, how = _instruction_language(language, instruction, texts)
+        task = _translation(sides, named, asked, **given)
+        found = _mismatch(instruction, texts, _column_texts(rows, *sides[1]), to, sides[1][-1])
+        return replace(task, found=found | {'target language': why, 'instruction': how})
+    asked, how = _instruction_language(language, instruction, [])
+    begun = _translation(((source,), (target,)), to or '', asked, **given)
+    why = f'{to} (given)' if to else 'as the data say'
+    return open_task(replace(begun, found={'target language': why, 'instruction': how}), complete)
 
 # %% ../../nbs/data/applications.ipynb #a8f1d055
 def sentiment(
     text: str = 'text',  # the column with the text
     label: str = 'label',  # the column with its label
-    labels: Sequence[str] = ('fresh', 'rotten'),  # every label there is
-    max_new_tokens: int = 8,  # the longest answer, in tokens
+    labels: Sequence[str] | Mapping[Any, str] | None = None,  # names, {value: name}; None: the data say
+    max_new_tokens: int | None = None,  # the longest answer, in tokens; None: as the labels need
+    *,
+    language: str | None = None,  # of the instruction: 'en' or 'zh'; None: that of the text
+    instruction: str | None = None,  # begins the prompt; `{labels}` in it stands for the labels
+    cue: str | None = None,  # ends a prompt without a chat template; None: 'Label:'
 ) -> Task:
-    "Name the sentiment of a text with one of a few labels."
-    known = check_names('labels', labels, 2, different=True)
-    question = f'Is the following text {" or ".join(known)}? Answer with one word.'
-    return Task('sentiment', (text, label), target=lambda row: _known_label(row, label, known),
-                prompt=lambda row: _joined(question, _stripped(row, text)), cue='Label:',
-                source=lambda row: _stripped(row, text), metrics=('accuracy', 'f1'), labels=known,
-                read=lambda answer: first_label(answer, known), max_new_tokens=max_new_tokens)
+    "Name the sentiment (or topic, emotion, number of stars) of a text with one of a few labels."
+    _check_language(language, instruction, cue=cue)
+    def make(known: Labels | None, texts: Sequence[str]) -> Task:
+        code, how = _instruction_language(language, instruction, texts)
+        asked = _labels_asked(known, code, instruction, cue) if known else None
+        return _sentiment(text, label, known, asked, instruction, max_new_tokens, how)
+    known = None if labels is None else given_labels(labels)
+    begun = make(known, [])
+    def complete(rows: Any) -> Task:
+        texts = _column_texts(rows, text)
+        if labels is not None: return make(given_labels(labels, class_names(rows, label)), texts)
+        some = (row for row in itertools.islice(rows, 1000) if isinstance(row, Mapping))
+        if not any(label in row for row in some): return begun   # each row will be refused
+        return make(found_labels(rows, label), texts)
+    return open_task(begun, complete)
 
 # %% ../../nbs/data/applications.ipynb #e2e0ee07
-def _known_label(row: Mapping, column: str, labels: Sequence[str]) -> str:
-    "The label of a row; refused if it is none of the labels."
-    if (value := _stripped(row, column)) in labels: return value
-    raise FTNBError(f'label {value!r}', f'it must be one of {", ".join(labels)}',
-                    f'Give `labels=`, or correct the row. {did_you_mean(value, labels)}')
+def _labels_asked(known: Labels, language: str, instruction: str | None,
+                  cue: str | None) -> tuple[str, str]:
+    "The instruction and the cue of a prompt that lists labels."
+    chinese = regex.search(r'\p{Han}', instruction) if instruction else language == 'zh'
+    between = '、' if chinese else ', ' if instruction or not known.words else ' or '
+    kind = 'one word' if known.words else 'label'
+    return _asked(kind, language, instruction, cue, labels=between.join(known.names))
 
-# %% ../../nbs/data/applications.ipynb #37b332df
+def _unknown_labels(row: Mapping) -> str:
+    "Stands for the prompt of a task that has not met its rows."
+    raise FTNBError('the labels of this task', 'they are not known, as it has not met its rows',
+                    "Give labels=['...', '...'], or use the task of encoded rows, data.task.")
+
+# %% ../../nbs/data/applications.ipynb #0f80de99
+def _sentiment(text: str, label: str, known: Labels | None, asked: tuple[str, str] | None,
+               instruction: str | None, max_new_tokens: int | None, how: str) -> Task:
+    "The task, when its labels are known; or, as long as they are not, what is known."
+    begin, end = asked or ('', '')
+    names = known.names if known else ()
+    longest = max((len(name.encode()) for name in names), default=0)   # a byte is a token, at worst
+    found = f'{", ".join(names)} ({known.origin})' if known else 'as the data say'
+    return Task('sentiment', (text, label), cue=end, metrics=('accuracy', 'f1'), labels=names,
+                target=(lambda row: known.name(row[label], label)) if known else _unknown_labels,
+                prompt=(lambda row: _joined(begin, _stripped(row, text))) if known else _unknown_labels,
+                source=lambda row: _joined(begin if instruction else None, _stripped(row, text)),
+                read=lambda answer: first_label(answer, names),
+                found={'labels': found, 'instruction': how},
+                max_new_tokens=max(8, longest + 2) if max_new_tokens is None else max_new_tokens)
+
+# %% ../../nbs/data/applications.ipynb #62d43b05
+def _template_options(row: Mapping) -> dict:
+    "What a row's own columns say to the chat template."
+    read = lambda name: read_json(value, f'column {name!r}') if isinstance(value := row.get(name), str) else value
+    tools, options = read('tools') or [], read('chat_template_kwargs') or {}
+    if isinstance(tools, Mapping): tools = [tools]
+    tools = [read_json(tool, 'a tool') if isinstance(tool, str) else tool for tool in tools]
+    return ({'tools': tools} if tools else {}) | {k: v for k, v in options.items() if v is not None}
+
+# %% ../../nbs/data/applications.ipynb #a9ecd09f
+def _with_system(turns: list[dict], row: Mapping, default: str | None = None) -> list[dict]:
+    "A conversation with the system turn that a row has in a column, or with a default one."
+    own = row.get('system') or ''
+    text = check_text(own, "column 'system'") if own else default
+    has = [turn['content'] for turn in turns[:1] if turn['role'] in SYSTEM]
+    if has and own and has[0].strip() != own.strip():
+        raise FTNBError(f'column system is {own[:40]!r}', f'the conversation has another system turn, {has[0][:40]!r}',
+                        'Take one of them out.')
+    return turns if has or not text or not text.strip() else [{'role': 'system', 'content': text}, *turns]
+
+# %% ../../nbs/data/applications.ipynb #5866ece6
 def dialogue(
     messages: str = 'messages',  # the column with the turns
     system: str | None = None,  # a system turn to begin every conversation that has none
     max_new_tokens: int = 64,  # the longest answer, in tokens
+    *,
+    language: str = 'en',  # of the names of speakers, without a chat template: 'User:' or, 'zh', '用户：'
 ) -> Task:
-    "Answer in a conversation of several turns."
-    def turns(row: Mapping) -> list:
-        checked = check_turns(row[messages])
-        if not system or checked[0]['role'] == 'system': return checked
-        return [{'role': 'system', 'content': system}, *checked]
-    return Task('dialogue', (messages,), turns=turns, metrics=('chrf', 'rougeL'),
-                max_new_tokens=max_new_tokens)
+    "Answer in a conversation of several turns; a row's `system`, `tools`, `chat_template_kwargs` are read."
+    require('language', language, language_code(str(language)) in SPEAKERS, 'it must be en or zh')
+    return Task('dialogue', (messages,), metrics=('chrf', 'rougeL'), max_new_tokens=max_new_tokens,
+                language=language_code(language),
+                turns=lambda row: _with_system(check_turns(row[messages]), row, system),
+                options=_template_options)
 
-# %% ../../nbs/data/applications.ipynb #35e10594
-def _template_options(row: Mapping) -> dict:
-    "What a row's own columns say to the chat template."
-    tools = {'tools': row['tools']} if row.get('tools') else {}
-    options = row.get('chat_template_kwargs') or {}
-    return tools | {k: v for k, v in options.items() if v is not None}
+# %% ../../nbs/data/applications.ipynb #b1def461
+def _as_turns(value: Any, role: str) -> list[dict]:
+    "Turns as they are; a text as one turn."
+    if not is_turns(value): return [{'role': role, 'content': check_text(value, f'the turn of the {role}')}]
+    turns = read_json(value, 'a conversation') if isinstance(value, str) else value
+    return [normalized_turn(turn) for turn in turns]
 
-# %% ../../nbs/data/applications.ipynb #89d306fb
 def _prompt_then_completion(row: Mapping) -> list[dict]:
     "The turns of a conversational `prompt` and `completion`; only the completion's are supervised."
-    asked, answered = ([normalized_turn(turn) for turn in row[k]] for k in ('prompt', 'completion'))
-    return [turn | {'weight': 0} for turn in asked] + answered
+    asked = _with_system(_as_turns(row['prompt'], 'user'), row)
+    return [turn | {'weight': 0} for turn in asked] + _as_turns(row['completion'], 'assistant')
 
-# %% ../../nbs/data/applications.ipynb #c1bc8ef5
-def _completion_task(row: Mapping, common: dict[str, Any]) -> Task:
-    "The task of rows with `prompt` and `completion`; `common`: what all conversational tasks have."
-    columns = ('prompt', 'completion')
-    if isinstance(row['prompt'], list):
-        return Task('completion', columns, turns=_prompt_then_completion, **common)
+# %% ../../nbs/data/applications.ipynb #e599b90a
+def _completion_task(row: Mapping) -> Task:
+    "The task of rows with `prompt` and `completion`."
+    columns, metrics = ('prompt', 'completion'), ('chrf', 'rougeL')
+    if is_turns(row['prompt']) or is_turns(row['completion']):
+        return Task('completion', columns, turns=_prompt_then_completion, metrics=metrics,
+                    options=_template_options)
     return Task('completion', columns, target=lambda r: column_text(r, 'completion'),
-                prompt=lambda r: column_text(r, 'prompt'), metrics=common['metrics'], chat=False)
+                prompt=lambda r: column_text(r, 'prompt'), metrics=metrics, chat=False)
 
 # %% ../../nbs/data/applications.ipynb #64d3883d
 def infer_task(
@@ -151,19 +397,23 @@ def infer_task(
     if not isinstance(row, Mapping):
         raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str',
                         "Use {'text': ...}.")
-    common: dict[str, Any] = dict(metrics=('chrf', 'rougeL'), options=_template_options)
-    if {'prompt', 'completion'} <= set(row): return _completion_task(row, common)
+    row = plain_row(row)
+    if {'prompt', 'completion'} <= set(row): return _completion_task(row)
     for column in ('messages', 'conversations'):
-        if column in row:
-            return Task('dialogue', (column,), turns=operator.itemgetter(column), **common)
+        if column in row: return dialogue(column)
     if 'text' in row: return free_text()
     raise FTNBError(f'columns {", ".join(map(str, row)) or "(none)"}',
                     'without a task the rows need a column text, messages, or prompt and completion',
                     _column_help(row))
 
-# %% ../../nbs/data/applications.ipynb #8f9e10ab
+# %% ../../nbs/data/applications.ipynb #229c6ab5
 def _column_help(row: Mapping) -> str:
     "What to do about columns that follow no convention."
-    if {'chosen', 'rejected'} <= set(row):
-        return "To learn the preferred answers, rename 'chosen' to 'completion'."
-    return "Name the columns with a task: summarization(text='body', summary='title')."
+    if not {'chosen', 'rejected'} <= set(row):
+        return "Name the columns with a task: summarization(text='body', summary='title')."
+    chosen, turns = "row['chosen']", is_turns(row['chosen'])
+    first = _as_turns(row['chosen'], 'assistant')[0]['role'] if turns else ''
+    if turns and (first != 'assistant' or 'prompt' not in row): columns = f"'messages': {chosen}"
+    elif 'prompt' in row: columns = f"'prompt': row['prompt'], 'completion': {chosen}"
+    else: columns = f"'text': {chosen}"
+    return f'To learn the preferred answers: encode(lm, [{{{columns}}} for row in rows]).'

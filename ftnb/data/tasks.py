@@ -4,17 +4,20 @@
 
 # %% ../../nbs/data/tasks.ipynb #2f68939d
 from __future__ import annotations
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
-from ..core.errors import FTNBError, check_names, check_number, did_you_mean, require
+import datasets
+from ..core.errors import FTNBError, check_names, check_number, check_utf8, did_you_mean, require
 from ..core.display import Card
 from ..models.lm import check_lm
 from ..models.tokens import check_text
 from .turns import check_turns, is_supervised
 
 # %% auto #0
-__all__ = ['Task', 'call_task', 'EmptyTarget', 'row_to_turns', 'check_lm_and_task']
+__all__ = ['Task', 'call_task', 'EmptyTarget', 'row_to_turns', 'Completion', 'open_task', 'FirstRows', 'complete_task',
+           'check_lm_and_task']
 
 # %% ../../nbs/data/tasks.ipynb #bbdc9a53
 @dataclass(frozen=True, repr=False)
@@ -27,12 +30,16 @@ class Task(Card):
     source: Callable[[Mapping], str] | None = None  # an encoder-decoder's input; None: the prompt
     turns: Callable[[Mapping], list] | None = None  # row -> a conversation; then no prompt, target
     cue: str = ''  # ends the prompt where there is no chat template: 'Summary:'
+    language: str = 'en'  # of the names of speakers, where there is no chat template: 'en' or 'zh'
     metrics: tuple[str, ...] = ()  # names of metrics, see `metric`
     read: Callable[[str], str] = str.strip  # the model's text -> the prediction that is judged
     labels: tuple[str, ...] = ()  # the only targets, if so: their probabilities are judged as well
     max_new_tokens: int = 64  # the longest answer, in tokens
     chat: bool | None = None  # use the model's chat template; None: if it has one
     options: Callable[[Mapping], dict] | None = None  # row -> more for the template: its tools
+    found: Mapping[str, str] = field(default_factory=dict, compare=False)  # on cards: its labels ...
+    check: Callable[[Any], None] | None = None  # refuses rows that contradict what the prompt says
+    completion: Completion | None = None  # how rows complete it; None: it is complete
 
     def __post_init__(self) -> None: _check_task_parts(self)
 
@@ -43,8 +50,9 @@ class Task(Card):
 
     def _facts(self) -> tuple[str, dict]:
         kind = 'conversation' if self.turns else 'prompt and target' if self.prompt else 'free text'
+        last = self.completion.last if self.completion else None
         return f'Task {self.name}', {
-            'columns': ', '.join(self.columns), 'kind': kind,
+            'columns': ', '.join(self.columns), 'kind': kind, **(last or self).found,
             'judged by': ', '.join((*self.metrics, 'perplexity')),
             'answers': f'at most {self.max_new_tokens} tokens'}
 
@@ -59,10 +67,10 @@ def _check_lists(task: Task) -> None:
 # %% ../../nbs/data/tasks.ipynb #4ed08479
 def _check_functions(task: Task) -> None:
     "Refuse what should be a function and is not, and a task that has no target, or two."
-    for part in ('target', 'prompt', 'source', 'turns', 'read', 'options'):
+    for part in ('target', 'prompt', 'source', 'turns', 'read', 'options', 'check'):
         value = getattr(task, part)
         if not callable(value) and (value is not None or part == 'read'):
-            example = 'text: ...' if part == 'read' else 'row: row[...]'
+            example = {'read': 'text: ...', 'check': 'rows: ...'}.get(part, 'row: row[...]')
             raise FTNBError(f'{part}={value!r:.60} of task {task.name!r}', 'it must be a function',
                             f'Write {part}=lambda {example}.')
     if (task.target is None) == (task.turns is None):
@@ -73,8 +81,10 @@ def _check_functions(task: Task) -> None:
 # %% ../../nbs/data/tasks.ipynb #f9f18105
 def _check_task_parts(task: Task) -> None:
     "Refuse a task that cannot work."
-    require('name', task.name, isinstance(task.name, str), 'it must be a str')
-    require('cue', task.cue, isinstance(task.cue, str), 'it must be a str')
+    for part in ('name', 'cue'):
+        value = getattr(task, part)
+        require(part, value, isinstance(value, str), 'it must be a str')
+        check_utf8(value, part)
     require('chat', task.chat, task.chat in (None, True, False), 'it must be True, False or None')
     check_number('max_new_tokens', task.max_new_tokens, 1)
     _check_lists(task)
@@ -113,10 +123,56 @@ def row_to_turns(
     else:
         turns = [{'role': 'user', 'content': text('prompt')}] if task.prompt else []
         turns.append({'role': 'assistant', 'content': text('target')})
-    supervised = [turn for turn in turns if is_supervised(turn)]
-    if not any(turn['content'].strip() or 'tool_calls' in turn for turn in supervised):
+    if not any(map(is_supervised, turns)):
         raise EmptyTarget('its target', 'it is empty', "Correct the row, or give bad_rows='drop'.")
     return turns
+
+# %% ../../nbs/data/tasks.ipynb #e43a0952
+class Completion:
+    "How rows complete a task; and the task as the training rows last completed it."
+    def __init__(self,
+        begun: Task,  # the task as far as it is known without rows
+        make: Callable[[Any], Task],  # rows -> the complete task
+    ):
+        self.begun, self.make = begun, make
+        self.last: Task | None = None  # as `encode` completed it; None: it has not yet
+
+# %% ../../nbs/data/tasks.ipynb #9c8c3352
+def open_task(
+    begun: Task,  # the task as far as it is known without rows
+    make: Callable[[Any], Task],  # rows -> the complete task
+) -> Task:
+    "A task that the first rows complete."
+    return replace(begun, completion=Completion(begun, make))
+
+# %% ../../nbs/data/tasks.ipynb #df81ed10
+class FirstRows(list):
+    "The first rows of a stream, with its features."
+    def __init__(self,
+        stream: Any,  # an IterableDataset
+        n: int = 1000,  # rows to look at
+    ):
+        super().__init__(itertools.islice(stream, n))
+        self.features = stream.features
+
+# %% ../../nbs/data/tasks.ipynb #9857a76f
+def complete_task(
+    task: Task,  # what is asked
+    rows: Any,  # the rows that it meets: a Dataset, a list
+    training: bool = False,  # they are training rows: what they say holds for later rows, too
+) -> Task:
+    "The task with everything that only data can say; rows that contradict it are refused."
+    completed, opened = task, task.completion
+    if not opened and not task.check: return task
+    if isinstance(rows, datasets.IterableDataset): rows = FirstRows(rows)
+    if opened:
+        made = opened.make(rows) if training or not opened.last else opened.last
+        if training: opened.last = made
+        names = [f.name for f in fields(Task) if f.name not in ('completion', 'found')]
+        own = {k: v for k in names if (v := getattr(task, k)) != getattr(opened.begun, k)}
+        completed = replace(made, **own)
+    if completed.check: completed.check(rows)
+    return completed
 
 # %% ../../nbs/data/tasks.ipynb #30cc83d3
 def check_lm_and_task(

@@ -4,16 +4,23 @@
 
 # %% ../../nbs/data/templates.ipynb #9482ec84
 from __future__ import annotations
-from collections.abc import Mapping
-from typing import NamedTuple
+import json, os, re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 from ..core.errors import FTNBError
+from ..models.chat_templates import (
+    TAGS, THOUGHTS, BrokenTemplate, call_style, end_of_turn, render_chat, styled_call,
+    text_after_answer, text_around, writes_thoughts)
 from ..models.lm import LM, is_seq2seq
 from ..models.tokens import check_text
 from .turns import is_supervised, last_answer
-from .tasks import Task, call_task, row_to_turns
+from .tasks import Task, call_task, complete_task, row_to_turns
 
 # %% auto #0
-__all__ = ['END', 'Part', 'uses_chat_template', 'render_documents', 'prompt_and_target', 'source_and_target']
+__all__ = ['END', 'SPEAKERS', 'Part', 'uses_chat_template', 'TemplatedTurns', 'missing_parts', 'render_documents',
+           'waiting_prompt', 'prompt_and_target', 'source_and_target']
 
 # %% ../../nbs/data/templates.ipynb #16f695cf
 class Part(NamedTuple):
@@ -36,14 +43,19 @@ def uses_chat_template(
                         'Leave `chat` out.')
     return task.answers and has_template and task.chat is not False
 
-# %% ../../nbs/data/templates.ipynb #05f42856
-def _named_turns(turns: list[dict]) -> list[Part]:
+# %% ../../nbs/data/templates.ipynb #63f5314e
+SPEAKERS = {  # language: role: its name, with what follows it
+    'en': {'user': 'User: ', 'assistant': 'Assistant: ', 'system': 'System: ', 'developer': 'System: ',
+           'tool': 'Tool: '},
+    'zh': {'user': '用户：', 'assistant': '助手：', 'system': '系统：', 'developer': '系统：', 'tool': '工具：'}}
+
+def _named_turns(turns: list[dict], language: str) -> list[Part]:
     "A conversation as `User: ...` and `Assistant: ...`, a line each."
     parts = []
     for i, turn in enumerate(turns):
-        supervised = is_supervised(turn)
-        parts.append(Part('\n' * (i > 0) + f'{turn["role"].capitalize()}:', False))
-        parts.append(Part(f' {turn["content"]}', supervised))
+        name, supervised = SPEAKERS[language][turn['role']], is_supervised(turn)
+        parts.append(Part('\n' * (i > 0) + name.rstrip(), False))
+        parts.append(Part(name[len(name.rstrip()):] + turn['content'], supervised))
         if turn['role'] == 'assistant': parts.append(Part(None, supervised))
     return parts
 
@@ -51,53 +63,254 @@ def _named_turns(turns: list[dict]) -> list[Part]:
 def _plain_document(task: Task, turns: list[dict]) -> list[Part]:
     "A conversation without a chat template."
     if len(turns) == 1: return [Part(turns[0]['content'], True), END]
-    if task.turns: return _named_turns(turns)
+    if task.turns: return _named_turns(turns, task.language)
     prompt, target = (turn['content'] for turn in turns)
-    if task.cue: prompt, target = f'{prompt}\n\n{task.cue}', f' {target}'
+    space = '' if task.cue.endswith('：') else ' '   # a full-width colon brings its own
+    if task.cue: prompt, target = f'{prompt}\n\n{task.cue}', f'{space}{target}'
     return [Part(prompt, False), Part(target, True), END]
 
-# %% ../../nbs/data/templates.ipynb #92f09a22
-def _rendered(lm: LM, turns: list[dict], ask: bool, options: dict) -> str:
-    "A conversation as the chat template writes it; `ask`: with the beginning of an answer."
-    from jinja2 import TemplateError
-    bare = [{k: v for k, v in turn.items() if k != 'weight'} for turn in turns]
-    try:
-        return lm.tokenizer.apply_chat_template(
-            bare, tokenize=False, add_generation_prompt=ask, **options)
-    except (TemplateError, TypeError) as e:
-        roles = ' and '.join(turn['role'] for turn in turns)
-        raise FTNBError(f'a conversation of {roles or "no turns"}',
-                        f'the chat template of {lm.name!r} refuses it ({str(e)[:120]})',
-                        'Change the order of the turns, or drop the row.') from e
+# %% ../../nbs/data/templates.ipynb #6f0e20ab
+@dataclass(frozen=True)
+class TemplatedTurns:
+    "A conversation, and the chat template that writes it."
+    tokenizer: Any  # with a chat template
+    turns: list[dict]  # from `check_turns`
+    options: Mapping  # more for the template
 
-# %% ../../nbs/data/templates.ipynb #332465ca
-def _chat_documents(lm: LM, turns: list[dict], options: dict) -> list[list[Part]]:
+    def render(self, end: int) -> str:
+        "The first turns, up to number `end`."
+        return render_chat(self.tokenizer, self.turns[:end], False, self.options)
+
+    def prompts(self, at: int) -> Iterator[str]:
+        "What generation would begin with in the place of turn `at`; then also without switches for thoughts."
+        switched = {k: v for k, v in self.options.items() if not re.search('think|reason', k)}
+        for options in (self.options, switched)[:1 + (switched != self.options)]:
+            try: yield render_chat(self.tokenizer, self.turns[:at], True, options)
+            except BrokenTemplate: raise
+            except FTNBError: pass   # many refuse a conversation without turns, or with a system turn only
+
+    def asked(self, at: int, prompt: str) -> str:
+        "The beginning of an answer that a prompt ends with."
+        try: before = self.render(at)
+        except BrokenTemplate: raise
+        except FTNBError: return prompt
+        return prompt[len(os.path.commonprefix([before, prompt])):]
+
+    def parted(self, at: int, prompt: str | None, whole: str) -> tuple[str, str]:
+        "Prompt and answer where the whole does not begin with the prompt; `prompt`: None if it is refused."
+        around = text_around(self.tokenizer, self.turns[:at + 1], at, self.options)
+        if around is None:
+            raise FTNBError(f'turn {at} of a conversation', 'the chat template does not write its content as it is',
+                            "Use another chat template, or drop the row: bad_rows='drop'.")
+        if prompt is None: prompt = begun = around[0]
+        else: begun = self.asked(at, prompt)
+        kept, start = _answer_start(begun, around[0], whole)
+        rest = _goes_on(begun[kept:], self.turns[at]['content'])
+        if rest is not None: return prompt, rest + around[1]
+        if not start: return around[0], whole.removeprefix(around[0])
+        return prompt[:len(prompt) - len(begun) + kept], whole[start:]
+
+    def within(self, at: int) -> tuple[str, str] | None:
+        "Prompt and answer as they are in the whole conversation; None if that cannot be told."
+        around = text_around(self.tokenizer, self.turns, at, self.options)
+        if around is None: return None
+        whole, end = self.render(len(self.turns)), end_of_turn(self.tokenizer)
+        before, found, _ = around[1].partition(end) if end else ('', '', '')
+        answer = whole[len(around[0]):len(whole) - len(around[1])]
+        return around[0], answer + before + found
+
+    def answer(self, at: int) -> tuple[str, str]:
+        "The prompt for turn `at`, and what the template writes for the turn, up to its end."
+        try: whole = self.render(at + 1)
+        except BrokenTemplate: raise
+        except FTNBError:
+            if at + 1 < len(self.turns) and (parts := self.within(at)): return parts
+            raise
+        first = None
+        for prompt in self.prompts(at):
+            if whole.startswith(prompt): return prompt, _ended(self.tokenizer, whole[len(prompt):])
+            first = prompt if first is None else first
+        prompt, text = self.parted(at, first, whole)
+        return prompt, _ended(self.tokenizer, text)
+
+# %% ../../nbs/data/templates.ipynb #5f772fab
+def _goes_on(opened: str, content: str) -> str | None:
+    "The rest of a content, after what the prompt has opened already; None if it does not go on from that."
+    tag, content = opened.strip(), content.lstrip()
+    if not tag: return None
+    closing = re.sub(r'^[<\[]', r'\g<0>/', tag)
+    if content.startswith(tag):
+        rest = content[len(tag):]
+        return rest.lstrip() if opened[-1:].isspace() else rest
+    return content if closing != tag and closing in content else None   # its opening is missing
+
+# %% ../../nbs/data/templates.ipynb #6fbbacec
+_OPENED = re.compile(r'([<\[]\|?(think|thinking|thought|thoughts|reasoning)\|?[>\]]\s*|[<\[][^<>\[\]\s]*)\Z',
+                     re.IGNORECASE)
+
+def _whole_tags(begun: str) -> str:
+    "The beginning of an answer without a tag that is not complete, or that opens a thought, at its end."
+    return begun[:match.start()] if (match := _OPENED.search(begun)) else begun
+
+# %% ../../nbs/data/templates.ipynb #c7e80a5f
+def _answer_start(asked: str, before: str, whole: str) -> tuple[int, int]:
+    "How much of `asked` comes before a turn's content, and where it ends in the whole (0, 0: nowhere)."
+    for size in range(len(asked), 0, -1):
+        at = before.rfind(asked[:size])
+        if at >= 0 and whole.startswith(before[:at + size]):
+            kept = len(_whole_tags(asked[:size]))
+            return kept, at + kept
+    return 0, 0
+
+# %% ../../nbs/data/templates.ipynb #f82bfabc
+def _ended(tokenizer: Any, answer: str) -> str:
+    "An answer without the white space that the template writes after its end."
+    if not (end := end_of_turn(tokenizer)): return answer.removesuffix(text_after_answer(tokenizer))
+    whole_end = text_after_answer(tokenizer).strip()   # some write two end tokens, or a line end between
+    text, found, after = answer.rpartition(whole_end)
+    if not found: text, found, after = answer.rpartition(end)
+    if not found or after.strip(): return answer
+    kept = end + tokenizer.eos_token if found.startswith(f'{end}{tokenizer.eos_token}') else end
+    return text + (found if found == end else kept)
+
+# %% ../../nbs/data/templates.ipynb #43352d83
+def _is_in(part: Any, text: str) -> bool:
+    "Whether a part of a turn is in a text."
+    if not isinstance(part, str): return json.dumps(part).lower() in text.lower()
+    flat = lambda s: ''.join(s.split())
+    if part.strip() in text: return True
+    forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
+    return any(flat(form) in flat(text) for form in forms)
+
+# %% ../../nbs/data/templates.ipynb #65689809
+def _leaves(value: Any) -> Iterator[Any]:
+    "The texts, numbers and truth values in a value, at any depth."
+    if isinstance(value, Mapping): value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for part in value: yield from _leaves(part)
+    elif value is not None: yield value
+
+# %% ../../nbs/data/templates.ipynb #3c69e8e2
+def _call_parts(function: Mapping) -> list:
+    "What must be found of a call: the values of its arguments; their names if they have none; its own name."
+    arguments = function.get('arguments')
+    names = list(arguments) if isinstance(arguments, Mapping) else []
+    return [*_leaves(arguments)] or names or [function['name']]
+
+# %% ../../nbs/data/templates.ipynb #ad08c5f3
+def missing_parts(
+    turn: Mapping,  # an answer
+    text: str,  # what is learned of it
+) -> list[str]:  # 'content', 'call', 'thought', 'name' (of a call); empty if all is there
+    "Which parts of an answer are not in what is learned."
+    *thoughts, content = TAGS.split(turn['content'])
+    thoughts += [turn[k] for k in THOUGHTS if turn.get(k)]
+    functions = [call['function'] for call in turn.get('tool_calls', [])]
+    calls = [part for f in functions for part in _call_parts(f)]
+    parts = (('content', [content]), ('call', calls), ('thought', thoughts), ('name', [f['name'] for f in functions]))
+    return [name for name, some in parts if not all(_is_in(part, text) for part in some)]
+
+# %% ../../nbs/data/templates.ipynb #5f7450dd
+def _check_all_there(turn: Mapping, text: str, count: Counter, who: str) -> None:
+    "Refuse an answer of which something is missing in what is learned; a missing thought is counted."
+    missing = missing_parts(turn, text)
+    says_more = bool(TAGS.split(turn['content'])[-1].strip() or turn.get('tool_calls'))
+    lost = next((part for part in missing if part in ('content', 'call') or not says_more), None)
+    if lost is None:
+        count['lost_thoughts'] += 'thought' in missing
+        count['lost_names'] += 'name' in missing
+    else:
+        remedy = {'call': 'Write the call into the content', 'thought': 'Write the thought into the content',
+                  'content': 'Write it as a text that the template keeps'}[lost]
+        raise FTNBError(f'a {lost} of the assistant', f'{who} does not write it',
+                        f"{remedy}, use a model whose template does, or drop the row: bad_rows='drop'.")
+
+# %% ../../nbs/data/templates.ipynb #eecda967
+def _tool_names(tools: Any) -> list[str]:
+    "The names of tools, each a function or its description."
+    some = [tool for tool in tools or [] if isinstance(tool, Mapping)]
+    named = [tool['function'] if isinstance(tool.get('function'), Mapping) else tool for tool in some]
+    return [str(tool['name']) for tool in named if 'name' in tool]
+
+def _context_is_there(turns: Sequence[Mapping], options: Mapping, text: str) -> bool:
+    "Whether all that is read, and not learned, is in a text."
+    read = [TAGS.split(turn['content'])[-1] for turn in turns if not is_supervised(turn)]
+    return all(_is_in(part, text) for part in (*read, *_tool_names(options.get('tools'))))
+
+# %% ../../nbs/data/templates.ipynb #3c8dbe10
+def _joined(whole: str, separate: list[list[Part]]) -> list[Part]:
+    "Several answers in one document; empty if their prompts are not all in it."
+    parts: list[Part] = []
+    text = ''
+    for prompt, answer in separate:
+        if not (prompt.text or '').startswith(text): return []
+        parts += [Part((prompt.text or '')[len(text):], False), answer]
+        text = f'{prompt.text}{answer.text}'
+    return parts if whole.startswith(text) else []
+
+# %% ../../nbs/data/templates.ipynb #6ae190e7
+_THOUGHT = re.compile(r'\s*<think>\s*(.*?)\s*</think>\s*(.*)', re.DOTALL)
+
+def _thought_apart(turn: dict) -> dict:
+    "A turn whose content begins with a thought, with that in a field of its own."
+    if turn['role'] != 'assistant' or not (match := _THOUGHT.fullmatch(turn['content'])): return turn
+    return turn | {'content': match[2]} | dict.fromkeys(THOUGHTS, match[1])
+
+# %% ../../nbs/data/templates.ipynb #e89b1838
+def _as_template_wants(tokenizer: Any, turn: dict) -> dict:
+    "A turn with its thought and the arguments of its calls in the form that the template can write."
+    own = next((k for k in THOUGHTS if k in turn), None)
+    if writes_thoughts(tokenizer): turn = turn | dict.fromkeys(THOUGHTS, turn[own]) if own else _thought_apart(turn)
+    elif own and '</think>' in str(tokenizer.chat_template):   # it knows thoughts in contents only
+        content = f'<think>\n{turn[own]}\n</think>\n\n{turn["content"]}'
+        turn = {k: v for k, v in turn.items() if k != own} | {'content': content}
+    if 'tool_calls' not in turn: return turn
+    style = call_style(tokenizer)
+    return turn | {'tool_calls': [styled_call(call, style) for call in turn['tool_calls']]}
+
+# %% ../../nbs/data/templates.ipynb #6cefa400
+def _chat_documents(tokenizer: Any, turns: list[dict], options: dict, count: Counter) -> list[list[Part]]:
     "A conversation through the model's chat template: one document, or one for each answer."
-    render = lambda turns, ask=False: _rendered(lm, turns, ask, options)
-    full, separate, joined, end = render(turns), [], [], 0
-    for i, turn in enumerate(turns):
-        if not is_supervised(turn): continue
-        before = render(turns[:i], True)
-        after = full if i + 1 == len(turns) else render(turns[:i + 1])
-        answer = after[len(before):] if after.startswith(before) else turn['content']
-        separate.append([Part(before, False), Part(answer, True)])
-        joined += [Part(full[end:len(before)], False), Part(answer, True)]
-        end = len(before) + len(answer)
-    text = ''.join(part.text or '' for part in joined)
-    in_one = full.startswith(text) and all(text.startswith(before.text or '') for before, _ in separate)
-    return [joined] if in_one else separate
+    wanted = [_as_template_wants(tokenizer, turn) for turn in turns]
+    learned = [i for i, turn in enumerate(turns) if is_supervised(turn)]
+    talk = TemplatedTurns(tokenizer, wanted[:learned[-1] + 1], options)
+    separate = []
+    for i in learned:
+        prompt, answer = talk.answer(i)
+        _check_all_there(turns[i], answer, count, 'the chat template')
+        separate.append([Part(prompt, False), Part(answer, True)])
+    last = ''.join(part.text or '' for part in separate[-1])
+    count['lost_context'] += not _context_is_there(talk.turns, options, last)
+    joined = separate[0] if len(learned) == 1 else _joined(last, separate)
+    return [joined] if joined else separate
 
-# %% ../../nbs/data/templates.ipynb #b79a6699
+# %% ../../nbs/data/templates.ipynb #56141672
 def render_documents(
     lm: LM,  # a loaded model
     task: Task,  # what is asked of it
     turns: list[dict],  # a row as a conversation
     options: dict | None = None,  # more for the chat template, such as tools
     chat: bool | None = None,  # the answer of `uses_chat_template(lm, task)`; None: ask it
+    count: Counter | None = None,  # what a template leaves out is added: 'lost_thoughts', 'lost_context'
 ) -> list[list[Part]]:  # one document, or more where a chat template rewrites earlier turns
     "What a model learns from a row."
     if chat is None: chat = uses_chat_template(lm, task)
-    return _chat_documents(lm, turns, options or {}) if chat else [_plain_document(task, turns)]
+    if count is None: count = Counter()
+    if chat: return _chat_documents(lm.tokenizer, turns, options or {}, count)
+    document = _plain_document(task, turns)
+    written = ''.join(part.text or '' for part in document if part.supervised)
+    for turn in filter(is_supervised, turns): _check_all_there(turn, written, count, 'a model without a chat template')
+    return [document]
+
+# %% ../../nbs/data/templates.ipynb #6bfe2aad
+def waiting_prompt(
+    tokenizer: Any,  # with a chat template
+    turns: list[dict],  # a conversation, without the answer
+    options: Mapping | None = None,  # more for the template
+) -> str:
+    "The text from which generation goes on in a conversation."
+    wanted = [_as_template_wants(tokenizer, turn) for turn in turns]
+    return render_chat(tokenizer, wanted, True, options)
 
 # %% ../../nbs/data/templates.ipynb #20217d77
 def prompt_and_target(
@@ -106,6 +319,7 @@ def prompt_and_target(
     row: Mapping,  # a row with the task's columns
 ) -> tuple[str, str]:  # the prompt, and the target without its end token
     "The prompt as the model sees it, and the last answer as the model should write it."
+    task = complete_task(task, [row])
     turns = row_to_turns(task, row)
     if is_seq2seq(lm): return source_and_target(task, row, turns)
     documents = render_documents(lm, task, turns, task.options(row) if task.options else None)
@@ -125,6 +339,9 @@ def source_and_target(
         raise FTNBError(f'task {task.name!r}', 'an encoder-decoder reads one text and writes another',
                         'Use a task with prompt and target, or a decoder-only model.')
     before, target = last_answer(turns)
+    if not target.strip():
+        raise FTNBError('the last answer', 'an encoder-decoder writes its content, which is empty',
+                        "Write the call or the thought into the content, or drop the row: bad_rows='drop'.")
     if task.source: return check_text(call_task(task, 'source', row), 'the source'), target
     if not task.turns: return before[0]['content'], target
-    return '\n'.join(f'{t["role"].capitalize()}: {t["content"]}' for t in before), target
+    return '\n'.join(SPEAKERS[task.language][t['role']] + t['content'] for t in before), target

@@ -4,20 +4,24 @@
 
 # %% ../../nbs/data/tokenizing.ipynb #0c9ab064
 from __future__ import annotations
-import itertools, unicodedata
+import functools, itertools, unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+from ..core.errors import FTNBError
+from ..models.chat_templates import BrokenTemplate
 from ..models.lm import LM, eos_ids, is_seq2seq
 from ftnb.models.tokens import (
-    SPECIAL_MARK, SpecialText, adds_leading_space, ids_in_context, source_ids, token_ids,
+    SPECIAL_MARK, SpecialText, adds_leading_space, ids_in_context, one_start, source_ids, token_ids,
     without_eos)
 from .tasks import Task
-from .templates import END, Part, render_documents, source_and_target, uses_chat_template
+from .templates import (
+    END, Part, render_documents, source_and_target, uses_chat_template, waiting_prompt)
 from .rows import CheckedRows
 from .batches import IGNORE
 
 # %% auto #0
-__all__ = ['Segment', 'DocumentTokenizer', 'Boundary', 'split_row', 'cut_seq2seq_row', 'token_rows', 'prompt_and_target_ids']
+__all__ = ['Segment', 'DocumentTokenizer', 'Boundary', 'split_row', 'cut_prompt', 'cut_row_left', 'cut_seq2seq_row', 'token_rows',
+           'prompt_and_target_ids', 'waiting_prompt_ids']
 
 # %% ../../nbs/data/tokenizing.ipynb #d44fd404
 def _prefixes(parts: list[Part]) -> list[str]:
@@ -90,7 +94,8 @@ class DocumentTokenizer:
         if not texts: return []
         rows = token_ids(self.lm.tokenizer, texts, start, literal)
         if not start: return rows
-        return [without_eos(self.lm, ids) if text else self.start for text, ids in zip(texts, rows)]
+        text_start = lambda text, ids: one_start(self.lm.tokenizer, without_eos(self.lm, ids, text))
+        return [text_start(text, ids) if text else self.start for text, ids in zip(texts, rows)]
 
     def continued(self, texts: list[str], goes_on: bool,
                   literal: bool = False) -> list[list[int]]:
@@ -144,7 +149,7 @@ class DocumentTokenizer:
         parts_ids: list[tuple[list[int], bool]] = []
         goes_on = False   # whether there is text before this segment, and nothing between
         for n, (kind, parts) in enumerate(segments):
-            if kind == 'end': ids = [self.ends[:1] for _ in parts]
+            if kind == 'end': ids = [self.ends[:1] for _ in parts] if not _ends_already(parts_ids, self.ends) else [[]]
             elif kind == 'literal': ids = [self.literal(part.text or '', goes_on) for part in parts]
             elif n == 0: ids = next(first_texts)
             else: ids = (_split_at_prefixes(self.continued(_prefixes(parts), goes_on))
@@ -210,6 +215,11 @@ def _token_row(parts: list[tuple[list[int], bool]], ends: list[int], trim: bool 
     if not ids or not ends or ids[-1] in ends: return {'input_ids': ids, 'labels': labels}
     return {'input_ids': ids + ends[:1], 'labels': labels + ends[:1]}
 
+# %% ../../nbs/data/tokenizing.ipynb #dfdbf405
+def _ends_already(parts: list[tuple[list[int], bool]], ends: list[int]) -> bool:
+    "Whether what is supervised spells an end token at its end."
+    return bool(parts) and parts[-1][1] and bool(parts[-1][0]) and parts[-1][0][-1] in ends
+
 # %% ../../nbs/data/tokenizing.ipynb #11bdd135
 def _joins_previous(c: str) -> bool:
     "Whether a character belongs to the one before it: accents, joiners, variation selectors, skin tones."
@@ -217,13 +227,15 @@ def _joins_previous(c: str) -> bool:
     return accent or c == '\u200d' or '\U0001f3fb' <= c <= '\U0001f3ff'
 
 # %% ../../nbs/data/tokenizing.ipynb #09deb1b6
+def _ends_character(tokenizer: Any, ids: list[int], start: int, at: int) -> bool:
+    "Whether a character ends before the token number `at`."
+    before, after = tokenizer.decode(ids[max(start, at - 8):at]), tokenizer.decode(ids[at:at + 4])
+    return not (before.endswith(('\ufffd', '\u200d')) or after and _joins_previous(after[0]))
+
 def _character_end(tokenizer: Any, ids: list[int], start: int, cut: int) -> int:
     "The last place up to `cut` (a few tokens before it at most) where a character ends."
-    for at in range(cut, max(start + 1, cut - 12), -1):
-        before, after = tokenizer.decode(ids[max(start, at - 8):at]), tokenizer.decode(ids[at:at + 4])
-        ends = not before.endswith(('\ufffd', '\u200d'))
-        if ends and not (after and _joins_previous(after[0])): return at
-    return cut
+    places = range(cut, max(start + 1, cut - 12), -1)
+    return next((at for at in places if _ends_character(tokenizer, ids, start, at)), cut)
 
 # %% ../../nbs/data/tokenizing.ipynb #7c31390c
 def split_row(
@@ -241,6 +253,44 @@ def split_row(
         chunks.append({'input_ids': ids[start:cut], 'labels': labels[start:cut]})
         start = cut - 1
     return chunks
+
+# %% ../../nbs/data/tokenizing.ipynb #58b6ea4f
+def _left_cut(tokenizer: Any, ids: list[int], size: int, stop: int) -> tuple[int, int]:
+    "How many ids stay at the beginning, and where the rest goes on; `stop`: before this id at the latest."
+    start_token = tokenizer.bos_token_id
+    keep = int(size > 1 and stop > 0 and ids[0] == start_token and ids.count(start_token) == 1)
+    first = min(max(keep, len(ids) - size + keep), stop)
+    places = range(first, min(first + 12, stop + 1))
+    return keep, next((at for at in places if _ends_character(tokenizer, ids, 0, at)), first)
+
+# %% ../../nbs/data/tokenizing.ipynb #08f9b1fd
+def cut_prompt(
+    tokenizer: Any,  # of the model
+    ids: list[int],  # token ids of a prompt
+    size: int,  # as many as may stay
+    side: str = 'left',  # where it is cut: 'left' keeps its end, 'right' its beginning
+) -> list[int]:
+    "A prompt of at most `size` tokens."
+    if len(ids) <= size: return ids
+    if side == 'left':
+        keep, start = _left_cut(tokenizer, ids, size, len(ids))
+        return ids[:keep] + ids[start:]
+    end = ids[-1:] if ids[-1] in tokenizer.all_special_ids else []   # an encoder has always seen one
+    return (ids[:size - 1] + end) if end and size > 1 else ids[:size]
+
+# %% ../../nbs/data/tokenizing.ipynb #fefa9fd3
+def cut_row_left(
+    row: Mapping,  # `input_ids` and `labels`
+    max_len: int,  # tokens that may stay
+    tokenizer: Any,  # of the model
+) -> dict:  # `input_ids` and `labels`; longer than that where the last answer is
+    "A row without the beginning of its prompt."
+    ids, labels = row['input_ids'], row['labels']
+    if len(ids) <= max_len: return dict(row)
+    answer = len(labels)   # where the last one begins
+    while answer and labels[answer - 1] != IGNORE: answer -= 1
+    keep, start = _left_cut(tokenizer, ids, max_len, answer)
+    return {'input_ids': ids[:keep] + ids[start:], 'labels': labels[:keep] + labels[start:]}
 
 # %% ../../nbs/data/tokenizing.ipynb #83a7061b
 def _special_as_text(lm: LM, task: Task, special: SpecialText, text: str, ids: list[int]) -> list[int]:
@@ -274,27 +324,48 @@ def _seq2seq_rows(lm: LM, task: Task, rows: CheckedRows, special: SpecialText | 
 def cut_seq2seq_row(
     row: dict,  # `input_ids` (read) and `labels` (written)
     max_len: int,  # tokens of each side
+    tokenizer: Any = None,  # of the model; needed for a cut at the left
+    side: str = 'right',  # where the source is cut
 ) -> dict:
     "Both sides cut to `max_len` tokens; the source keeps its last token, which may be an end token."
     ids, labels = row['input_ids'], row['labels']
-    source = ids if len(ids) <= max_len else ids[:max_len - 1] + ids[-1:]
-    return {'input_ids': source, 'labels': labels[:max_len]}
+    first = 0 if side == 'right' else sum(1 for _ in itertools.takewhile(tokenizer.all_special_ids.__contains__, ids))
+    source = ids[:max_len - 1] + ids[-1:] if side == 'right' else ids[:first] + ids[first - max_len:]
+    return {'input_ids': source if len(ids) > max_len else ids, 'labels': labels[:max_len]}
 
-# %% ../../nbs/data/tokenizing.ipynb #69eae545
+# %% ../../nbs/data/tokenizing.ipynb #bb6ff654
+def _hide(special: SpecialText, value: Any) -> Any:
+    "A value with the names of special tokens hidden in all its texts, at any depth."
+    if isinstance(value, str): return special.hide(value)
+    if isinstance(value, Mapping): return {k: _hide(special, v) for k, v in value.items()}
+    return [_hide(special, v) for v in value] if isinstance(value, (list, tuple)) else value
+
+# %% ../../nbs/data/tokenizing.ipynb #8c905b3a
+def _row_documents(lm: LM, task: Task, rows: CheckedRows, hide: Callable[[Any], Any]) -> list[list[list[Part]]]:
+    "The documents of each row; none for one that the chat template refuses, if bad rows are dropped."
+    chat, documents = uses_chat_template(lm, task), []
+    for i, (turns, options) in enumerate(zip(rows.turns, rows.options)):
+        hidden = [{k: v if k == 'role' else hide(v) for k, v in turn.items()} for turn in turns]
+        try: documents.append(render_documents(lm, task, hidden, hide(options), chat, rows.count))
+        except BrokenTemplate: raise
+        except FTNBError as e:
+            rows.refuse(i, e)
+            documents.append([])
+    return documents
+
+# %% ../../nbs/data/tokenizing.ipynb #f0b73ead
 def token_rows(
     lm: LM,  # a loaded model
     task: Task,  # what is asked of it
     rows: CheckedRows,  # from `check_rows`
     allow_special: bool,  # names of special tokens in the texts become special tokens
-) -> list[list[dict]]:  # for each row one, or more where a chat template rewrites earlier turns
+) -> list[list[dict]]:  # for each row one; more where a template rewrites turns, none where it refuses
     "The token rows of each row, uncut."
     special = SpecialText(lm.tokenizer)
     if is_seq2seq(lm):
         return [[row] for row in _seq2seq_rows(lm, task, rows, None if allow_special else special)]
-    hide = (lambda text: text) if allow_special else special.hide
-    turns = [[turn | {'content': hide(turn['content'])} for turn in row] for row in rows.turns]
-    chat = uses_chat_template(lm, task)
-    documents = [render_documents(lm, task, t, o, chat) for t, o in zip(turns, rows.options)]
+    hide = (lambda value: value) if allow_special else functools.partial(_hide, special)
+    documents = _row_documents(lm, task, rows, hide)
     tokenizer = DocumentTokenizer(lm, task, special)
     tokenized = iter(tokenizer([document for row in documents for document in row]))
     return [[next(tokenized) for _ in row] for row in documents]
@@ -317,3 +388,17 @@ def prompt_and_target_ids(
     last = [documents[-1] for documents in token_rows(lm, task, rows, allow_special)]
     if is_seq2seq(lm): return [(row['input_ids'], row['labels']) for row in last]
     return [_split_last_answer(row) for row in last]
+
+# %% ../../nbs/data/tokenizing.ipynb #3a794cbd
+def waiting_prompt_ids(
+    lm: LM,  # a loaded model
+    task: Task,  # what is asked of it
+    rows: CheckedRows,  # from `check_rows`, each with some answer at its end, which does not matter
+) -> list[list[int]]:
+    "Token ids of conversations that wait for their last answer."
+    if is_seq2seq(lm) or not uses_chat_template(lm, task):
+        return [prompt for prompt, _ in prompt_and_target_ids(lm, task, rows)]
+    special = SpecialText(lm.tokenizer)
+    hidden = [(_hide(special, turns[:-1]), _hide(special, o)) for turns, o in zip(rows.turns, rows.options)]
+    documents = [[Part(waiting_prompt(lm.tokenizer, t, o), False), Part('a', True)] for t, o in hidden]
+    return [_split_last_answer(row)[0] for row in DocumentTokenizer(lm, task, special)(documents)]

@@ -4,61 +4,135 @@
 
 # %% ../../nbs/data/turns.ipynb #85cdce25
 from __future__ import annotations
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from ..core.errors import FTNBError, did_you_mean
+from ..models.chat_templates import SYSTEM, THOUGHTS
 from ..models.tokens import check_text
 
 # %% auto #0
-__all__ = ['ROLES', 'normalized_turn', 'is_supervised', 'check_turns', 'last_answer']
+__all__ = ['ROLES', 'read_json', 'normalized_turn', 'is_answer', 'is_supervised', 'is_turns', 'check_turns', 'last_answer']
 
-# %% ../../nbs/data/turns.ipynb #7e13e39b
+# %% ../../nbs/data/turns.ipynb #991fd537
+_TEXT_PARTS = ('text', 'input_text', 'output_text')
+
 def _parts_text(parts: Sequence[Any]) -> str:
     "The text of a content in parts; images and sounds are refused."
     for part in parts:
-        if not isinstance(part, Mapping) or part.get('type', 'text') != 'text':
+        if not isinstance(part, Mapping) or part.get('type', 'text') not in _TEXT_PARTS:
             raise FTNBError(f'a part of a turn is {str(part)[:40]!r}',
                             'only parts of type text can be supervised', 'Leave the row out.')
     return ''.join(check_text(part.get('text'), 'a part of a turn') for part in parts)
 
-# %% ../../nbs/data/turns.ipynb #d23ff039
+# %% ../../nbs/data/turns.ipynb #5d8bd97c
 ROLES = {  # what data sets call them: what chat templates call them
-    'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant'}
+    'human': 'user', 'prompter': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'bot': 'assistant',
+    'ai': 'assistant', 'model': 'assistant', 'function_call': 'assistant', 'tool_call': 'assistant',
+    'observation': 'tool', 'function': 'tool', 'function_response': 'tool', 'tool_response': 'tool',
+    'ipython': 'tool'}
 
-# %% ../../nbs/data/turns.ipynb #9fcf20bb
-def normalized_turn(
-    turn: Any,  # a dict, in any of the three ways
-) -> dict:
-    "One turn as a dict with `role` and `content`, and whatever else it has (such as `tool_calls`)."
+# %% ../../nbs/data/turns.ipynb #2e2052f5
+def _fields(turn: Any) -> dict:
+    "What a turn has, under the names that chat templates use."
     if not isinstance(turn, Mapping):
         raise FTNBError(f'a turn is {type(turn).__name__} {str(turn)[:40]!r}', 'it must be a dict',
                         "Use {'role': 'user', 'content': ...}.")
     fields = {k: v for k, v in turn.items() if v is not None}
-    if 'role' not in fields and 'from' in fields:
-        fields |= {'role': fields.pop('from'), 'content': fields.pop('value', None)}
-    role, content = str(fields.get('role', '')).lower(), fields.get('content')
-    if isinstance(content, (list, tuple)): content = _parts_text(content)
-    if content is None and 'tool_calls' in fields: content = ''
-    content = check_text(content, 'the content of a turn')
-    return fields | {'role': ROLES.get(role, role), 'content': content}
+    for key, name in (('role', 'from'), ('content', 'value')):
+        if key not in fields and name in fields: fields[key] = fields.pop(name)
+    return fields
 
-# %% ../../nbs/data/turns.ipynb #8c18d48a
+# %% ../../nbs/data/turns.ipynb #8f0518a4
+def read_json(
+    text: str,  # JSON
+    what: str,  # what it is called in the message
+) -> Any:
+    "What a JSON text says; an error tells how to look for the fault."
+    try: return json.loads(text)
+    except ValueError as e:
+        raise FTNBError(f'{what} is the text {text[:40]!r}', f'it is not JSON ({e})',
+                        'Correct it until json.loads(...) reads it.') from e
+
+# %% ../../nbs/data/turns.ipynb #0fafd00d
+def _arguments(value: Any) -> Any:
+    "The arguments of a call as a dict; a text that is no JSON object stays as it is."
+    if not isinstance(value, str): return {} if value is None else value
+    try: read = json.loads(value) if value.strip() else {}
+    except ValueError: return value
+    return read if isinstance(read, dict) else value
+
+# %% ../../nbs/data/turns.ipynb #ca505980
+def _call(call: Any) -> dict:
+    "One call as a dict with a `function` that has a `name` and `arguments`."
+    if isinstance(call, str): call = read_json(call, 'a call of a tool')
+    function = call.get('function', call) if isinstance(call, Mapping) else {}
+    if not isinstance(function, Mapping) or not isinstance(function.get('name'), str):
+        raise FTNBError(f'a call of a tool is {str(call)[:60]!r}', 'it must say the name of a function',
+                        "Use {'type': 'function', 'function': {'name': ..., 'arguments': {...}}}.")
+    arguments = _arguments(function.get('arguments', function.get('parameters')))
+    named = {k: v for k, v in function.items() if k not in ('id', 'type', 'parameters')}
+    others = call if 'function' in call else {k: call[k] for k in ('id',) if k in call} | {'type': 'function'}
+    return {**others, 'function': {**named, 'arguments': arguments}}
+
+# %% ../../nbs/data/turns.ipynb #a2c537fc
+def _calls(fields: dict) -> list[dict]:
+    "The calls of a turn; they are taken out of its fields."
+    calls = fields.pop('tool_calls', None) or fields.pop('function_call', None)
+    if str(fields.get('role')).lower() in ('function_call', 'tool_call') and not calls:
+        try: calls = read_json(fields.get('content') or '', 'a call of a tool')
+        except FTNBError: return []
+        fields['content'] = ''
+    if isinstance(calls, str): calls = read_json(calls, 'tool_calls') if calls.strip() else None
+    if isinstance(calls, Mapping): calls = [calls]
+    return [_call(call) for call in calls or []]
+
+# %% ../../nbs/data/turns.ipynb #e07437d8
+def normalized_turn(
+    turn: Any,  # a dict, in any of the three ways
+) -> dict:
+    "One turn as a dict with `role` and `content`, and whatever else it has (such as `tool_calls`)."
+    fields = _fields(turn)
+    role, calls = str(fields.get('role', '')).lower(), _calls(fields)
+    content = fields.get('content')
+    if isinstance(content, (list, tuple)): content = _parts_text(content)
+    if content is None and (calls or any(k in fields for k in THOUGHTS)): content = ''
+    content = check_text(content, 'the content of a turn')
+    for k in set(THOUGHTS) & set(fields): check_text(fields[k], f'the {k} of a turn')
+    return fields | {'role': ROLES.get(role, role), 'content': content} | ({'tool_calls': calls} if calls else {})
+
+# %% ../../nbs/data/turns.ipynb #30234c22
+def is_answer(
+    turn: Mapping,  # with `role` and `content`
+) -> bool:
+    "Whether a turn is an assistant's, to be learned: one whose weight is not 0."
+    return turn['role'] == 'assistant' and turn.get('weight', 1) != 0
+
 def is_supervised(
     turn: Mapping,  # with `role` and `content`
 ) -> bool:
-    "Whether a turn carries loss: an assistant's, unless its weight is 0."
-    return turn['role'] == 'assistant' and turn.get('weight', 1) != 0
+    "Whether a turn carries loss: an answer, unless it is empty."
+    texts = (turn[k] for k in ('content', *THOUGHTS) if turn.get(k))
+    return is_answer(turn) and (bool(turn.get('tool_calls')) or any(map(str.strip, texts)))
 
-# %% ../../nbs/data/turns.ipynb #cced10d7
-_SYSTEM = ('system', 'developer')
+# %% ../../nbs/data/turns.ipynb #70237e11
+def is_turns(
+    value: Any,  # of a column
+) -> bool:
+    "Whether a value is a conversation: a list of turns, or that as JSON text."
+    if isinstance(value, str):
+        try: value = json.loads(value) if value.lstrip().startswith('[') else None
+        except ValueError: return False
+    is_turn = lambda turn: isinstance(turn, Mapping) and bool({'role', 'from'} & set(turn))
+    return isinstance(value, (list, tuple)) and bool(value) and all(map(is_turn, value))
 
 # %% ../../nbs/data/turns.ipynb #0a9749bb
 def _check_role(at: int, role: str) -> None:
     "Refuse a role that no chat template knows, and a system turn that is not the first."
-    if role in _SYSTEM and at:
+    if role in SYSTEM and at:
         raise FTNBError(f'turn {at} is a {role} turn', 'only the first turn can be one',
                         'Join it with the first.')
-    if role not in (*_SYSTEM, 'user', 'assistant', 'tool'):
+    if role not in (*SYSTEM, 'user', 'assistant', 'tool'):
         known = ['system', 'user', 'assistant', 'tool']
         raise FTNBError(f'turn {at} has the role {role!r}', 'it is not a role', did_you_mean(role, known))
 
@@ -67,13 +141,14 @@ def check_turns(
     turns: Any,  # a list of turns
 ) -> list[dict]:  # the same turns, each with `role` and `content`
     "Check a conversation: at most one system turn (the first), known roles, and something to learn."
+    if isinstance(turns, str) and turns.lstrip()[:1] == '[': turns = read_json(turns, 'a conversation')
     if isinstance(turns, (str, Mapping)) or not isinstance(turns, Iterable):
         raise FTNBError(
             f'a conversation is {type(turns).__name__}', 'it must be a list of turns',
             "Use [{'role': 'user', 'content': ...}, {'role': 'assistant', 'content': ...}].")
     checked = [normalized_turn(turn) for turn in turns]
     for at, turn in enumerate(checked): _check_role(at, turn['role'])
-    if not any(map(is_supervised, checked)):
+    if not any(map(is_answer, checked)):
         roles = ' and '.join(turn['role'] for turn in checked)
         raise FTNBError(f'a conversation of {roles or "no turns"}', 'no turn in it is supervised',
                         'Each needs at least one assistant turn.')

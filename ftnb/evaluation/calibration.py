@@ -8,7 +8,7 @@ import math, numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 import numpy as np
-from ..core.errors import FTNBError, check_choice, check_number
+from ..core.errors import FTNBError, check_choice, check_number, check_utf8
 from .metric import TextMetric, ratio
 
 # %% auto #0
@@ -28,6 +28,7 @@ def check_label_probs(
         raise FTNBError(
             value, 'a prediction is a dict {label: probability}, and each label is a str',
             'Look at how it was made.')
+    for label in probs: check_utf8(label, where)
     real = lambda x: isinstance(x, numbers.Real) and not isinstance(x, bool)
     if (not all(real(x) and float(x) >= 0 for x in probs.values())
             or abs(sum(probs.values()) - 1) >= 1e-3):

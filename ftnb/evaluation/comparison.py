@@ -86,7 +86,7 @@ class Comparison(Card):
         return 'better' if up == (better > 0) else 'worse'
 
     def worse(self,
-        metric: str | None = None,  # by which; None: the first that rows have
+        metric: str | None = None,  # by which; None: the first with a value for each row
         n: int = 5,  # most rows
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
@@ -94,7 +94,7 @@ class Comparison(Card):
         return _changed_most(self, metric, n, cut, -1)
 
     def better(self,
-        metric: str | None = None,  # by which; None: the first that rows have
+        metric: str | None = None,  # by which; None: the first with a value for each row
         n: int = 5,  # most rows
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
@@ -102,7 +102,7 @@ class Comparison(Card):
         return _changed_most(self, metric, n, cut, 1)
 
     def changed(self,
-        metric: str | None = None,  # by which; None: the first that rows have
+        metric: str | None = None,  # by which; None: the first with a value for each row
         n: int = 3,  # rows at each end
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
@@ -324,7 +324,7 @@ class Comparisons(Card):
         return _by_pair(self.pairs, lambda c: c.verdict(metric))
 
     def worse(self,
-        metric: str | None = None,  # by which; None: the first that rows have
+        metric: str | None = None,  # by which; None: the first with a value for each row
         n: int = 5,  # most rows of each pair
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> dict[tuple[str, str], pd.DataFrame]:
@@ -332,7 +332,7 @@ class Comparisons(Card):
         return _by_pair(self.pairs, lambda c: c.worse(metric, n, cut))
 
     def better(self,
-        metric: str | None = None,  # by which; None: the first that rows have
+        metric: str | None = None,  # by which; None: the first with a value for each row
         n: int = 5,  # most rows of each pair
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> dict[tuple[str, str], pd.DataFrame]:

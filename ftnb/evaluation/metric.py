@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 import numpy as np
 import regex
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, check_utf8
 
 # %% auto #0
 __all__ = ['References', 'JUDGED', 'UNSPACED', 'CJK', 'TextMetric', 'ratio', 'row_references', 'mean_of_rows', 'without_version',
@@ -126,7 +126,9 @@ def check_texts(
     for i, row in enumerate(texts):
         plain = isinstance(row, str) or not several or not isinstance(row, Iterable)
         each = [row] if plain else list(row)
-        if each and all(isinstance(x, str) for x in each): continue
+        if each and all(isinstance(x, str) for x in each):
+            for x in each: check_utf8(x, f'{what}[{i}]', 'Read it again as UTF-8, or leave the row out.')
+            continue
         odd = next((x for x in each if not isinstance(x, str)), row)
         value = 'None' if odd is None else f'{type(odd).__name__} {odd!r:.40}'
         rule = 'it must be a text' + ', or a list of texts, not empty' * several

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 import regex
-from ..core.errors import FTNBError, check_choice, check_names
+from ..core.errors import FTNBError, check_choice, check_names, check_nested_utf8
 from .metric import UNSPACED, TextMetric
 from .overlap import OVERLAP
 from .labels import LABELS
@@ -119,6 +119,7 @@ def _metric_info(spec: TextMetric) -> Any:
 # %% ../../nbs/evaluation/metrics.ipynb #948aecb0
 def _pack(spec: TextMetric, key: str, x: Any) -> Any:
     "One prediction, or what it is judged by, as it goes into evaluate's table."
+    check_nested_utf8(x, f'one of the {key}')
     if key == 'predictions' and spec.judged == 'probabilities':
         return json.dumps(dict(x) if isinstance(x, Mapping) else x, default=float)
     return [x] if key == 'references' == spec.judged and isinstance(x, str) else x

@@ -12,6 +12,7 @@ import numpy as np
 import regex
 from ..core.errors import (
     FTNBError, check_choice, check_number, import_optional, require)
+from ..core.files import check_path
 from ..models.lm import quiet_transformers
 from .metric import (
     References, TextMetric, mean_of_rows, ratio, row_references, unicode_words)
@@ -166,7 +167,8 @@ def _bertscore(model: str | Path | None = None, layer: int | None = None, part: 
                batch_size: int = 64) -> TextMetric:
     "BERTScore times 100, mean of rows; `part` is 'precision', 'recall' or 'f1'."
     import_optional('bert_score', 'pip install bert-score==0.3.13 matplotlib', 'for BERTScore')
-    folder, parts = Path(model or embedding_folder()).resolve(), ('precision', 'recall', 'f1')
+    folder = check_path('model', model or embedding_folder()).resolve()
+    parts = ('precision', 'recall', 'f1')
     config = folder / 'config.json'
     require('model', str(model), config.is_file(), 'it must be the folder of a model')
     depth = json.loads(config.read_text())['num_hidden_layers']

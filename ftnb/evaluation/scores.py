@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_choice, check_number, did_you_mean
 from ..core.display import Card, html_table, shorten
-from ..core.files import atomic_file, checksum
+from ..core.files import atomic_file, check_path, checksum
 from .metric import TextMetric, without_version
 from .metrics import METRICS, metrics_by_name, text_metric
 from .statistics import (
@@ -246,9 +246,7 @@ def _page(scores: Scores, by: str, best: bool, where: str, number: int, size: in
 # %% ../../nbs/evaluation/scores.ipynb #7ba37f3f
 def _score_files(path: Any) -> tuple[Path, Path]:
     "The table, and the file beside it."
-    if not isinstance(path, (str, Path)):
-        raise FTNBError(f'path={path!r:.60}', 'it must be a path', 'Give a str.')
-    file = Path(path).expanduser()
+    file = check_path('path', path).expanduser()
     if file.is_dir():
         example = str(file / 's.csv')
         raise FTNBError(f'{str(path)!r}', 'it is a folder', f'Give a file in it: {example!r}.')

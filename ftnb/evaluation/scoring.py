@@ -4,19 +4,19 @@
 
 # %% ../../nbs/evaluation/scoring.ipynb #14eebc79
 from __future__ import annotations
-import hashlib, inspect, itertools, json
+import hashlib, inspect, itertools, json, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 import datasets
 import numpy as np
-from ..core.errors import FTNBError, check_choice, check_number, require
+from ..core.errors import FTNBError, check_choice, check_names, check_number, check_utf8, require
 from ..models.lm import LM, context_length, is_seq2seq
 from ..data.turns import last_answer
-from ..data.tasks import Task, check_lm_and_task
+from ..data.tasks import Task, check_lm_and_task, complete_task
 from ..data.rows import CheckedRows, check_not_columns, check_rows, read_rows
 from ..data.batches import IGNORE
-from ..data.tokenizing import prompt_and_target_ids, split_row
+from ..data.tokenizing import cut_prompt, prompt_and_target_ids, split_row
 from ..kernels.nats import row_nats
 from ..generation.decoding import Decoding
 from ..generation.likelihood import answer_nats, normalized_probs
@@ -29,8 +29,8 @@ from .scores import Scores, make_scores
 from .comparison import compare
 
 # %% auto #0
-__all__ = ['metric_stats', 'score_texts', 'check_one_split', 'prompts_and_references', 'row_label_probs', 'choose_metrics',
-           'check_generate_options', 'score']
+__all__ = ['metric_stats', 'score_texts', 'check_one_split', 'completed_task', 'prompts_and_references', 'row_label_probs',
+           'choose_metrics', 'check_generate_options', 'score']
 
 # %% ../../nbs/evaluation/scoring.ipynb #427c4893
 def metric_stats(
@@ -96,18 +96,23 @@ def _check_prompts(predictions: Sequence, prompts: Sequence | None) -> None:
     if odd is not None:
         what = f'prompts[{odd}]={prompts[odd]!r:.60}'
         raise FTNBError(what, 'it must be a text', "Use '' for none.")
+    for i, p in enumerate(prompts): check_utf8(p, f'prompts[{i}]')
     if len(prompts) != len(predictions):
         raise FTNBError(f'{len(prompts)} prompts and {len(predictions)} predictions',
                         'there must be as many of one as of the other', 'Check how they were collected.')
 
 # %% ../../nbs/evaluation/scoring.ipynb #0e5ec6fa
+def _probability_column(label: str) -> str:
+    "The name of the column with the probability of a label; no column's name can hold a zero character."
+    return f'p({label})'.replace('\0', '␀')
+
 def _columns(texts: list[str], references: Any, prompts: Any,
              probs: list[dict] | None) -> dict[str, list]:
     "What is kept of each row: prompt, prediction, reference, and label probabilities."
     none = [''] * len(texts)
     labels = dict.fromkeys(x for p in probs or [] for x in p)
     rows = {'prompt': prompts or none, 'prediction': texts, 'reference': references or none}
-    return rows | {f'p({x})': [p.get(x) for p in probs or []] for x in labels}
+    return rows | {_probability_column(x): [p.get(x) for p in probs or []] for x in labels}
 
 # %% ../../nbs/evaluation/scoring.ipynb #7434abf2
 def score_texts(
@@ -121,7 +126,7 @@ def score_texts(
     seed: int = 0,  # of the bootstrap
 ) -> Scores:
     "Score outputs that already exist."
-    check_number('resamples', resamples, 100), check_number('seed', seed, 0)
+    check_number('resamples', resamples, 100), check_number('seed', seed, 0), check_names('name', [name])
     chosen = metrics_by_name(metrics)
     predictions, references, prompts = (_as_list(k, x) for k, x in (
         ('predictions', predictions), ('references', references), ('prompts', prompts)))
@@ -167,6 +172,21 @@ def check_one_split(
         raise FTNBError('rows', 'there are no rows',
                         'Check the file or the filter that they came from.')
     return given
+
+# %% ../../nbs/evaluation/scoring.ipynb #3d15fe2e
+def completed_task(
+    task: Task,  # what is asked
+    rows: Sequence[Mapping],  # to be scored
+) -> Task:
+    "The complete task; a warning, if its labels are those of a few rows."
+    completed, known = complete_task(task, rows), task.completion and task.completion.last
+    from_rows = 'values of column' in completed.found.get('labels', '') and completed is not task
+    if from_rows and not known and len(rows) < 10 * len(completed.labels):
+        warnings.warn(
+            f'The labels {", ".join(completed.labels)} are those of {len(rows)} rows. If the training '
+            'rows have more, the prompts differ from those in training. Give the task of the encoded '
+            'rows, data.task, or labels=.', stacklevel=3)
+    return completed
 
 # %% ../../nbs/evaluation/scoring.ipynb #cf905d10
 def prompts_and_references(
@@ -214,7 +234,7 @@ def _measured_rows(lm: LM, pairs: list[tuple[list[int], list[int]]],
     room, free = context_length(lm), not task.answers
     if is_seq2seq(lm): rows = [{'input_ids': p, 'labels': t} for p, t in pairs]
     else:   # of a prompt that is too long the end counts, as when it is answered
-        if not free: pairs = [(p[max(0, len(p) + len(t) - room):], t) for p, t in pairs]
+        if not free: pairs = [(cut_prompt(lm.tokenizer, p, max(0, room - len(t))), t) for p, t in pairs]
         rows = [{'input_ids': p + t, 'labels': [IGNORE] * len(p) + t} for p, t in pairs]
     return [split_row(row, room, free=free) for row in rows]
 
@@ -327,7 +347,9 @@ def score(
             f'task {task.name!r} has no answers to write')
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     check_number('max_new_tokens', max_new_tokens, 1, none=True)
-    given = check_rows(task, check_one_split(rows), seq2seq=is_seq2seq(lm))
+    check_names('name', [] if name is None else [name])
+    task = completed_task(task, split := check_one_split(rows))
+    given = check_rows(task, split, seq2seq=is_seq2seq(lm))
     questions, references = prompts_and_references(given)
     chosen = choose_metrics(task, metrics, questions, references)
     pairs = prompt_and_target_ids(lm, task, given, allow_special)
@@ -346,7 +368,8 @@ def score(
 # %% ../../nbs/evaluation/scoring.ipynb #667b9369
 def _label_columns(task: Task, probs: np.ndarray | None) -> dict[str, list]:
     "The probability of each label, as columns of the rows."
-    return {} if probs is None else {f'p({x})': p.tolist() for x, p in zip(task.labels, probs.T)}
+    return {} if probs is None else {
+        _probability_column(x): p.tolist() for x, p in zip(task.labels, probs.T)}
 
 # %% ../../nbs/evaluation/scoring.ipynb #8074d65d
 def _answer_stats(chosen: dict[str, TextMetric], task: Task, answers: list, references: list[str],

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 import datasets
 import numpy as np
@@ -21,7 +22,7 @@ from ..training.progress import Progress
 from .metric import TextMetric
 from .scores import Scores
 from .scoring import (
-    check_generate_options, check_one_split, choose_metrics, prompts_and_references, score)
+    check_generate_options, check_one_split, choose_metrics, completed_task, prompts_and_references, score)
 
 # %% auto #0
 __all__ = ['ScoreMonitor']
@@ -44,7 +45,7 @@ class ScoreMonitor(Monitor):
     ):
         super().__init__(lambda: self.score_rows(), check_number('every', every, 1, none=True))
         self.options: dict[str, Any] = dict(metrics=metrics, max_new_tokens=max_new_tokens, **decoding)
-        self.lm, self.task, self.given = lm, task, _checked_rows(lm, rows, task, **self.options)
+        self.lm, (self.task, self.given) = lm, _checked_rows(lm, rows, task, **self.options)
         order = np.random.default_rng(check_number('seed', seed, 0)).permutation(len(self.given))
         self.order: list[int] = order.tolist()  # row numbers; a measurement takes the first `n`
         self.n = 0  # rows in a measurement; 0: not known yet
@@ -136,15 +137,16 @@ class ScoreMonitor(Monitor):
 
 # %% ../../nbs/evaluation/watching.ipynb #dc9d5ffc
 def _checked_rows(lm: LM, rows: Any, task: Task, metrics: Any, max_new_tokens: int | None,
-                  **decoding) -> Sequence:
-    "Held-out rows, checked together with everything that `score` would refuse."
+                  **decoding) -> tuple[Task, Sequence]:
+    "The complete task and held-out rows, checked together with everything that `score` would refuse."
     check_lm_and_task(lm, task, needed=True)
     given = check_one_split(rows)
     check_generate_options(decoding)
     check_number('max_new_tokens', max_new_tokens, 1, none=True)
+    task = replace(completed_task(task, given), check=None)   # a few of the rows need not pass it
     checked = check_rows(task, given, seq2seq=is_seq2seq(lm))
     choose_metrics(task, metrics, *prompts_and_references(checked))
-    return given
+    return task, given
 
 # %% ../../nbs/evaluation/watching.ipynb #25707d30
 class _JointRecords:

@@ -10,18 +10,29 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, require
 from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, is_seq2seq
-from ..data.templates import uses_chat_template
+from ..models.tokens import check_text
+from ..data.templates import SPEAKERS, uses_chat_template, waiting_prompt
 from ..data.applications import dialogue
 from ..data.rows import check_rows
-from ..data.tokenizing import prompt_and_target_ids
+from ..data.tokenizing import waiting_prompt_ids
 from .decoding import Decoding, sampling_uniforms
 from .kv_cache import DecodingState
 from .search import decode_steps
 from .prompts import prepare_prompts
-from .streaming import StopStrings, refuse_adapter_switch, stop_strings, text_pieces
+from .streaming import (
+    StopStrings, refuse_adapter_switch, stop_strings, text_pieces, with_end_of_turn)
 
 # %% auto #0
 __all__ = ['Chat', 'transcript']
+
+# %% ../../nbs/generation/chat.ipynb #1ae315cd
+def _check_system(lm: LM, system: list[dict]) -> None:
+    "Refuse a system turn if the model's chat template does."
+    try: waiting_prompt(lm.tokenizer, [*system, {'role': 'user', 'content': 'Hello.'}])
+    except FTNBError as e:
+        if not e.remedy.startswith('Leave the system turn out'): raise
+        remedy = 'Leave `system` out, or begin your first question with its text.'
+        raise FTNBError(f"system={system[0]['content'][:40]!r}", e.rule, remedy) from e
 
 # %% ../../nbs/generation/chat.ipynb #19541cb4
 class Chat:
@@ -38,16 +49,21 @@ class Chat:
         repetition_penalty: float = 1.,  # above 1: tokens that were there become less likely
         stop: Any = None,  # a str or a list of str: end an answer before any of these
         seed: int = 0,  # of the sampling
+        language: str = 'en',  # of the names of speakers, if the model has no chat template: 'en' or 'zh'
     ):
         require('system', system, system is None or isinstance(system, str), 'it must be a str')
+        check_text(system or '', 'system')
         check_lm(lm)
-        self.lm, self.task = lm, dialogue(system=system)
+        self.lm, self.task = lm, dialogue(system=system, language=language)
         self.max_new_tokens = check_number('max_new_tokens', max_new_tokens, 1)
         self.decoding = Decoding(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty)
         self.seed = check_number('seed', seed, 0)
         templated = uses_chat_template(lm, self.task)   # without one, turns are marked by "User:"
-        self.stops = stop_strings(stop) or (() if templated else ('\nUser:',))
+        stops = stop_strings(stop)
+        next_turn = '\n' + SPEAKERS[self.task.language]['user'].rstrip()
+        self.stops = with_end_of_turn(lm, stops) if templated else stops or (next_turn,)
         self.system = [{'role': 'system', 'content': system}] if system else []
+        if system and templated: _check_system(lm, self.system)
         self.turns: list[dict] = []   # role and content
         self.attempt = 0   # of the last answer; another attempt draws other random numbers
         self.reused = self.read = 0   # tokens of the last prompt: from the cache, and through the model
@@ -64,7 +80,7 @@ class Chat:
         "Token ids of a conversation that waits for an answer, as in training."
         row = {'messages': [*turns, {'role': 'assistant', 'content': 'a'}]}
         rows = check_rows(self.task, [row], seq2seq=is_seq2seq(self.lm))
-        ids = prompt_and_target_ids(self.lm, self.task, rows)[0][0]
+        ids = waiting_prompt_ids(self.lm, self.task, rows)[0]
         try: return prepare_prompts(self.lm, [ids], self.max_new_tokens)[0][0]
         except FTNBError as e:
             raise FTNBError(f'a conversation of {len(ids)} tokens', e.rule,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 import numpy as np
 import torch
-from ..core.errors import FTNBError, import_optional, require
+from ..core.errors import FTNBError, check_nested_utf8, import_optional, require
 from ..models.lm import LM, eos_ids, is_seq2seq
 from .decoding import Decoding
 
@@ -133,4 +133,5 @@ def make_constraint(
             'nothing else may force or forbid tokens')
     require('pattern', pattern, isinstance(pattern, (str, type(None))),
             'it must be a str (instead of re.compile(p, re.I): "(?i)" + p)')
+    check_nested_utf8(value, name)
     return Constraint(lm, pattern, schema)

@@ -122,7 +122,7 @@ def label_probs(
     lm: LM,  # a loaded model
     prompt: str | Sequence[Prompt],  # a prompt, or a list of them
     labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
-    truncate: bool = False,  # cut prompts that are too long, with a warning
+    truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right'
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
     "How probable each of a few answers is, compared with the others (a longer answer has more to lose)."
     check_lm(lm)

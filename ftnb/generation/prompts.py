@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from ..core.errors import FTNBError, check_number, require
 from ..models.lm import LM, check_lm, context_length, is_seq2seq
-from ..models.tokens import check_text, source_ids, without_eos
+from ..models.tokens import check_text, one_start, source_ids, without_eos
+from ..data.tokenizing import cut_prompt
 
 # %% auto #0
 __all__ = ['Prompt', 'as_prompt_list', 'prompt_ids', 'prepare_prompts']
@@ -69,7 +70,9 @@ def prompt_ids(
     for i, p in enumerate(prompts): _check_prompt(lm, i, p)
     texts = [p for p in prompts if isinstance(p, str)]
     if is_seq2seq(lm): encoded = iter(source_ids(lm, texts))
-    else: encoded = (without_eos(lm, ids) for ids in (lm.tokenizer(texts)['input_ids'] if texts else []))
+    else:
+        tokenized = lm.tokenizer(texts)['input_ids'] if texts else []
+        encoded = (one_start(lm.tokenizer, without_eos(lm, ids, text)) for text, ids in zip(texts, tokenized))
     return [next(encoded) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
 
 # %% ../../nbs/generation/prompts.ipynb #89b17570
@@ -77,19 +80,21 @@ def prepare_prompts(
     lm: LM,  # a loaded model
     prompts: Sequence[Prompt],  # strings, or lists of token ids
     max_new_tokens: int,  # for which there must be room
-    truncate: bool = False,  # cut prompts that are too long, with a warning
+    truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right': where
 ) -> tuple[list[list[int]], list[int]]:  # token ids of each prompt; how many were cut off of each
     "Token ids of the prompts, checked and with room for what will be written."
     check_lm(lm)
     check_number('max_new_tokens', max_new_tokens, 1)
     rows, limit = prompt_ids(lm, prompts), _longest_prompt(lm, max_new_tokens)
-    cut = [max(0, len(r) - limit) for r in rows]
-    if any(cut) and not truncate: raise _too_long(lm, rows, cut, max_new_tokens)
-    end = is_seq2seq(lm)
+    if not truncate and any(len(r) > limit for r in rows): raise _too_long(lm, rows, limit, max_new_tokens)
+    require('truncate', truncate, truncate in (True, False, 'left', 'right'), "it must be True, 'left' or 'right'")
+    side = truncate if isinstance(truncate, str) else 'right' if is_seq2seq(lm) else 'left'
+    kept = [cut_prompt(lm.tokenizer, r, limit, side) for r in rows]
+    cut = [len(r) - len(k) for r, k in zip(rows, kept)]
     if any(cut): warnings.warn(
         f'{sum(map(bool, cut))} of {len(rows)} prompts were cut to {limit} tokens; {sum(cut):,} tokens were '
-        f'lost at their {"end" if end else "beginning"}', stacklevel=3)
-    return [r[:limit] if end else r[n:] for r, n in zip(rows, cut)], cut
+        f'lost at their {"end" if side == "right" else "beginning"}', stacklevel=3)
+    return kept, cut
 
 # %% ../../nbs/generation/prompts.ipynb #2aef135c
 def _longest_prompt(lm: LM, max_new_tokens: int) -> int:
@@ -102,9 +107,9 @@ def _longest_prompt(lm: LM, max_new_tokens: int) -> int:
     return context if is_seq2seq(lm) else context - max_new_tokens
 
 # %% ../../nbs/generation/prompts.ipynb #7c423566
-def _too_long(lm: LM, rows: list[list[int]], cut: list[int], max_new_tokens: int) -> FTNBError:
+def _too_long(lm: LM, rows: list[list[int]], limit: int, max_new_tokens: int) -> FTNBError:
     "The error about the first prompt that is too long."
-    i = next(i for i, n in enumerate(cut) if n)
+    i = next(i for i, r in enumerate(rows) if len(r) > limit)
     return FTNBError(f'prompt {i} has {len(rows[i])} tokens',
                      f'with {max_new_tokens} new ones it exceeds the context of {context_length(lm)}',
                      'Shorten it, ask for fewer new tokens, or cut it with truncate=True.')

@@ -8,12 +8,14 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 import torch
-from ..core.errors import FTNBError, require
-from ..models.lm import LM, active_adapters, is_seq2seq
+from ..core.errors import FTNBError, check_utf8, require
+from ..models.chat_templates import end_of_turn_stops
+from ..models.lm import LM, active_adapters, eos_ids, is_seq2seq
 from ..models.tokens import decode_continuation
 
 # %% auto #0
-__all__ = ['stop_strings', 'cut_at_stop', 'partial_stop_length', 'StopStrings', 'text_pieces', 'refuse_adapter_switch']
+__all__ = ['stop_strings', 'with_end_of_turn', 'cut_at_stop', 'partial_stop_length', 'StopStrings', 'text_pieces',
+           'refuse_adapter_switch']
 
 # %% ../../nbs/generation/streaming.ipynb #4307e43e
 def stop_strings(
@@ -24,7 +26,15 @@ def stop_strings(
     ok = isinstance(stops, (list, tuple)) and all(isinstance(s, str) and s for s in stops)
     require('stop', stop, ok,
             'it must be a str or a list of str, none of them empty (token ids are no stop strings)')
-    return tuple(stops)
+    return tuple(check_utf8(s, 'stop') for s in stops)
+
+# %% ../../nbs/generation/streaming.ipynb #45ee9bec
+def with_end_of_turn(
+    lm: LM,  # a loaded model
+    stops: tuple[str, ...],  # from `stop_strings`
+) -> tuple[str, ...]:
+    "Stop strings, and the mark with which the model's chat template ends an answer, if no token does."
+    return tuple(dict.fromkeys((*stops, *end_of_turn_stops(lm.tokenizer))))
 
 # %% ../../nbs/generation/streaming.ipynb #49a8bf82
 def cut_at_stop(
@@ -72,9 +82,10 @@ def text_pieces(
 ) -> Iterator[str]:
     "Turn a stream of tokens into a stream of whole characters, up to the first stop string."
     new: list[int] = []
-    sent = ''
+    sent, ends = '', eos_ids(lm)
     with contextlib.closing(steps):
         for step in steps:
+            if step[0] in ends: continue   # not every end token is a special one, which decoding leaves out
             new.append(step[0])
             full = decode_continuation(lm, prompt, new)
             text = cut_at_stop(full, stops)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_number, require
+from ..core.files import check_path
 from ..core.display import Card, html_table
 from ..models.lm import LM, active_weights_hash, eos_ids
 from ..models.tokens import tokenizer_hash
@@ -17,7 +18,8 @@ from .decoding import Decoding, sampling_uniforms
 from .constraints import make_constraint, schema_dict
 from .search import decode_steps
 from .prompts import Prompt, as_prompt_list, prepare_prompts
-from .streaming import StopStrings, refuse_adapter_switch, stop_strings, text_pieces
+from .streaming import (
+    StopStrings, refuse_adapter_switch, stop_strings, text_pieces, with_end_of_turn)
 from .likelihood import token_nats
 from .jobs import AnswersFile, GenerationJob, prompt_keys
 from .engines import ENGINES
@@ -43,7 +45,7 @@ def stream(
     pattern: str | None = None,  # a regular expression that the whole text must match
     schema: Any = None,  # a JSON schema (or a pydantic model) that it must satisfy
     seed: int = 0,  # of the sampling
-    truncate: bool = False,  # cut a prompt that is too long, with a warning
+    truncate: bool | str = False,  # cut a prompt that is too long, with a warning; or 'left', 'right'
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
     "Yield the continuation of `prompt` piece by piece, as the model writes it."
     check_number('seed', seed, 0)
@@ -51,6 +53,7 @@ def stream(
                         penalty_alpha=penalty_alpha)
     stops = stop_strings(stop)
     constraint = make_constraint(lm, decoding, pattern, schema_dict(schema), stops)
+    if not constraint: stops = with_end_of_turn(lm, stops)
     rows, _ = prepare_prompts(lm, [prompt], max_new_tokens, truncate)
     uniforms = sampling_uniforms(rows, max_new_tokens, seed) if temperature else None
     should_stop = StopStrings(lm, rows, stops) if stops else None
@@ -110,7 +113,7 @@ class _Options(TypedDict, total=False):
     pattern: str | None
     schema: Any
     seed: int
-    truncate: bool
+    truncate: bool | str
     file: str | os.PathLike | None
     engine: str
     batch_tokens: int
@@ -152,7 +155,7 @@ def generate(
     n: int | None = None,  # texts for each prompt, as a list: samples, or the best beams
     details: bool = False,  # return `Completion`s: tokens, log-probabilities, why it ended
     seed: int = 0,  # of the sampling; a prompt's text does not depend on the other prompts
-    truncate: bool = False,  # cut prompts that are too long, with a warning
+    truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right'
     file: str | os.PathLike | None = None,  # write each finished text there; take what is there already
     engine: str = 'ftnb',  # who writes: 'ftnb', 'continuous' (transformers' batching) or 'vllm'
     batch_tokens: int = 8192,  # rows × (longest prompt + new tokens) in one batch
@@ -166,6 +169,7 @@ def generate(
     _check_options(decoding, n, stops, seed, file, batch_tokens)
     rows, cut = prepare_prompts(lm, prompts, max_new_tokens, truncate)
     constraint = make_constraint(lm, decoding, pattern, schema, stops)
+    if not constraint and not decoding.uses_beams: stops = with_end_of_turn(lm, stops)
     job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed,
                         pattern, schema, n or 1, engine, constraint)
     _run_job(job, file, ENGINES[check_choice(engine, ENGINES, 'engine')], batch_tokens, progress)
@@ -180,7 +184,7 @@ def _check_options(decoding: Decoding, n: int | None, stops: tuple[str, ...], se
     check_number('batch_tokens', batch_tokens, 1)
     check_number('seed', seed, 0)
     check_number('n', n, 1, none=True)
-    require('file', file, file is None or isinstance(file, (str, os.PathLike)), 'it must be a path')
+    if file is not None: check_path('file', file)
     if decoding.uses_beams:
         require('n', n, (n or 1) <= decoding.num_beams, f'beam search keeps {decoding.num_beams} texts')
         require('stop', stops, not stops, 'beam search ranks whole texts, which end with the end token')

@@ -134,7 +134,7 @@ def attach_adapter(
         why = f'peft cannot add it ({str(e)[:160]})'
         remedy = 'Name other targets.' if weights is None else 'Save it again.'
         raise FTNBError(what, why, remedy) from e
-    next(iter(model.peft_config.values())).base_model_name_or_path = lm.name
+    next(iter(model.peft_config.values())).base_model_name_or_path = lm.source or lm.name
     return lm
 
 # %% ../../nbs/models/adapters.ipynb #2e2d02a3

@@ -10,6 +10,7 @@ import torch
 from ..core.errors import check_choice, require
 from ..core.machine import choose_device, seeded
 from .lm import LM
+from .tokens import check_text
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'byte_tokenizer', 'new_lm', 'tiny_lm', 'train_tokenizer']
@@ -136,7 +137,8 @@ def train_tokenizer(
     require('texts', texts, not isinstance(texts, str), 'it must be a list of texts, not one (nor a path)')
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tok.train_from_iterator(texts, trainers.BpeTrainer(
+    checked = (check_text(text, f'texts[{i}]') for i, text in enumerate(texts))
+    tok.train_from_iterator(checked, trainers.BpeTrainer(
         vocab_size=vocab_size, show_progress=False, special_tokens=_SPECIALS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     return _wrap_tokenizer(tok, chat)

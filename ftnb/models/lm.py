@@ -14,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..core.errors import FTNBError, describe_value
 from ..core.display import Card
 from ..core.machine import Placement
+from .chat_templates import end_of_turn_id
 
 # %% auto #0
 __all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainable_parameters', 'count_parameters',
@@ -26,9 +27,10 @@ class LM(Card):
     "A language model: the network, its tokenizer, and where it computes."
     model: Any  # a transformers `PreTrainedModel`
     tokenizer: Any  # a transformers fast tokenizer
-    name: str  # what it was loaded from
+    name: str  # what it is called on cards and in tables; yours to change
     placement: Placement  # device, number formats, and why
-    loaded: Identity | None = None  # what it was when it was loaded by its name
+    loaded: Identity | None = None  # what it was when it was loaded from `source`
+    source: str = ''  # what `load_lm` finds it again by; '': it was made in memory
 
     @property
     def device(self) -> torch.device: return next(self.model.parameters()).device
@@ -56,11 +58,12 @@ def check_lm(
 def eos_ids(
     lm: LM,  # a loaded model
 ) -> list[int]:  # the tokenizer's own first; empty if the model knows no end
-    "Every token id that ends a text, according to the tokenizer or the model's two configurations."
+    "Every token id that ends a text, according to the tokenizer, the model's configurations, the chat template."
     ends = [lm.tokenizer.eos_token_id]
     for source in (getattr(lm.model, 'generation_config', None), lm.model.config):
         ids = getattr(source, 'eos_token_id', None)
         ends += ids if isinstance(ids, (list, tuple)) else [ids]
+    ends.append(end_of_turn_id(lm.tokenizer))
     return list(dict.fromkeys(i for i in ends if i is not None))
 
 # %% ../../nbs/models/lm.ipynb #e0530ed9

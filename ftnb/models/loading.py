@@ -4,7 +4,7 @@
 
 # %% ../../nbs/models/loading.ipynb #61618439
 from __future__ import annotations
-import json, re, shutil, socket, urllib.parse, urllib.request
+import json, os, re, shutil, socket, urllib.parse, urllib.request
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -302,6 +302,24 @@ def _quantization_options(bits: int, place: Placement) -> dict:
         bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=place.autocast or torch.float32)
     return dict(quantization_config=config, device_map={'': str(place.device)})
 
+# %% ../../nbs/models/loading.ipynb #7787bb99
+def _is_local(name: str | Path, kind: str) -> bool:
+    "Whether a model was named by the path of a file or a folder."
+    return kind != 'hub' and str(name).lower() not in EMBEDDED
+
+def _short_name(name: str | Path, kind: str) -> str:
+    "What a model is called on cards and in tables."
+    if not _is_local(name, kind): return str(name)
+    path = Path(os.path.abspath(Path(name).expanduser()))
+    if kind == 'gguf': return path.stem
+    cached = re.search('/models--([^/]+)/snapshots/[^/]+$', path.as_posix())
+    return cached[1].replace('--', '/') if cached else path.name or str(path)
+
+# %% ../../nbs/models/loading.ipynb #b082ea12
+def _absolute_source(name: str | Path, kind: str) -> str:
+    "What `load_lm` finds a model again by, from any folder."
+    return os.path.abspath(Path(name).expanduser()) if _is_local(name, kind) else str(name)
+
 # %% ../../nbs/models/loading.ipynb #9c2bc03b
 def load_lm(
     name: str | Path,  # a hub id ('gpt2'), a folder, a .gguf file, or an embedded name ('smollm2-135m')
@@ -313,12 +331,16 @@ def load_lm(
     "Load a language model and its tokenizer. Safetensors only; no code from the hub is ever run."
     kind, where = find_model(name)
     if kind == 'folder' and (Path(where) / ADAPTER).is_file():
-        return _with_adapter(Path(where), str(name), dtype, device=device, bits=bits)
+        lm = _with_adapter(Path(where), str(name), dtype, device=device, bits=bits)
+        lm.name = _short_name(name, kind)
+        return lm
     place = choose_device(device, dtype)
     if kind == 'gguf': where = convert_gguf(where)
     options = dict(revision=revision, local_files_only=not _hub_reachable()) if kind == 'hub' else {}
     quantized = _quantization_options(bits, place) if bits else {}
-    return _from_pretrained(where, str(name), place, quantized, **options)
+    lm = _from_pretrained(where, str(name), place, quantized, **options)
+    lm.name, lm.source = _short_name(name, kind), _absolute_source(name, kind)
+    return lm
 
 # %% ../../nbs/models/loading.ipynb #41562ea7
 SAVED_SUFFIXES = {'.json', '.safetensors', '.jinja', '.txt', '.model'}  # what a saved model consists of

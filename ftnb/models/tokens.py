@@ -8,23 +8,19 @@ import json, re
 from collections.abc import Callable
 from typing import Any
 import xxhash
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, check_utf8
 from .lm import LM, is_seq2seq
 
 # %% auto #0
-__all__ = ['SPECIAL_MARK', 'check_text', 'SpecialText', 'token_ids', 'source_ids', 'without_eos', 'adds_leading_space',
-           'ids_in_context', 'continuation_ids', 'decode_continuation', 'tokenizer_hash']
+__all__ = ['SPECIAL_MARK', 'check_text', 'SpecialText', 'token_ids', 'one_start', 'source_ids', 'without_eos',
+           'adds_leading_space', 'ids_in_context', 'continuation_ids', 'decode_continuation', 'tokenizer_hash']
 
 # %% ../../nbs/models/tokens.ipynb #6043ebd1
 SPECIAL_MARK = '\ufdd0'  # a noncharacter: marks what must not become a special token
 
 def _check_characters(text: str, what: str) -> None:
     "Refuse a text that cannot be written as UTF-8, or that holds the mark."
-    try: text.isascii() or text.encode()   # the first is quick, and right for most
-    except UnicodeEncodeError as e:
-        where = f'{what} holds {text[e.start]!r} at character {e.start}'
-        remedy = 'Read the data again as UTF-8, or drop the row.'
-        raise FTNBError(where, 'it is half of a character', remedy) from None
+    check_utf8(text, what, 'Read the data again as UTF-8, or drop the row.')
     if SPECIAL_MARK in text: raise FTNBError(f'{what} holds U+FDD0', 'it is not a character', 'Take it out.')
 
 # %% ../../nbs/models/tokens.ipynb #36d48142
@@ -85,7 +81,16 @@ def token_ids(
     quick = [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=special)]
     return quick if quick[:1] == first else tokenizer(texts, **options)['input_ids']
 
-# %% ../../nbs/models/tokens.ipynb #9599cdd8
+# %% ../../nbs/models/tokens.ipynb #7e25b2f3
+def one_start(
+    tokenizer: Any,  # a transformers tokenizer
+    ids: list[int],  # token ids of a text
+) -> list[int]:  # the same, if there are not two start tokens
+    "Take off a start token that comes before another one."
+    start = tokenizer.bos_token_id
+    return one_start(tokenizer, ids[1:]) if start is not None and ids[:2] == [start, start] else ids
+
+# %% ../../nbs/models/tokens.ipynb #3edef783
 def source_ids(
     lm: LM,  # an encoder-decoder
     texts: list[str],  # what it is to read
@@ -93,15 +98,20 @@ def source_ids(
 ) -> list[list[int]]:
     "Token ids of texts for an encoder, with whatever its tokenizer puts around a text."
     if not texts: return []
-    return lm.tokenizer(texts, split_special_tokens=literal, verbose=False)['input_ids']
+    rows = lm.tokenizer(texts, split_special_tokens=literal, verbose=False)['input_ids']
+    return [one_start(lm.tokenizer, ids) for ids in rows]
 
-# %% ../../nbs/models/tokens.ipynb #5f3590d5
+# %% ../../nbs/models/tokens.ipynb #ab102e83
 def without_eos(
     lm: LM,  # a loaded model
     ids: list[int],  # token ids of a text
+    text: str = '',  # the text itself: an end token that it spells at its end stays
 ) -> list[int]:
     "Take off the end token that some tokenizers add: a prompt is meant to go on."
-    return ids[:-1] if len(ids) > 1 and ids[-1] == lm.tokenizer.eos_token_id else ids
+    end = lm.tokenizer.eos_token_id
+    added = len(ids) > 1 and ids[-1] == end
+    if added and text.endswith(lm.tokenizer.eos_token): added = ids[-2] == end
+    return ids[:-1] if added else ids
 
 # %% ../../nbs/models/tokens.ipynb #e81e157e
 def adds_leading_space(

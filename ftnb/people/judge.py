@@ -8,14 +8,14 @@ import json, os
 from collections.abc import Sequence
 from typing import Any
 import numpy as np
-from ..core.errors import FTNBError, check_number, require
+from ..core.errors import FTNBError, check_number, check_utf8, require
+from ..core.files import check_path
 from ..models.lm import LM, check_lm, context_length
 from ..data.tasks import Task
 from ..data.rows import check_rows
 from ..data.tokenizing import prompt_and_target_ids
 from ..evaluation.scores import Scores
 from ..evaluation.scoring import row_label_probs
-from .store import check_path
 from .session import Source, current_verdicts, store_verdicts
 from .agreement import check_systems
 from .ratings import Ratings, begin_ratings, check_criteria, comparison_content
@@ -77,6 +77,7 @@ def _check_judge(lm: Any, question: Any, name: Any) -> None:
     for k, text in (('question', question), ('name', name)):
         is_text = isinstance(text, str) and bool(text.strip())
         require(k, text, text is None or is_text, 'it must be a text, or None')
+        if is_text: check_utf8(text, k)
 
 # %% ../../nbs/people/judge.ipynb #2acfa380
 def judge(
@@ -87,7 +88,7 @@ def judge(
     file: str | os.PathLike = 'ratings.db',  # where ratings are kept, people's and judges'
     criteria: Sequence[str] | None = None,  # rate single texts by these; None: pairs
     question: str | None = None,  # asked before the task and the answers; None: the usual
-    name: str | None = None,  # another question needs another name; None: the model's
+    name: str | None = None,  # of the judge; another question or model needs another; None: the model's
     rows: int | Sequence[int] | np.ndarray | None = None,  # as in `rate`
     seed: int = 0,  # as in `rate`
     prompts: Sequence[str] | None = None,  # as in `rate`

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import pandas as pd
-from ..core.errors import FTNBError, check_names, check_number, describe_value, require
+from ..core.errors import FTNBError, check_names, check_number, check_utf8, describe_value, require
+from ..core.files import check_path
 from ..evaluation.scores import Scores
 from .store import (
-    and_list, check_path, connect, overview, plural, prepare_file)
+    and_list, connect, overview, plural, prepare_file)
 from .session import BlindComparison, check_rater
 from .win_rates import bradley_terry_ranking, win_rate_table
 from .marks import mark_difference_table, mean_marks
@@ -82,6 +83,7 @@ def _check_prompts(prompts: Any, n: int) -> list[str]:
     texts = list(prompts)
     for i, text in enumerate(texts):
         require(f'prompts[{i}]', text, isinstance(text, str), 'it must be a text')
+        check_utf8(text, f'prompts[{i}]')
     if len(texts) == n: return texts
     raise FTNBError(f'prompts of {plural(len(texts), "text")}',
                     f'there must be one for each of {plural(n, "row")}', 'Change prompts.')

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
-from ..core.errors import FTNBError, check_number, describe_value, require
+from ..core.errors import FTNBError, check_number, check_utf8, describe_value, require
 from ..core.display import Card
 from .store import connect
 
@@ -235,7 +235,7 @@ def check_rater(
     require('rater', rater, is_name, 'it must be a name')
     require('rater', rater, not rater.startswith('lm:'),
             'such names are for judge(lm, ...), not for a person')
-    return rater.strip()
+    return check_utf8(rater.strip(), 'rater')
 
 # %% ../../nbs/people/session.ipynb #d0282eed
 def store_verdicts(

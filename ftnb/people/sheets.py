@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from ..core.errors import FTNBError
-from ..core.files import read_csv, write_csv
-from .store import check_path
+from ..core.files import check_path, read_csv, write_csv
 from ftnb.people.session import (
     BlindComparison, Item, check_rater, check_ratings, check_verdict, current_verdicts, find_item,
     store_verdicts)

@@ -7,12 +7,10 @@ from __future__ import annotations
 import contextlib, itertools, json, os, sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-from ..core.errors import FTNBError, require
+from ..core.errors import FTNBError
 
 # %% auto #0
-__all__ = ['REMEDIES', 'DAMAGED', 'APPLICATION_ID', 'SCHEMAS', 'connect', 'prepare_file', 'plural', 'and_list', 'overview',
-           'check_path']
+__all__ = ['REMEDIES', 'DAMAGED', 'APPLICATION_ID', 'SCHEMAS', 'connect', 'prepare_file', 'plural', 'and_list', 'overview']
 
 # %% ../../nbs/people/store.ipynb #f1a7e987
 REMEDIES = {  # a word in SQLite's message: what to do
@@ -132,13 +130,3 @@ def _overview_line(id: str, content: dict, at: str | None, n: int, first: str | 
     begun = f'begun {when[:16].replace("T", " ")} UTC, ' if when else ''
     return (f"which='{id}': {and_list(content['systems'])}{by}, {plural(len(content['rows']), 'row')}, "
             f'{begun}{plural(n, "rating")}')
-
-# %% ../../nbs/people/store.ipynb #5d7fff4b
-def check_path(
-    name: str,  # of the parameter
-    value: Any,  # what was passed
-) -> Path:
-    "A path; anything else is refused."
-    ok = isinstance(value, (str, os.PathLike)) and bool(os.fspath(value).strip())
-    require(name, value, ok, 'it must be a path, str or Path')
-    return Path(value)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/training/checkpoints.ipynb #2ce47773
 from __future__ import annotations
-import json, shutil, warnings
+import shutil, warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder, checksum, file_lock
+from ..core.files import atomic_folder, file_lock, find_damage, write_checksums
 from ..models.lm import trainable_parameters
 from .learner import Callback, Learner
 
 # %% auto #0
-__all__ = ['save_state', 'load_state', 'find_damage', 'checkpoints_in', 'newest_checkpoint', 'Checkpoint']
+__all__ = ['save_state', 'load_state', 'checkpoints_in', 'newest_checkpoint', 'Checkpoint']
 
 # %% ../../nbs/training/checkpoints.ipynb #d2f6846d
 def _stateful_callbacks(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -43,8 +43,7 @@ def save_state(
              'scaler': learner.scaler and learner.scaler.state_dict(), 'callbacks': callbacks,
              'losses': learner.losses, 'token_limit': learner.token_limit}
     torch.save(state, folder / 'state.pt')
-    sums = {f.name: [f.stat().st_size, checksum(f)] for f in sorted(folder.iterdir())}
-    (folder / 'checksums.json').write_text(json.dumps(sums, indent=1))
+    write_checksums(folder)
 
 # %% ../../nbs/training/checkpoints.ipynb #3ae5d193
 @torch.no_grad()
@@ -72,20 +71,6 @@ def load_state(
     learner.losses[:], learner.token_limit = state['losses'], state['token_limit']
     for name, callback in _stateful_callbacks(learner.callbacks):
         if name in state['callbacks']: callback.load_state_dict(state['callbacks'][name])
-
-# %% ../../nbs/training/checkpoints.ipynb #25d2a8bc
-def find_damage(
-    checkpoint: Path,  # a folder that `save_state` has filled
-) -> str:  # '' if there is none
-    "What is wrong with a checkpoint."
-    try: sums = json.loads((checkpoint / 'checksums.json').read_text())
-    except (OSError, ValueError): return 'its list of checksums cannot be read'
-    for name, (size, expected) in sums.items():
-        file = checkpoint / name
-        if not file.is_file(): return f'{name} is missing'
-        if (n := file.stat().st_size) != size: return f'{name} has {n:,} bytes, not {size:,}'
-        if checksum(file) != expected: return f'{name} has been changed'
-    return ''
 
 # %% ../../nbs/training/checkpoints.ipynb #4f822839
 def checkpoints_in(

@@ -30,7 +30,7 @@ def finetune(
     lora: Any = None,  # train an adapter of this rank (8, say), or a `peft.LoraConfig`, and leave the weights alone
     frozen: int = 0,  # freeze the embeddings and so many of the lowest blocks (`lm.model.requires_grad_()` frees them)
     tokens_per_step: int | str | None = None,  # fill a step to this many tokens instead; 'auto': measure what pays
-    max_steps: int | None = None,  # end after so many optimizer steps, if `epochs` have not ended; a stream needs it
+    max_steps: int | None = None,  # so many optimizer steps at most; a stream is read again until they are done
     micro_tokens: int = 4096,  # most tokens in a forward pass; halved if memory runs out, the gradient stays the same
     optimizer: str = 'adamw',  # or 'adafactor', 'sgd'; with torchao 'adamw8bit', 'adamw4bit', 'adamwfp8'
     schedule: str = 'linear',  # 'linear', 'cosine', 'constant' or another one of `SCHEDULES`

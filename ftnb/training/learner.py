@@ -135,7 +135,7 @@ class Learner:
 
     @property
     def loss(self) -> float:
-        "The loss of the last step (on a GPU, of the one before it)."
+        "The loss of the last step; of the one before it where `runs_ahead`."
         return self.losses[-1] if self.losses else math.nan
 
     def update(self,
@@ -159,7 +159,7 @@ class Learner:
         largest = max(sum(b.lengths) for b in self.batches)
         if all(len(b.lengths) == 1 for b in self.batches if sum(b.lengths) == largest):
             if self.on_out_of_memory and self.on_out_of_memory(): return
-            raise FTNBError(f'a row of {largest:,} tokens',
+            raise FTNBError(f'a row of {largest:,} token{"s" * (largest != 1)}',
                             'it does not fit into memory, not even by itself',
                             'Cut it with encode(max_len=...), or train less of the model: lora=8.')
         self.token_limit = largest // 2

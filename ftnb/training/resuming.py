@@ -58,8 +58,9 @@ def _saved(file: Path) -> dict[str, torch.Tensor]:
 
 def _base_lm(folder: Path, facts: dict) -> LM:
     "The model that a run was begun with, without its adapter, as far as it is not in checkpoints."
-    if facts['base'] == 'name': lm = load_lm(facts['name'], dtype=getattr(torch, facts['dtype']))
+    if facts['base'] == 'name': lm = load_lm(facts['source'], dtype=getattr(torch, facts['dtype']))
     else: lm = _untrained_lm(folder / 'model', facts)
+    lm.name = facts['name']
     restore_beside(lm, folder / 'model', facts['kept'])
     for name in ('weights', 'replaced'): fill_own(lm, _saved(folder / 'base' / f'{name}.safetensors'))
     return lm

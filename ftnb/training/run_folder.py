@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder
+from ..core.files import atomic_folder, check_path
 from ..models.lm import LM, adapter_weights, identity, is_seq2seq, own_weights, quiet_transformers
 from ..models.adapters import replaced_weights
 from ..models.loading import changed_weights, find_model, kept_settings
@@ -28,9 +28,7 @@ def new_run_folder(
     "The folder for checkpoints; one that has any is refused."
     if folder is None: return None
     given = f'checkpoint={str(folder)!r}'
-    if not isinstance(folder, (str, Path)):
-        raise FTNBError(given, 'it must be the path of a folder', 'Give a str.')
-    path = Path(folder).expanduser()
+    path = check_path('checkpoint', folder).expanduser()
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         rule = f'no folder can be made there ({error.strerror})'
@@ -42,12 +40,12 @@ def new_run_folder(
 
 # %% ../../nbs/training/run_folder.ipynb #fc554dbf
 def _can_be_loaded(lm: LM) -> bool:
-    "Whether `load_lm` would find this model by its name, with weights of its own."
+    "Whether `load_lm` would find this model again, with weights of its own."
     if not lm.loaded or identity(lm.model).config != lm.loaded.config: return False
-    try: kind, _ = find_model(lm.name)
+    try: kind, _ = find_model(lm.source)
     except FTNBError: return False
     same = set(own_weights(lm.model)) == set(lm.loaded.weights)
-    return same and (kind != 'hub' or '/' in lm.name)
+    return same and (kind != 'hub' or '/' in lm.source)
 
 def _write(weights: dict[str, torch.Tensor], file: Path) -> None:
     "Weights as a file, if there are any; one that has two names is written once."
@@ -66,7 +64,7 @@ def _facts(run: Run) -> dict:
     every = run.checkpointer.every if run.checkpointer else None
     dtype = next(t.dtype for t in own_weights(lm.model).values() if t.is_floating_point())
     return dict(
-        name=lm.name, dtype=str(dtype).removeprefix('torch.'), seq2seq=is_seq2seq(lm),
+        name=lm.name, source=lm.source, dtype=str(dtype).removeprefix('torch.'), seq2seq=is_seq2seq(lm),
         trained=trained,  # names of parameters
         # where the others are to be had: by the model's name or in the folder; None: there are none
         base=None if trained == names else 'name' if named else 'folder',

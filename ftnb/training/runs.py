@@ -4,7 +4,7 @@
 
 # %% ../../nbs/training/runs.ipynb #71402e48
 from __future__ import annotations
-import math, threading, weakref
+import math, sys, threading, weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ class Run(Card):
     settings: Settings  # as `finetune` was asked
     packed: bool  # batches without padding; False: padded batches
     progress: Progress  # shows and times the steps
+    streamed: bool = False  # the rows are a stream, which is read until `max_steps` are done
     held_out: HeldOut | None = None  # measures the held-out loss; None: no validation rows
     sampler: Samples | None = None  # writes texts as the model learns; None: no prompts were given
     early_stopping: EarlyStopping | None = None  # keeps the best weights; None: no `patience` was given
@@ -154,7 +155,7 @@ def fit_run(
     "Begin a run, or go on with it."
     IN_TRAINING[run.lm.model] = run
     if run.settings.recompute is True: set_recompute(run.lm)
-    try: run.learner.fit(run.settings.epochs)
+    try: run.learner.fit(sys.maxsize if run.streamed else run.settings.epochs)
     except NotFinite as error: raise _naming_rows(run, error) from None
     finally:
         IN_TRAINING.pop(run.lm.model, None)
@@ -206,10 +207,17 @@ def _trend(losses: Sequence[float]) -> str:
     how = f' (means of {n} steps)' if n > 1 else ''
     return f'{mean(losses[:n]):.3f} → {mean(losses[-n:]):.3f}{how}'
 
+# %% ../../nbs/training/runs.ipynb #a3935ed3
+def _times_read(learner: Learner) -> str:
+    "How often a stream was read, in words."
+    times = learner.epoch + (learner.epoch_step > 0)
+    return 'read once' if times <= 1 else f'read {times:,} times, as it is shorter than the run'
+
 # %% ../../nbs/training/runs.ipynb #e446bff5
 def _run_facts(run: Run) -> dict:
     "What a run's card says."
     facts = {'steps': f'{len(run.losses):,}', 'loss': _trend(run.losses)}
+    if run.streamed: facts['stream'] = _times_read(run.learner)
     if run.valid: facts['held-out loss'] = f'{run.valid[0][1]:.3f} → {run.valid[-1][1]:.3f}'
     if run.early_stopping and (best := run.early_stopping.best):
         restored = ', whose weights the model has' if run.status == 'finished' else ''

@@ -35,7 +35,7 @@ class Settings:
     lr: float = 5e-5  # the highest learning rate
     batch_size: int = 8  # rows in an optimizer step
     tokens_per_step: int | None = None  # tokens to fill a step with; None: `batch_size` rows
-    max_steps: int | None = None  # end after so many optimizer steps; None: after `epochs`
+    max_steps: int | None = None  # end after so many optimizer steps (a stream only then); None: after `epochs`
     micro_tokens: int = 4096  # most tokens in a forward pass; a larger step is accumulated
     optimizer: str = 'adamw'  # one of `OPTIMIZERS`
     schedule: str = 'linear'  # one of `SCHEDULES`

@@ -177,7 +177,7 @@ def prepare_run(
     learner = make_learner(lm, steps, total)
     held_out, sampler = _monitors(lm, data, learner, s, packed)
     tokens = steps.tokens if total == steps.total else None
-    run = Run(lm, learner, s, packed, Progress(total, tokens, not progress, held_out, sampler),
+    run = Run(lm, learner, s, packed, Progress(total, tokens, not progress, held_out, sampler), data.streamed,
               held_out, sampler, user_callbacks=check_callbacks(callbacks))
     if s.patience and held_out: run.early_stopping = EarlyStopping(held_out, s.patience)
     if folder: run.checkpointer = Checkpoint(folder, every or max(1, total // 10))

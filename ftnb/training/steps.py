@@ -4,13 +4,15 @@
 
 # %% ../../nbs/training/steps.ipynb #4f3066f9
 from __future__ import annotations
-import contextlib, functools, itertools, queue, threading
+import contextlib, functools, itertools, queue, threading, warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 import torch
+from ..core.errors import FTNBError
 from ..data.batches import pack, pad_seq2seq, plan_epoch, plan_stream
 from ..data.encoded import Encoded
+from .learner import StopTraining
 from .settings import Settings
 
 # %% auto #0
@@ -58,17 +60,31 @@ class Steps:
         skip: int = 0,  # steps of this epoch that are done
     ) -> Iterator[list]:  # steps, lists of batches
         "The steps of an epoch, from number `skip`."
-        if not self.plans: yield from itertools.islice(self.streamed(), skip, None)
+        if not self.plans: yield from itertools.islice(self.streamed(epoch), skip, None)
         for step in self.plans[epoch][skip:] if self.plans else ():
             yield [self.batch([self.data.train[i] for i in numbers], numbers) for numbers in step]
 
-    def streamed(self) -> Iterator[list]:
-        "The steps of a stream."
+    def streamed(self,
+        epoch: int,  # from 0
+    ) -> Iterator[list]:
+        "The steps of a stream, in its order for this epoch; a stream that cannot be read again ends training."
         s, seq2seq = self.settings, self.data.seq2seq
         size = lambda row: len(row['input_ids']) + (len(row['labels']) if seq2seq else 0)
+        self.data.set_epoch(epoch)
+        step: list = []
         for step in plan_stream(self.data.train, s.batch_size, s.tokens_per_step, s.micro_tokens,
                                 not self.packed, size):
             yield [self.batch(rows) for rows in step]
+        if not step: _refuse_empty_stream(epoch)
+
+# %% ../../nbs/training/steps.ipynb #d7a8fc85
+def _refuse_empty_stream(epoch: int) -> None:
+    "A stream without rows: an error in the first epoch; later, a warning, and the end of training."
+    if not epoch:
+        raise FTNBError('data', 'no row of the stream can be used', 'Look at data.report, which counts what was lost.')
+    warnings.warn(f'the stream gave no rows when it was read again (time {epoch + 1}), so training ends before '
+                  'max_steps. Give a stream that begins anew each time, or lower max_steps.', stacklevel=2)
+    raise StopTraining
 
 # %% ../../nbs/training/steps.ipynb #47bab131
 def _put(made: queue.Queue, item: Any, closed: threading.Event) -> None:
