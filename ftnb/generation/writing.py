@@ -12,7 +12,8 @@ import numpy as np
 from ..core.errors import FTNBError, check_choice, check_number, require
 from ..core.files import check_path
 from ..core.display import Card, html_table
-from ..models.lm import LM, active_weights_hash
+from ..models.lm import LM, active_weights_hash, eos_ids
+from ..models.tokens import tokenizer_hash
 from .decoding import Decoding, sampling_uniforms
 from .constraints import make_constraint, schema_dict
 from .search import decode_steps
@@ -221,7 +222,8 @@ def _run_with_file(job: GenerationJob, file: AnswersFile, engine: Callable, batc
 def _job_settings(job: GenerationJob) -> dict:
     "What the texts of a file have in common."
     beams = {'n': job.num_return_sequences} if job.decoding.uses_beams else {}   # samples do not depend on n
-    return {'ftnb answers': 1, 'model': active_weights_hash(job.lm.model), 'engine': job.engine,
+    return {'ftnb answers': 1, 'model': active_weights_hash(job.lm.model),
+            'tokenizer': tokenizer_hash(job.lm.tokenizer), 'end': eos_ids(job.lm), 'engine': job.engine,
             'max_new_tokens': job.max_new_tokens, 'stop': list(job.stops), 'pattern': job.pattern,
             'schema': job.schema, 'seed': job.seed, **asdict(job.decoding), **beams}
 

@@ -17,8 +17,8 @@ from .attention import compute_context, hidden_states, packed_attention
 from .loss import finish_logits, linear_cross_entropy, output_layer, output_module_loss
 
 # %% auto #0
-__all__ = ['padded_nats', 'padded_loss', 'packed_loss', 'packed_nats', 'packing_is_exact', 'can_pack', 'seq2seq_nats',
-           'seq2seq_loss', 'row_nats', 'held_out_loss']
+__all__ = ['padded_nats', 'balances_routers', 'router_weight', 'padded_loss', 'packed_loss', 'packed_nats', 'packing_is_exact',
+           'can_pack', 'seq2seq_nats', 'seq2seq_loss', 'row_nats', 'held_out_loss']
 
 # %% ../../nbs/kernels/nats.ipynb #12170d3c
 def _pad_documents(batch: PackedBatch, flat: torch.Tensor, fill: int) -> torch.Tensor:
@@ -27,20 +27,45 @@ def _pad_documents(batch: PackedBatch, flat: torch.Tensor, fill: int) -> torch.T
     return torch.nn.utils.rnn.pad_sequence(documents, batch_first=True, padding_value=fill)
 
 # %% ../../nbs/kernels/nats.ipynb #ed8805a8
+def _padded(model: Any, batch: PackedBatch, smoothing: float) -> tuple[Any, torch.Tensor]:
+    "What a model gives for padded documents, and the nats of their targets."
+    ids = _pad_documents(batch, batch.input_ids[0], 0)
+    mask = _pad_documents(batch, torch.ones_like(batch.targets), 0)
+    out = model(input_ids=ids, attention_mask=mask, use_cache=False)
+    targets = _pad_documents(batch, batch.targets, IGNORE)
+    chosen = targets != IGNORE
+    logits = out.logits[chosen]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return out, F.cross_entropy(logits, targets[chosen], reduction='none',
+                                label_smoothing=smoothing)
+
 def padded_nats(
     model: Any,  # a transformers causal language model
     batch: PackedBatch,  # packed documents; they are padded here
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # [supervised] nats of each target token, in the order of the batch
     "The ordinary computation: padding, all logits, cross-entropy. The reference, and the fallback."
-    ids = _pad_documents(batch, batch.input_ids[0], 0)
-    mask = _pad_documents(batch, torch.ones_like(batch.targets), 0)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    targets = _pad_documents(batch, batch.targets, IGNORE)
-    chosen = targets != IGNORE
-    logits = logits[chosen]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, targets[chosen], reduction='none', label_smoothing=smoothing)
+    return _padded(model, batch, smoothing)[1]
+
+# %% ../../nbs/kernels/nats.ipynb #e06fac07
+def balances_routers(
+    model: Any,  # a transformers model
+) -> bool:
+    "Whether the loss of a model has a part that keeps its routers in balance."
+    return bool(getattr(model.config.get_text_config(), 'output_router_logits', False))
+
+def router_weight(
+    model: Any,  # a transformers causal language model that has routers
+) -> float:
+    "What the loss of its routers is multiplied by."
+    names = ('router_aux_loss_coef', 'aux_loss_coef')
+    places = (model, model.config.get_text_config())
+    return next((float(getattr(p, n)) for p in places for n in names if hasattr(p, n)), 0.)
+
+def _router_loss(model: Any, out: Any) -> torch.Tensor | float:
+    "The loss of a model's routers, as transformers has computed it; 0 if it has none."
+    loss = getattr(out, 'aux_loss', None)
+    return 0. if loss is None or not balances_routers(model) else router_weight(model) * loss
 
 # %% ../../nbs/kernels/nats.ipynb #b1528f31
 def padded_loss(
@@ -49,9 +74,22 @@ def padded_loss(
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # the sum of nats over its targets
     "The loss of a batch the ordinary way, for models that cannot be packed."
-    return padded_nats(model, batch, smoothing).sum()
+    out, nats = _padded(model, batch, smoothing)
+    return nats.sum() + batch.supervised * _router_loss(model, out)
 
 # %% ../../nbs/kernels/nats.ipynb #f4c8150c
+class _BodyWithRouters:
+    "The body of a model, called through the whole of it, which knows how to judge its routers."
+    def __init__(self, model: Any): self.model = model
+
+    def __call__(self, **inputs: Any) -> Any:
+        outputs: list[Any] = []
+        hook = self.model.base_model.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        try: out = self.model(**inputs, logits_to_keep=1)
+        finally: hook.remove()
+        self.loss = _router_loss(self.model, out)
+        return outputs[0]
+
 def packed_loss(
     model: Any,  # a transformers causal language model, inside `packed_attention`
     batch: PackedBatch,  # on the model's device
@@ -59,10 +97,14 @@ def packed_loss(
     body: Callable | None = None,  # a compiled form of `model.base_model`; None: that itself
 ) -> torch.Tensor:  # the sum of nats over its targets
     "The loss of packed documents: no padding, no logits matrix."
-    h, targets = hidden_states(model, batch, body), batch.targets.index_select(0, batch.target_positions)
+    routed = _BodyWithRouters(model) if balances_routers(model) else None
+    h = hidden_states(model, batch, routed or body)
+    targets = batch.targets.index_select(0, batch.target_positions)
+    beside = batch.supervised * routed.loss if routed else 0.
     if type(model.get_output_embeddings()) is not torch.nn.Linear:
-        return output_module_loss(model, h, targets, smoothing)
-    return linear_cross_entropy(h, targets=targets, smoothing=smoothing, **output_layer(model))
+        return output_module_loss(model, h, targets, smoothing) + beside
+    nats = linear_cross_entropy(h, targets=targets, smoothing=smoothing, **output_layer(model))
+    return nats + beside if routed else nats
 
 # %% ../../nbs/kernels/nats.ipynb #b8c24bd8
 def packed_nats(
@@ -118,18 +160,23 @@ def can_pack(
     with compute_context(lm, packed=False): return packing_is_exact(lm.model, tolerance=0.02)
 
 # %% ../../nbs/kernels/nats.ipynb #fe747853
+def _seq2seq(model: Any, batch: Seq2SeqBatch, smoothing: float,
+             **more: Any) -> tuple[Any, torch.Tensor]:
+    "What an encoder-decoder gives for a batch, and the nats of its targets."
+    decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
+    out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                decoder_input_ids=decoder_ids, use_cache=False, **more)
+    chosen = batch.labels != IGNORE
+    return out, F.cross_entropy(out.logits[chosen].float(), batch.labels[chosen],
+                                reduction='none', label_smoothing=smoothing)
+
 def seq2seq_nats(
     model: Any,  # a transformers encoder-decoder
     batch: Seq2SeqBatch,  # on the model's device
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # [supervised] nats of each target token, row by row
     "The nats of the targets of an encoder-decoder."
-    decoder_ids = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                   decoder_input_ids=decoder_ids, use_cache=False).logits
-    chosen = batch.labels != IGNORE
-    return F.cross_entropy(logits[chosen].float(), batch.labels[chosen],
-                           reduction='none', label_smoothing=smoothing)
+    return _seq2seq(model, batch, smoothing)[1]
 
 # %% ../../nbs/kernels/nats.ipynb #66a1111d
 def seq2seq_loss(
@@ -137,8 +184,12 @@ def seq2seq_loss(
     batch: Seq2SeqBatch,  # on the model's device
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # the sum of nats over its targets
-    "The loss of an encoder-decoder."
-    return seq2seq_nats(model, batch, smoothing).sum()
+    "The loss of an encoder-decoder, with that of its routers, if it has any."
+    if not balances_routers(model): return seq2seq_nats(model, batch, smoothing).sum()
+    out, nats = _seq2seq(model, batch, smoothing, labels=batch.labels)
+    chosen = batch.labels != IGNORE
+    plain = F.cross_entropy(out.logits[chosen].float(), batch.labels[chosen])
+    return nats.sum() + batch.supervised * (out.loss - plain)
 
 # %% ../../nbs/kernels/nats.ipynb #a83e7917
 def _target_counts(batch: PackedBatch | Seq2SeqBatch) -> list[int]:

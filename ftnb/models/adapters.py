@@ -4,16 +4,18 @@
 
 # %% ../../nbs/models/adapters.ipynb #25346174
 from __future__ import annotations
-import contextlib
-from collections.abc import Iterator
+import contextlib, weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, import_optional
-from .lm import LM, quiet_transformers
+from .lm import (
+    LM, adapter_weights, is_seq2seq, module_inside, own_weights, quiet_transformers)
 
 # %% auto #0
-__all__ = ['lora_config', 'adapter_layers', 'add_lora', 'without_adapter', 'remove_adapter', 'merge_adapter',
-           'transformer_blocks', 'freeze']
+__all__ = ['PEFT_PREFIX', 'lora_config', 'adapter_layers', 'replaced_weights', 'adapter_in_float32', 'attach_adapter', 'add_lora',
+           'without_adapter', 'remove_adapter', 'merge_adapter', 'transformer_blocks', 'freeze']
 
 # %% ../../nbs/models/adapters.ipynb #b213ebf2
 def lora_config(
@@ -37,11 +39,12 @@ def lora_config(
 # %% ../../nbs/models/adapters.ipynb #0fa37bd0
 def adapter_layers(
     model: torch.nn.Module,  # a transformers model
-) -> list[Any]:  # peft's layers; empty without an adapter
+) -> list[Any]:  # peft's layers, and those around copies of whole layers; empty without an adapter
     "The layers of a model that have an adapter."
     if not hasattr(model, 'peft_config'): return []
     from peft.tuners.tuners_utils import BaseTunerLayer
-    return [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    from peft.utils.other import AuxiliaryTrainingWrapper
+    return [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 
 # %% ../../nbs/models/adapters.ipynb #2ab86fe2
 def _check_lora(lm: LM, config: Any, lora: Any) -> None:
@@ -51,6 +54,111 @@ def _check_lora(lm: LM, config: Any, lora: Any) -> None:
         raise FTNBError(f'model {lm.name!r}', 'it has an adapter already', remedy)
     if type(config).__name__ != 'LoraConfig':
         raise FTNBError(f'lora={str(lora)[:60]!r}', 'it must be a rank, or a peft.LoraConfig', 'Use lora=8.')
+
+# %% ../../nbs/models/adapters.ipynb #a2563648
+_REPLACED: Any = weakref.WeakKeyDictionary()   # model -> own weights as before its adapter
+
+def _changes(config: Any, name: str) -> bool:
+    "Whether an adapter may change one of the model's own weights."
+    first = getattr(config, 'init_lora_weights', True)
+    if isinstance(first, str) and first not in ('gaussian', 'orthogonal'): return True
+    return getattr(config, 'bias', 'none') != 'none' and name.endswith('bias')
+
+def _keep_replaced(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> None:
+    "Remember own weights that are, or will be, others than before the adapter."
+    now = own_weights(model)
+    kept = {k: w for k, w in before.items() if k.endswith('bias') or not torch.equal(w, now[k])}
+    if kept: _REPLACED[model] = kept
+
+# %% ../../nbs/models/adapters.ipynb #01698af8
+def replaced_weights(
+    model: torch.nn.Module,  # with an adapter, or without
+) -> dict[str, torch.Tensor]:  # by their names without an adapter
+    "Own weights that an adapter has changed, as they were before it."
+    return dict(_REPLACED.get(model, {}))
+
+# %% ../../nbs/models/adapters.ipynb #391449b3
+def _convert_around(module: torch.nn.Module, dtype: torch.dtype) -> list[Any]:
+    "Have a float32 module in a 16-bit model take and give what its neighbours do."
+    from torch.utils._pytree import tree_map
+    def to(fmt: torch.dtype, values: Any) -> Any:
+        one = lambda x: x.to(fmt) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        return tree_map(one, values)
+    enter = lambda m, args, kwargs: to(torch.float32, (args, kwargs))
+    leave = lambda m, args, out: to(dtype, out)
+    return [module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave)]
+
+# %% ../../nbs/models/adapters.ipynb #bada72eb
+_HALF = (torch.float16, torch.bfloat16)
+
+def _own_half(module: torch.nn.Module) -> torch.dtype | None:
+    "The 16-bit format of a model's own weights, or of one of its layers'; None: they have none."
+    return next((t.dtype for t in own_weights(module).values() if t.dtype in _HALF), None)
+
+def adapter_in_float32(
+    lm: LM,  # with an adapter, or without; changed in place
+) -> LM:  # the same
+    "Make an adapter's weights float32, where they have 16 bits."
+    layers, place, half = adapter_layers(lm.model), lm.placement, _own_half(lm.model)
+    for module in layers:
+        for copy in getattr(module, 'modules_to_save', {}).values():
+            for hook in copy.__dict__.pop('converting', []): hook.remove()
+            if fmt := _own_half(module): copy.converting = _convert_around(copy, fmt)
+    for p in adapter_weights(lm.model).values():
+        if p.dtype in _HALF: p.data = p.data.float()
+    if layers and half and lm.device.type == 'cuda' and place.autocast is None:
+        lm.placement = replace(place, autocast=half, reason=f'{place.reason}; float32 adapter')
+    return lm
+
+# %% ../../nbs/models/adapters.ipynb #e7d124fe
+def attach_adapter(
+    lm: LM,  # changed in place; its own weights are frozen
+    config: Any,  # a peft configuration
+    what: str,  # what it is called in a message
+    weights: dict[str, torch.Tensor] | None = None,  # of a file of peft's; None: first values
+) -> LM:  # the same
+    "Put an adapter of any kind beside a model's layers."
+    model, config.inference_mode = lm.model, False
+    before = {k: t.detach().clone() for k, t in own_weights(model).items() if _changes(config, k)}
+    trained = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        model.add_adapter(config)
+        _keep_replaced(model, before)
+        _check_usable(model)
+        adapter_in_float32(lm)
+        if weights is not None: _fill_adapter(model, weights)
+    except Exception as e:
+        remove_adapter(lm)
+        for p, yes in trained: p.requires_grad_(yes)
+        why = f'peft cannot add it ({str(e)[:160]})'
+        remedy = 'Name other targets.' if weights is None else 'Save it again.'
+        raise FTNBError(what, why, remedy) from e
+    next(iter(model.peft_config.values())).base_model_name_or_path = lm.source or lm.name
+    return lm
+
+# %% ../../nbs/models/adapters.ipynb #2e2d02a3
+PEFT_PREFIX = 'base_model.model.'   # what names in a file of peft's begin with
+
+def _fill_adapter(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    "Put the weights of a file into an adapter; all of it must be there, and nothing else."
+    from peft import set_peft_model_state_dict
+    named = {k.removeprefix(PEFT_PREFIX): w for k, w in weights.items()}
+    found = set_peft_model_state_dict(model, named)
+    missing = set(found.missing_keys) & set(adapter_weights(model))
+    inner = ('.original_module.', '.modules_to_save.')   # peft writes these a second time
+    other = [k for k in found.unexpected_keys if not any(i in k for i in inner)]
+    if missing: raise ValueError(f'its file lacks {min(missing)}')
+    if other: raise ValueError(f'its file has {other[0]}, and the model no place for it')
+
+def _check_usable(model: torch.nn.Module) -> None:
+    "Refuse what peft adds, but can neither compute with nor save."
+    places = [p.untyped_storage().data_ptr() for p in adapter_weights(model).values()]
+    if len(set(places)) < len(places):
+        raise ValueError('ensure_weight_tying works for whole layers only')
+    tokens = [m for m in adapter_layers(model) if hasattr(m, 'tied_adapter')]
+    if any(module_inside(m.base_layer) for m in tokens):
+        raise ValueError('trainable_token_indices and modules_to_save want the same tied layer')
 
 # %% ../../nbs/models/adapters.ipynb #4eadd7c5
 def add_lora(
@@ -63,12 +171,23 @@ def add_lora(
     _check_lora(lm, config, lora)
     with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(seed)
-        try: lm.model.add_adapter(config)
-        except ValueError as e:
-            why = f'peft cannot add it ({str(e)[:160]})'
-            raise FTNBError(f'lora={str(lora)[:60]}', why, 'Name other targets.') from e
-    lm.model.peft_config[lm.model.active_adapters()[0]].base_model_name_or_path = lm.source or lm.name
-    return lm
+        return attach_adapter(lm, config, f'lora={str(lora)[:60]}')
+
+# %% ../../nbs/models/adapters.ipynb #7c958b50
+@torch.no_grad()
+def _put(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "Give a model other numbers for some of its own weights; those that it had."
+    own = own_weights(model)
+    had = {k: own[k].detach().clone() for k in weights}
+    for k, w in weights.items(): own[k].copy_(w)
+    return had
+
+@contextlib.contextmanager
+def _as_before(model: torch.nn.Module) -> Iterator[None]:
+    "The own weights that an adapter has changed, as they were, inside the block."
+    had = _put(model, replaced_weights(model))
+    try: yield
+    finally: _put(model, had)
 
 # %% ../../nbs/models/adapters.ipynb #e050809a
 @contextlib.contextmanager
@@ -79,26 +198,85 @@ def without_adapter(
     layers = adapter_layers(lm.model)
     before = [m._disable_adapters for m in layers]
     for m in layers: m._disable_adapters = True
-    try: yield
+    try:
+        with _as_before(lm.model): yield
     finally:
         for m, disabled in zip(layers, before): m._disable_adapters = disabled
 
 # %% ../../nbs/models/adapters.ipynb #ed54ba1c
-def _restore_layers(model: torch.nn.Module) -> None:
-    "Put the layers back that peft's stand in the place of."
-    layers, modules = adapter_layers(model), list(model.modules())
-    for parent, name, child in [(m, k, child) for m in modules for k, child in m.named_children()]:
-        if child in layers: setattr(parent, name, child.get_base_layer())
+def _own_module(layer: Any) -> torch.nn.Module:
+    "The model's own module, in whose place peft's stands."
+    while inside := module_inside(layer): layer = inside
+    return layer
+
+def _restore_layers(model: torch.nn.Module, choose: Callable = _own_module) -> None:
+    "Put other modules, the model's own by default, in the place of peft's."
+    places = [(m, name, child) for m in model.modules() for name, child in m.named_children()]
+    new = [(m, name, choose(child)) for m, name, child in places if module_inside(child)]
+    for parent, name, child in new: setattr(parent, name, child)
 
 # %% ../../nbs/models/adapters.ipynb #6d0d4553
 def remove_adapter(
     lm: LM,  # a model with an adapter; it is changed in place
 ) -> LM:  # the same, as it was before `add_lora`, and ready to be trained
     "Take an adapter off a model."
-    _restore_layers(lm.model)
+    _put(lm.model, _REPLACED.pop(lm.model, {}))
+    return _taken_off(lm)
+
+def _taken_off(lm: LM, choose: Callable = _own_module) -> LM:
+    "A model that knows nothing of peft any more, and can be trained."
+    _restore_layers(lm.model, choose)
     for attribute in ('peft_config', '_hf_peft_config_loaded'): lm.model.__dict__.pop(attribute, None)
     for p in lm.model.parameters(): p.requires_grad_(p.is_floating_point())
     return lm
+
+# %% ../../nbs/models/adapters.ipynb #a51df5b6
+def _learned_module(layer: Any) -> torch.nn.Module:
+    "What a merged adapter leaves: a copy that was trained whole, or the model's own module."
+    dtype = next((p.dtype for p in _own_module(layer).parameters()), None)
+    while inside := module_inside(layer):
+        name = next(iter(getattr(layer, 'active_adapters', [])), None)
+        copy = layer._modules.get('modules_to_save', {})
+        if name in copy: return _converted(copy[name], dtype)
+        layer = inside
+    return layer
+
+def _converted(copy: torch.nn.Module, dtype: torch.dtype | None) -> torch.nn.Module:
+    "A copy of a layer in the format of the model."
+    for hook in copy.__dict__.pop('converting', []): hook.remove()
+    return copy.to(dtype)
+
+# %% ../../nbs/models/adapters.ipynb #8102fd35
+def _shared_weights(model: torch.nn.Module) -> list[list[Any]]:
+    "The model's own modules whose `weight` is the same tensor, in groups of two and more."
+    owners: dict[int, dict[int, Any]] = {}
+    for m in map(_own_module, model.modules()):
+        weight = m._parameters.get('weight')
+        if weight is not None: owners.setdefault(id(weight), {})[id(m)] = m
+    return [list(group.values()) for group in owners.values() if len(group) > 1]
+
+def _untie(lm: LM) -> None:
+    "Give adapted layers that share their weight copies of it, unless they are trained as one."
+    layers = adapter_layers(lm.model)
+    adapted = {id(_own_module(m)) for m in layers}
+    leads = {id(_own_module(m)): m.tied_adapter or m for m in layers if hasattr(m, 'tied_adapter')}
+    for group in _shared_weights(lm.model):
+        mine = [m for m in group if id(m) in adapted]
+        if not mine or len({id(leads.get(id(m), m)) for m in group}) == 1: continue
+        if is_seq2seq(lm):
+            what, why = 'an adapter on embeddings that several layers share', 'merged, it would change all'
+            remedy = 'Keep it beside the model: save_lm(lm, folder). Or train other layers.'
+            raise FTNBError(what, why, remedy)
+        for m in mine: m.weight = torch.nn.Parameter(m.weight.detach().clone())
+
+# %% ../../nbs/models/adapters.ipynb #223fb7b0
+def _settle_ties(model: Any) -> None:
+    "Have the configuration say so, where output layer and embeddings are not the same any more."
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is embeddings.weight: return
+    if not model.config.tie_word_embeddings: return
+    for config in (model.config, model.config.get_text_config()): config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 # %% ../../nbs/models/adapters.ipynb #3808ea90
 def merge_adapter(
@@ -107,8 +285,12 @@ def merge_adapter(
     "Add an adapter to the weights, which can be trained again."
     layers = adapter_layers(lm.model)
     if not layers: raise FTNBError(f'model {lm.name!r}', 'it has no adapter', 'Use it as it is.')
-    for m in layers: m.merge(safe_merge=True)
-    return remove_adapter(lm)
+    _untie(lm)
+    for m in layers:
+        if hasattr(m, 'merge'): m.merge(safe_merge=True)
+    _REPLACED.pop(lm.model, None)
+    _settle_ties(_taken_off(lm, _learned_module).model)
+    return lm
 
 # %% ../../nbs/models/adapters.ipynb #cddbd2c4
 def transformer_blocks(

@@ -4,19 +4,22 @@
 
 # %% ../../nbs/models/lm.ipynb #b650cc42
 from __future__ import annotations
-import contextlib, hashlib, threading, warnings, weakref
+import contextlib, json, threading, warnings, weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 import torch
+import xxhash
+from torch.utils.weak import WeakTensorKeyDictionary
 from ..core.errors import FTNBError, describe_value
 from ..core.display import Card
 from ..core.machine import Placement
 from .chat_templates import end_of_turn_id
 
 # %% auto #0
-__all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainable_parameters', 'count_parameters', 'fingerprint',
-           'active_adapters', 'active_weights_hash', 'model_lock', 'eval_mode', 'quiet_transformers']
+__all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainable_parameters', 'count_parameters',
+           'module_inside', 'own_weights', 'adapter_weights', 'Identity', 'identity', 'fingerprint', 'active_adapters',
+           'active_weights_hash', 'model_lock', 'eval_mode', 'quiet_transformers']
 
 # %% ../../nbs/models/lm.ipynb #e4b95afc
 @dataclass(repr=False)
@@ -26,7 +29,7 @@ class LM(Card):
     tokenizer: Any  # a transformers fast tokenizer
     name: str  # what it is called on cards and in tables; yours to change
     placement: Placement  # device, number formats, and why
-    loaded: str = ''  # the fingerprint of its weights when it was loaded from `source`
+    loaded: Identity | None = None  # what it was when it was loaded from `source`
     source: str = ''  # what `load_lm` finds it again by; '': it was made in memory
 
     @property
@@ -95,19 +98,125 @@ def count_parameters(
     "Count a module's parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
-# %% ../../nbs/models/lm.ipynb #2cc73ab7
+# %% ../../nbs/models/lm.ipynb #fe82c641
+def module_inside(
+    module: torch.nn.Module,  # any
+) -> torch.nn.Module | None:
+    "The module in whose place one of peft's stands; None: it is none of peft's."
+    if not type(module).__module__.startswith('peft.'): return None
+    kept = ('base_layer', 'token_adapter', 'original_module', 'base_model', 'model')
+    return next((module._modules[name] for name in kept if name in module._modules), None)
+
+def _own(module: torch.nn.Module, path: str = '') -> Iterator[tuple[str, torch.Tensor]]:
+    "The weights below a module that are not an adapter's, by the names they have without one."
+    while inside := module_inside(module): module = inside
+    passing = module._non_persistent_buffers_set   # computed anew whenever a model is made
+    tensors = module._parameters | {k: b for k, b in module._buffers.items() if k not in passing}
+    yield from ((path + name, t) for name, t in tensors.items() if t is not None)
+    for name, child in module.named_children(): yield from _own(child, f'{path}{name}.')
+
+# %% ../../nbs/models/lm.ipynb #2ce3cb63
+def own_weights(
+    model: torch.nn.Module,  # any torch module, with or without adapters
+) -> dict[str, torch.Tensor]:  # its parameters and buffers, by the names they have without adapters
+    "A model's own weights; one that is shared has several names."
+    return dict(_own(model))
+
+def adapter_weights(
+    model: torch.nn.Module,  # any torch module, with or without adapters
+) -> dict[str, torch.nn.Parameter]:  # by the names they have now
+    "What adapters add to a model's parameters."
+    own = {id(t) for t in own_weights(model).values()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in own}
+
+# %% ../../nbs/models/lm.ipynb #4413b407
+def _sums(t: torch.Tensor) -> list[int]:
+    "Three sums over the bytes of a tensor, which change when numbers change or move."
+    data = t.detach().contiguous().flatten().view(torch.uint8)
+    if rest := -len(data) % 8192: data = torch.nn.functional.pad(data, (0, rest))
+    words = data.view(torch.int64).view(-1, 1024)
+    rows, columns = words.sum(1), words.sum(0)
+    place = lambda x: torch.arange(1, len(x) + 1, device=x.device)
+    sums = rows.sum(), (rows * place(rows)).sum(), (columns * place(columns)).sum()
+    return torch.stack(sums).tolist()
+
+_HASHES: Any = WeakTensorKeyDictionary()   # tensor on a GPU -> its place and sums, its hash
+
+def _tensor_hash(t: torch.Tensor) -> str:
+    "A hash of the bytes of a tensor."
+    on_gpu = t.device.type == 'cuda'
+    state = (t.data_ptr(), t.shape, t.dtype, _sums(t)) if on_gpu else None
+    if on_gpu and t in _HASHES and _HASHES[t][0] == state: return _HASHES[t][1]
+    data = t.detach().cpu().contiguous().flatten().view(torch.uint8)
+    found = xxhash.xxh3_64_hexdigest(memoryview(data.numpy()))
+    if on_gpu: _HASHES[t] = (state, found)
+    return found
+
+# %% ../../nbs/models/lm.ipynb #18dcfd15
+_BESIDE = ('transformers_version', 'dtype', 'torch_dtype', 'architectures', 'quantization_config',
+           'use_cache', 'return_dict', 'output_attentions', 'output_hidden_states',
+           'output_router_logits', 'vocab_size', 'id2label', 'label2id', 'task_specific_params')
+
+def _settings(values: dict, path: str = '') -> Iterator[tuple[str, Any]]:
+    "The settings that decide what is computed: 'rope_parameters.rope_theta' and the like."
+    for name, value in values.items():
+        if name in _BESIDE or name.startswith('_'): continue
+        if name.endswith(('_token_id', '_name_or_path')): continue
+        if isinstance(value, dict): yield from _settings(value, f'{path}{name}.')
+        else: yield path + name, value
+
+# %% ../../nbs/models/lm.ipynb #db5b957f
+@dataclass(frozen=True)
+class Identity:
+    "Which model it is: what decides what it computes, apart from adapters."
+    config: dict[str, Any]  # settings, by name: 'num_hidden_layers', 'rope_parameters.rope_theta'
+    weights: dict[str, str]  # name of a weight -> format, shape and hash
+
+    def differences(self,
+        other: Identity,  # to compare with
+        trained: Iterable[str] = (),  # weights that may have other numbers
+    ) -> str:  # 'num_hidden_layers is 3, not 2'; '' if there are none
+        "How this model differs from another one."
+        ours, theirs = self.config, other.config
+        both = lambda k: k in ours and k in theirs or '.' in k   # others may be of a new version
+        config = [f'{k} is {ours.get(k)!r}, not {theirs.get(k)!r}' for k in ours | theirs
+                  if both(k) and ours.get(k) != theirs.get(k)]
+        ours, theirs, trained = self.weights, other.weights, set(trained)
+        kind = lambda k, w: w[k].rpartition(' ')[0] if k in trained else w[k]
+        changed = [k for k in ours if k in theirs and kind(k, ours) != kind(k, theirs)]
+        parts = {'': config, 'it also has ': [k for k in ours if k not in theirs],
+                 'it lacks ': [k for k in theirs if k not in ours],
+                 f'{len(changed)} of {len(ours)} weights differ: ': changed}
+        return '; '.join(what + _first(names) for what, names in parts.items() if names)
+
+# %% ../../nbs/models/lm.ipynb #b824770f
+def identity(
+    model: torch.nn.Module,  # any torch module, with or without adapters
+) -> Identity:
+    "The configuration of a model and a hash of each of its own weights."
+    config = getattr(model, 'config', None)
+    values = json.loads(config.to_json_string(use_diff=False)) if config is not None else {}
+    weights, seen = {}, {}
+    for name, t in own_weights(model).items():
+        if id(t) not in seen: seen[id(t)] = f'{str(t.dtype)[6:]} {list(t.shape)} {_tensor_hash(t)}'
+        weights[name] = seen[id(t)]
+    return Identity(dict(_settings(values)), weights)
+
+# %% ../../nbs/models/lm.ipynb #8e0f1af8
+def _first(names: Iterable[str]) -> str:
+    "The first few of some names."
+    some = list(names)
+    return ', '.join(some[:3]) + (f' and {len(some) - 3} more' if len(some) > 3 else '')
+
+# %% ../../nbs/models/lm.ipynb #6d5c1d99
 def fingerprint(
     model: torch.nn.Module,  # any torch module, with or without adapters
-    adapters: bool = False,  # count the weights of LoRA adapters as well
-) -> str:  # 16 hexadecimal digits; other weights have another one
-    "A short name for a model's own weights: a hash of the first numbers of each."
-    digest = hashlib.blake2b(digest_size=8)
-    weights = {name.replace('.base_layer', ''): p for name, p in model.named_parameters()
-               if adapters or 'lora_' not in name}
-    for name in sorted(weights):
-        first = weights[name].detach().flatten()[:256].cpu().float()
-        digest.update(name.encode() + first.numpy().tobytes())
-    return digest.hexdigest()
+    adapters: bool = False,  # count the weights of adapters as well
+) -> str:  # 16 hexadecimal digits; another configuration or other weights have another one
+    "A short name for what a model is: a hash of its identity."
+    it, added = identity(model), adapter_weights(model) if adapters else {}
+    parts = [it.config, it.weights, {name: _tensor_hash(p) for name, p in added.items()}]
+    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 # %% ../../nbs/models/lm.ipynb #07feda4a
 def active_adapters(
@@ -123,7 +232,11 @@ def active_weights_hash(
 ) -> str:
     "A name for what a model computes with now: its weights, and the adapters that are switched on."
     active = active_adapters(model.modules())
-    return fingerprint(model, adapters=bool(active)) + active
+    if not active: return fingerprint(model)
+    scales = [(name, m.scaling) for name, m in model.named_modules()
+              if isinstance(getattr(m, 'scaling', None), dict)]
+    text = fingerprint(model, adapters=True) + str(scales)
+    return xxhash.xxh3_64_hexdigest(text.encode()) + active
 
 # %% ../../nbs/models/lm.ipynb #de48c33c
 _LOCKS: Any = weakref.WeakKeyDictionary()

@@ -5,17 +5,21 @@
 # %% ../../nbs/models/loading.ipynb #61618439
 from __future__ import annotations
 import json, os, re, shutil, socket, urllib.parse, urllib.request
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 import torch
+from safetensors.torch import load_file, save_file
 from ..core.errors import FTNBError, did_you_mean, import_optional, package_folder, require
 from ..core.files import atomic_folder
 from ..core.machine import Placement, choose_device, seeded
-from .lm import LM, fingerprint, quiet_transformers
+from .lm import LM, Identity, identity, module_inside, own_weights, quiet_transformers
+from .adapters import PEFT_PREFIX, adapter_in_float32, attach_adapter
 from .gguf import convert_gguf
 
 # %% auto #0
-__all__ = ['EMBEDDED', 'ADAPTER', 'SAVED_SUFFIXES', 'find_model', 'load_lm', 'save_lm', 'random_gpt2']
+__all__ = ['EMBEDDED', 'ADAPTER', 'NOTE', 'SAVED_SUFFIXES', 'find_model', 'load_tokenizer', 'kept_settings', 'restore_beside',
+           'changed_weights', 'resize_to', 'embeddings_name', 'fill_own', 'load_lm', 'save_lm', 'random_gpt2']
 
 # %% ../../nbs/models/loading.ipynb #51cf620b
 EMBEDDED = {  # name: (module, file in it, package)
@@ -122,15 +126,28 @@ def _check_causal(name: str, model: Any, info: dict) -> None:
         raise FTNBError(f'model {name!r}', 'it is not a causal (left-to-right) language model',
                         'Use one such as gpt2, SmolLM2 or Qwen.')
 
+# %% ../../nbs/models/loading.ipynb #b2fac13d
+def load_tokenizer(
+    source: str | Path,  # a folder, or a hub id
+    **options: Any,  # of transformers
+) -> Any:  # transformers' own
+    "A tokenizer as it was saved."
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    said = Path(source) / 'tokenizer_config.json'
+    plain = isinstance(source, Path) and said.is_file() and (
+        json.loads(said.read_text()).get('tokenizer_class') == 'TokenizersBackend')
+    kind = PreTrainedTokenizerFast if plain else AutoTokenizer
+    return kind.from_pretrained(source, **options | {'trust_remote_code': False})
+
 # %% ../../nbs/models/loading.ipynb #0b8b4ac4
 def _from_pretrained(source: str | Path, name: str, place: Placement, quantized: dict, **options) -> LM:
     "Load model and tokenizer with transformers; turn what can go wrong into one clear error."
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     options |= {'trust_remote_code': False}
     try:
         with quiet_transformers():
             seq2seq = AutoConfig.from_pretrained(source, **options).is_encoder_decoder
-            tok = AutoTokenizer.from_pretrained(source, **options)
+            tok = load_tokenizer(source, **options)
             kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
             model, info = kind.from_pretrained(source, dtype=place.dtype, use_safetensors=True,
                                                output_loading_info=True, **quantized, **options)
@@ -138,30 +155,141 @@ def _from_pretrained(source: str | Path, name: str, place: Placement, quantized:
     _check_complete(name, model, tok, info)
     if not seq2seq: _check_causal(name, model.eval(), info)
     model = model.eval() if quantized else model.eval().to(place.device)
-    return LM(model, tok, name, place, fingerprint(model))
+    return LM(model, tok, name, place, identity(model))
+
+# %% ../../nbs/models/loading.ipynb #0d3f3d5e
+NOTE = 'ftnb.json'  # what an adapter folder says about the model that it belongs to
+
+def kept_settings(
+    config: Any,  # a model's configuration
+) -> dict[str, Any]:
+    "What people change after loading: ids of special tokens, whether routers are balanced."
+    keep = lambda k: k.endswith('_token_id') or k == 'output_router_logits'
+    return {k: v for k, v in config.to_dict().items() if keep(k)}
+
+# %% ../../nbs/models/loading.ipynb #9ffcd94c
+def restore_beside(
+    lm: LM,  # changed in place
+    folder: Path,  # with a tokenizer and a generation configuration; what is not there stays
+    settings: dict[str, Any],  # as `kept_settings` gave them
+) -> None:
+    "Give a model the tokenizer and the settings that were saved with it."
+    from transformers import GenerationConfig
+    with quiet_transformers():
+        if (folder / 'tokenizer_config.json').is_file(): lm.tokenizer = load_tokenizer(folder)
+        if (folder / 'generation_config.json').is_file():
+            lm.model.generation_config = GenerationConfig.from_pretrained(folder)
+    for name, value in settings.items(): setattr(lm.model.config, name, value)
+
+# %% ../../nbs/models/loading.ipynb #12983c4c
+def changed_weights(
+    lm: LM,  # with an adapter, or without
+) -> dict[str, torch.Tensor]:  # by their names without an adapter, each tensor once
+    "Own weights that loading the model by its name would not give."
+    loaded = lm.loaded.weights if lm.loaded else {}
+    now, own = identity(lm.model).weights, own_weights(lm.model)
+    changed = {id(own[k]): k for k in reversed(now) if now[k] != loaded.get(k)}
+    return {k: own[k] for k in changed.values()}
+
+# %% ../../nbs/models/loading.ipynb #19293db9
+def resize_to(
+    lm: LM,  # changed in place
+    rows: int | None,  # of its embeddings; None: as they are
+) -> None:
+    "Give a model's embeddings another number of rows, as `resize_token_embeddings` does."
+    if rows in (None, lm.model.get_input_embeddings().weight.shape[0]): return
+    with quiet_transformers(): lm.model.resize_token_embeddings(rows, mean_resizing=False)
+
+def embeddings_name(
+    lm: LM,  # with an adapter, or without
+) -> str:  # 'model.embed_tokens.weight'
+    "The name of a model's embeddings, as without an adapter."
+    module = lm.model.get_input_embeddings()
+    while inside := module_inside(module): module = inside
+    return next(k for k, t in own_weights(lm.model).items() if t is module.weight)
+
+# %% ../../nbs/models/loading.ipynb #b0a3e017
+@torch.no_grad()
+def fill_own(
+    lm: LM,  # changed in place
+    weights: dict[str, torch.Tensor],  # by their names without an adapter
+) -> None:
+    "Put saved weights into a model; it gets as many embeddings as they have."
+    if (name := embeddings_name(lm)) in weights: resize_to(lm, len(weights[name]))
+    own = own_weights(lm.model)
+    for name, w in weights.items(): own[name].copy_(w)
+
+# %% ../../nbs/models/loading.ipynb #02551e4d
+def _embedding_rows(lm: LM, weights: dict[str, torch.Tensor]) -> int | None:
+    "How many embeddings a model has, according to the file of an adapter; None: it does not say."
+    layer = PEFT_PREFIX + embeddings_name(lm).removesuffix('weight')
+    inside = ('', 'base_layer.', 'original_module.', 'token_adapter.base_layer.')
+    return next((len(weights[k]) for i in inside if (k := f'{layer}{i}weight') in weights), None)
+
+def _adapter_file(lm: LM) -> dict[str, torch.Tensor]:
+    "What the file of an adapter holds: its weights, and those of the model that have changed."
+    from peft import get_peft_model_state_dict
+    model = lm.model
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters()[0],
+                                      save_embedding_layers=False)
+    names = {id(t): k for k, t in (*model.named_buffers(), *model.named_parameters())}
+    state |= {names[id(t)]: t for t in changed_weights(lm).values()}
+    once = {t.data_ptr(): k for k, t in reversed(state.items())}   # safetensors wants no ties
+    alone = lambda k, t: t if once[t.data_ptr()] == k else t.clone()
+    return {PEFT_PREFIX + k: alone(k, t.detach()).contiguous() for k, t in state.items()}
 
 # %% ../../nbs/models/loading.ipynb #89d9f263
-def _check_adapter_base(folder: Path, base: str, lm: LM) -> None:
-    "Refuse an adapter on other weights than those that it was trained on."
-    note = folder / 'ftnb.json'
-    if not note.is_file() or json.loads(note.read_text())['base'] == fingerprint(lm.model): return
-    raise FTNBError(f'adapter {str(folder)!r}', f'it was trained on other weights than those of {base!r}',
-                    'Load it with the weights that it was trained on.')
+def _check_base(what: str, base: str, lm: LM, expected: dict | None) -> None:
+    "Refuse an adapter on another model than the one that it was trained on."
+    differs = expected and identity(lm.model).differences(Identity(**expected))
+    if not differs: return
+    raise FTNBError(what, f'it was trained on another model than what {base!r} is now ({differs})',
+                    'Load it with the model that it was trained on.')
 
-# %% ../../nbs/models/loading.ipynb #57ebce58
-def _with_adapter(folder: Path, name: str, **options: Any) -> LM:
-    "The model that an adapter folder names, with the adapter."
-    import_optional('peft', 'pip install peft', 'to load adapters')
+# %% ../../nbs/models/loading.ipynb #aa5d4749
+def _read_note(folder: Path) -> dict:
+    "What `save_lm` has noted beside an adapter; empty, if another library has saved it."
+    note = folder / NOTE
+    return json.loads(note.read_text()) if note.is_file() else {}
+
+def _named_base(folder: Path, what: str, **options: Any) -> LM:
+    "The model that an adapter folder names."
     base = json.loads((folder / ADAPTER).read_text())['base_model_name_or_path']
-    try: lm = load_lm(base, **options)
+    try: return load_lm(base, **options)
     except FTNBError as e:
         rule = f'the model that it belongs to, {base!r}, cannot be loaded ({e.rule})'
         remedy = f'Correct base_model_name_or_path in its {ADAPTER}, or save it merged.'
-        raise FTNBError(f'adapter {str(folder)!r}', rule, remedy) from e
-    _check_adapter_base(folder, base, lm)
-    with quiet_transformers(): lm.model.load_adapter(str(folder), is_trainable=True)
+        raise FTNBError(what, rule, remedy) from e
+
+# %% ../../nbs/models/loading.ipynb #4ace1ee0
+def _in_format(lm: LM, place: Placement) -> LM:
+    "A model with an adapter, with its own weights in another format."
+    own, before = own_weights(lm.model), identity(lm.model).weights
+    if lm.model.config.dtype == place.dtype: return lm
+    for t in own.values():
+        if t.is_floating_point(): t.data = t.data.to(place.dtype)
+    lm.model.config.dtype, lm.placement = place.dtype, place
+    now, loaded = identity(lm.model), lm.loaded or identity(lm.model)
+    as_loaded = {k: now.weights[k] if before.get(k) == w else w for k, w in loaded.weights.items()}
+    lm.loaded = replace(loaded, weights=as_loaded)
+    return adapter_in_float32(lm)
+
+# %% ../../nbs/models/loading.ipynb #57ebce58
+def _with_adapter(folder: Path, name: str, dtype: torch.dtype | None, **options: Any) -> LM:
+    "The model that an adapter folder names, with the adapter."
+    import_optional('peft', 'pip install peft', 'to load adapters')
+    from peft import PeftConfig
+    what, note = f'adapter {str(folder)!r}', _read_note(folder)
+    saved_dtype = getattr(torch, note['dtype']) if note else dtype
+    lm = _named_base(folder, what, dtype=saved_dtype, **options)
+    restore_beside(lm, folder, note.get('settings', {}))
+    weights = load_file(folder / 'adapter_model.safetensors')
+    resize_to(lm, _embedding_rows(lm, weights))
+    with quiet_transformers(): attach_adapter(lm, PeftConfig.from_pretrained(folder), what, weights)
+    _check_base(what, lm.name, lm, note.get('model'))
+    _check_complete(name, lm.model, lm.tokenizer, {})
     lm.model.eval()
-    return lm
+    return _in_format(lm, choose_device(lm.device, dtype)) if note and not options['bits'] else lm
 
 # %% ../../nbs/models/loading.ipynb #c6abf07f
 def _quantization_options(bits: int, place: Placement) -> dict:
@@ -203,7 +331,7 @@ def load_lm(
     "Load a language model and its tokenizer. Safetensors only; no code from the hub is ever run."
     kind, where = find_model(name)
     if kind == 'folder' and (Path(where) / ADAPTER).is_file():
-        lm = _with_adapter(Path(where), str(name), device=device, dtype=dtype, bits=bits)
+        lm = _with_adapter(Path(where), str(name), dtype, device=device, bits=bits)
         lm.name = _short_name(name, kind)
         return lm
     place = choose_device(device, dtype)
@@ -226,14 +354,34 @@ def _check_replaceable(folder: Path) -> None:
     raise FTNBError(f'folder {str(folder)!r}', rule, 'Choose another folder.')
 
 # %% ../../nbs/models/loading.ipynb #9918dc3c
-def _check_base(lm: LM) -> None:
+def _cannot_be_found(lm: LM) -> str:
+    "Why a model could not be loaded again below its adapter; '' if it could."
+    if not lm.loaded: return 'it was not loaded from anywhere'
+    bare = lambda it: replace(it, weights=dict.fromkeys(it.weights, ''))   # their numbers are saved
+    differs = bare(identity(lm.model)).differences(bare(lm.loaded))
+    return f'it has been changed since it was loaded ({differs})' if differs else ''
+
+def _check_adapter(lm: LM) -> None:
     "Refuse to save an adapter whose model could not be found again."
-    if lm.loaded and lm.loaded == fingerprint(lm.model): return
-    why = 'it was not loaded from anywhere'
-    if lm.loaded: why = 'its own weights have been trained since it was loaded'
-    raise FTNBError(f'an adapter on {lm.name!r}', f'it could never be loaded again, as {why}',
+    what, names = f'an adapter on {lm.name!r}', lm.model.active_adapters()
+    if len(names) != 1:
+        raise FTNBError(what, f'{len(names)} are active', "Choose: lm.model.set_adapter('...').")
+    if not (why := _cannot_be_found(lm)): return
+    raise FTNBError(what, f'it could never be loaded again, as {why}',
                     'Save all of it: save_lm(merge_adapter(lm), folder). Or save the model before you add the '
                     'adapter, and load it from there.')
+
+# %% ../../nbs/models/loading.ipynb #b372c8aa
+def _save_adapter(lm: LM, folder: Path) -> None:
+    "Write an adapter as peft does, and what must be known of its model."
+    model = lm.model
+    save_file(_adapter_file(lm), folder / 'adapter_model.safetensors', {'format': 'pt'})
+    model.peft_config[model.active_adapters()[0]].save_pretrained(folder)
+    if model.can_generate(): model.generation_config.save_pretrained(folder)
+    dtype = next(t.dtype for t in own_weights(model).values() if t.is_floating_point())
+    note = {'dtype': str(dtype)[6:], 'settings': kept_settings(model.config),
+            'model': asdict(identity(model))}
+    (folder / NOTE).write_text(json.dumps(note, indent=1))
 
 # %% ../../nbs/models/loading.ipynb #874af95f
 def save_lm(
@@ -243,12 +391,12 @@ def save_lm(
     "Save model (or its adapter, if it has one) and tokenizer as safetensors in the hub's layout, atomically."
     folder = Path(folder).expanduser()
     _check_replaceable(folder)
-    if hasattr(lm.model, 'peft_config'): _check_base(lm)
+    adapter = hasattr(lm.model, 'peft_config')
+    if adapter: _check_adapter(lm)
     with atomic_folder(folder) as new, quiet_transformers():
-        lm.model.save_pretrained(new)
+        if adapter: _save_adapter(lm, new)
+        else: lm.model.save_pretrained(new)
         lm.tokenizer.save_pretrained(new)
-        if (new / ADAPTER).exists():
-            (new / 'ftnb.json').write_text(json.dumps({'base': fingerprint(lm.model)}))
     return folder
 
 # %% ../../nbs/models/loading.ipynb #1145e2c6

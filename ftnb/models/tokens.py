@@ -4,15 +4,16 @@
 
 # %% ../../nbs/models/tokens.ipynb #3feb21c8
 from __future__ import annotations
-import re
+import json, re
 from collections.abc import Callable
 from typing import Any
+import xxhash
 from ..core.errors import FTNBError, check_utf8
 from .lm import LM, is_seq2seq
 
 # %% auto #0
 __all__ = ['SPECIAL_MARK', 'check_text', 'SpecialText', 'token_ids', 'one_start', 'source_ids', 'without_eos',
-           'adds_leading_space', 'ids_in_context', 'continuation_ids', 'decode_continuation']
+           'adds_leading_space', 'ids_in_context', 'continuation_ids', 'decode_continuation', 'tokenizer_hash']
 
 # %% ../../nbs/models/tokens.ipynb #6043ebd1
 SPECIAL_MARK = '\ufdd0'  # a noncharacter: marks what must not become a special token
@@ -150,3 +151,14 @@ def decode_continuation(
     "What `new` adds to the text of `prompt`; special tokens are left out."
     decode = lambda ids: lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return decode(new) if is_seq2seq(lm) else decode(prompt + new)[len(decode(prompt)):]
+
+# %% ../../nbs/models/tokens.ipynb #0eba3d0f
+def tokenizer_hash(
+    tokenizer: Any,  # a transformers tokenizer
+) -> str:  # 16 hexadecimal digits
+    "A name for what a tokenizer does: its vocabulary, how it cuts and joins, its special tokens."
+    backend = getattr(tokenizer, 'backend_tokenizer', None)
+    rules = backend.to_str().partition('"added_tokens"')[2] if backend else ''
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+    parts = [type(tokenizer).__name__, rules or sorted(tokenizer.get_vocab().items()), special]
+    return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())

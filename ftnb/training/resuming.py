@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 from ..core.errors import FTNBError
 from ..core.machine import choose_device
-from ..models.lm import LM, check_lm, fingerprint, quiet_transformers
-from ..models.loading import load_lm
-from ..models.adapters import adapter_layers, add_lora, remove_adapter
+from ..models.lm import (
+    LM, Identity, adapter_weights, check_lm, identity, own_weights, quiet_transformers)
+from ..models.adapters import (
+    adapter_in_float32, adapter_layers, attach_adapter, remove_adapter, replaced_weights)
+from ..models.loading import fill_own, load_lm, load_tokenizer, restore_beside
 from ..data.applications import free_text
 from ..data.encoded import Encoded, load_encoded
 from .learner import Learner
@@ -42,54 +44,80 @@ def _continue(run: Run, callbacks: Sequence[Any], background: bool) -> Run:
 # %% ../../nbs/training/resuming.ipynb #f113fab5
 def _untrained_lm(folder: Path, facts: dict) -> LM:
     "A model of the run's configuration, with random weights."
-    from transformers import (
-        AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     auto = AutoModelForSeq2SeqLM if facts['seq2seq'] else AutoModelForCausalLM
     config, dtype = AutoConfig.from_pretrained(folder), getattr(torch, facts['dtype'])
     with quiet_transformers(): model = auto.from_config(config, dtype=dtype)
-    model.generation_config = GenerationConfig.from_pretrained(folder)
-    placement = choose_device()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return LM(model.eval().to(placement.device), tokenizer, facts['name'], placement)
+    placement = choose_device(dtype=dtype)
+    return LM(model.eval().to(placement.device), load_tokenizer(folder), facts['name'], placement)
 
 # %% ../../nbs/training/resuming.ipynb #b1d1f2d3
+def _saved(file: Path) -> dict[str, torch.Tensor]:
+    "The weights of a file; none, if there is no such file."
+    return load_file(file) if file.is_file() else {}
+
 def _base_lm(folder: Path, facts: dict) -> LM:
-    "The model that a run was begun with, where checkpoints have not all of it."
-    if not (folder / 'base').is_dir():
-        lm = load_lm(facts.get('source') or facts['name'], dtype=getattr(torch, facts['dtype']))
-        lm.name = facts['name']
-        return remove_adapter(lm) if adapter_layers(lm.model) else lm
-    lm = _untrained_lm(folder / 'model', facts)
-    own = load_file(folder / 'base' / 'weights.safetensors')
-    with torch.no_grad():
-        for name, p in lm.model.named_parameters(): p.copy_(own[name])
+    "The model that a run was begun with, without its adapter, as far as it is not in checkpoints."
+    if facts['base'] == 'name': lm = load_lm(facts['source'], dtype=getattr(torch, facts['dtype']))
+    else: lm = _untrained_lm(folder / 'model', facts)
+    lm.name = facts['name']
+    restore_beside(lm, folder / 'model', facts['kept'])
+    for name in ('weights', 'replaced'): fill_own(lm, _saved(folder / 'base' / f'{name}.safetensors'))
     return lm
 
 # %% ../../nbs/training/resuming.ipynb #80f77f67
-def _check_parameters(lm: LM, facts: dict) -> None:
-    "Refuse a model that is not the one of the run, as far as that can be seen."
-    only_adapter = all('lora_' in name for name in facts['trained'])   # else its weights may differ
-    if facts['base'] and only_adapter and fingerprint(lm.model) != facts['base']:
-        raise FTNBError(f'model {lm.name!r}',
-                        'its weights are not those that the run was begun with',
-                        'Give the model as it was: resume(folder, lm=...).')
+def _trained_names(lm: LM, facts: dict) -> list[str]:
+    "The model's own weights that a run trains, by their names without an adapter."
+    trained, own = set(facts['trained']), own_weights(lm.model)
+    ids = {id(p) for name, p in lm.model.named_parameters() if name in trained}
+    return [name for name, t in own.items() if id(t) in ids]
+
+def _check_same(lm: LM, facts: dict, begun: bool) -> None:
+    "Refuse a model that is not the one of the run."
+    what, remedy = f'model {lm.name!r}', 'Give the model as it was: resume(folder, lm=...).'
+    trained = _trained_names(lm, facts) if begun else ()
+    if differs := identity(lm.model).differences(Identity(**facts['model']), trained):
+        raise FTNBError(what, f'it is not the one that the run was begun with ({differs})', remedy)
     missing = set(facts['trained']) - {name for name, _ in lm.model.named_parameters()}
     if missing:
-        raise FTNBError(f'model {lm.name!r}', f'it has no {min(missing)}, which the run trains',
+        raise FTNBError(what, f'it has no {min(missing)}, which the run trains',
                         'Give the model of that run, or leave `lm` out.')
 
+def _check_given(lm: Any, folder: Path) -> None:
+    "Refuse what is no model, is in use, or reads and writes other tokens than those of the rows."
+    check_lm(lm)
+    check_not_training(lm)
+    own, given = load_tokenizer(folder / 'model'), lm.tokenizer
+    if own.get_vocab() == given.get_vocab() and own.eos_token_id == given.eos_token_id: return
+    raise FTNBError(f'model {lm.name!r}', 'its tokenizer is not that of the run',
+                    'Give the model as it was: resume(folder, lm=...).')
+
 # %% ../../nbs/training/resuming.ipynb #2a479a8e
-def _restored_lm(folder: Path, facts: dict, lm: LM | None) -> LM:
+@torch.no_grad()
+def _add_adapter(lm: LM, folder: Path) -> None:
+    "Put a run's adapter into its model, with what both began with."
+    first = _saved(folder / 'adapter' / 'first.safetensors')
+    own = _saved(folder / 'base' / 'weights.safetensors')
+    if first and not adapter_layers(lm.model):
+        from peft import PeftConfig
+        config = PeftConfig.from_pretrained(folder / 'adapter')
+        with quiet_transformers(): attach_adapter(lm, config, 'the adapter of the run')
+        fill_own(lm, {k: own[k] for k in replaced_weights(lm.model) if k in own})
+    adapter_in_float32(lm)
+    for name, p in adapter_weights(lm.model).items():
+        if name in first: p.copy_(first[name])
+
+def _restored_lm(folder: Path, facts: dict, lm: LM | None, begun: bool = True) -> LM:
     "The model of a run, ready for the weights of a checkpoint."
-    if lm is None:
-        lm = _base_lm(folder, facts) if facts['base'] else _untrained_lm(folder / 'model', facts)
-    else:
-        check_lm(lm)
-        check_not_training(lm)
-    if (folder / 'adapter').is_dir() and not adapter_layers(lm.model):
-        from peft import LoraConfig
-        add_lora(lm, LoraConfig.from_pretrained(folder / 'adapter'))
-    _check_parameters(lm, facts)
+    if lm is None: lm = _base_lm(folder, facts)
+    else: _check_given(lm, folder)
+    had_adapter = bool(adapter_layers(lm.model))
+    try:
+        _add_adapter(lm, folder)
+        _check_same(lm, facts, begun)
+    except FTNBError:
+        if adapter_layers(lm.model) and not had_adapter: remove_adapter(lm)
+        raise
     trained = set(facts['trained'])
     for name, p in lm.model.named_parameters(): p.requires_grad_(name in trained)
     return lm
@@ -126,7 +154,7 @@ def _continue_folder(folder: str | Path, lm: LM | None, data: Encoded | None,
     if not begun and lm is None and not facts['base']:
         raise FTNBError(f'folder {str(path)!r}', 'it has no checkpoint yet',
                         'Begin again, or give lm=, as it was.')
-    lm = _restored_lm(path / 'run', facts, lm)
+    lm = _restored_lm(path / 'run', facts, lm, begun)
     data = _restored_data(path / 'run', lm, data)
     check_match(lm, data)
     s = Settings(**facts['settings'] | {'samples': tuple(facts['settings']['samples'])})

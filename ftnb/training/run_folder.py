@@ -7,11 +7,13 @@ from __future__ import annotations
 import dataclasses, json
 from pathlib import Path
 from typing import Any
+import torch
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
 from ..core.files import atomic_folder, check_path
-from ..models.lm import LM, fingerprint, is_seq2seq, quiet_transformers
-from ..models.loading import find_model
+from ..models.lm import LM, adapter_weights, identity, is_seq2seq, own_weights, quiet_transformers
+from ..models.adapters import replaced_weights
+from ..models.loading import changed_weights, find_model, kept_settings
 from ..data.encoded import Encoded, save_encoded
 from .checkpoints import checkpoints_in
 from .runs import Run
@@ -36,33 +38,40 @@ def new_run_folder(
                         'Go on with that run: resume(folder). Or name another folder.')
     return path
 
+# %% ../../nbs/training/run_folder.ipynb #fc554dbf
+def _can_be_loaded(lm: LM) -> bool:
+    "Whether `load_lm` would find this model again, with weights of its own."
+    if not lm.loaded or identity(lm.model).config != lm.loaded.config: return False
+    try: kind, _ = find_model(lm.source)
+    except FTNBError: return False
+    same = set(own_weights(lm.model)) == set(lm.loaded.weights)
+    return same and (kind != 'hub' or '/' in lm.source)
+
+def _write(weights: dict[str, torch.Tensor], file: Path) -> None:
+    "Weights as a file, if there are any; one that has two names is written once."
+    once = {id(t): k for k, t in reversed(weights.items())}
+    own = {k: weights[k].detach().contiguous() for k in once.values()}
+    if not own: return
+    file.parent.mkdir(exist_ok=True)
+    save_file(own, file)
+
 # %% ../../nbs/training/run_folder.ipynb #0a0dff81
 def _facts(run: Run) -> dict:
     "What run.json says."
-    lm = run.lm
+    lm, named = run.lm, _can_be_loaded(run.lm)
     names = [name for name, _ in lm.model.named_parameters()]
     trained = [name for name, p in lm.model.named_parameters() if p.requires_grad]
     every = run.checkpointer.every if run.checkpointer else None
+    dtype = next(t.dtype for t in own_weights(lm.model).values() if t.is_floating_point())
     return dict(
-        name=lm.name, source=lm.source, dtype=str(lm.placement.dtype).removeprefix('torch.'), seq2seq=is_seq2seq(lm),
+        name=lm.name, source=lm.source, dtype=str(dtype).removeprefix('torch.'), seq2seq=is_seq2seq(lm),
         trained=trained,  # names of parameters
-        base=None if trained == names else fingerprint(lm.model),  # None: all weights are trained
+        # where the others are to be had: by the model's name or in the folder; None: there are none
+        base=None if trained == names else 'name' if named else 'folder',
+        model=dataclasses.asdict(identity(lm.model)),  # as it is now
+        kept=kept_settings(lm.model.config),  # ids of special tokens
         every=every,  # steps between checkpoints
         settings=dataclasses.asdict(run.settings))
-
-# %% ../../nbs/training/run_folder.ipynb #fc554dbf
-def _can_be_loaded(lm: LM) -> bool:
-    "Whether `load_lm` would find this model's own weights again."
-    try: kind, _ = find_model(lm.source)
-    except FTNBError: return False
-    return kind != 'hub' or '/' in lm.source
-
-def _save_base(lm: LM, folder: Path) -> None:
-    "The model's own weights, without an adapter, by their names."
-    folder.mkdir()
-    own = {name.replace('.base_layer', ''): p.detach().contiguous()
-           for name, p in lm.model.named_parameters() if 'lora_' not in name}
-    save_file(own, folder / 'weights.safetensors')
 
 # %% ../../nbs/training/run_folder.ipynb #4f5091d6
 def write_run_folder(
@@ -73,11 +82,14 @@ def write_run_folder(
     "Write what a run begins with; it appears whole or not at all."
     model, facts = run.lm.model, _facts(run)
     adapter = next(iter(getattr(model, 'peft_config', {}).values()), None)
+    own = {None: {}, 'name': changed_weights(run.lm), 'folder': own_weights(model)}[facts['base']]
     with atomic_folder(folder / 'run') as new, quiet_transformers():
         for part in (model.config, model.generation_config, run.lm.tokenizer):
             part.save_pretrained(new / 'model')
         if adapter: adapter.save_pretrained(new / 'adapter')
-        if facts['base'] and not _can_be_loaded(run.lm): _save_base(run.lm, new / 'base')
+        _write(adapter_weights(model), new / 'adapter' / 'first.safetensors')
+        _write(own, new / 'base' / 'weights.safetensors')
+        _write(replaced_weights(model), new / 'base' / 'replaced.safetensors')
         if not data.streamed: save_encoded(data, new / 'data')
         (new / 'run.json').write_text(json.dumps(facts, indent=1))
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number
 from ..core.display import Card, format_seconds, loss_curve
-from ..models.lm import LM, count_parameters, quiet_transformers
+from ..models.lm import LM, count_parameters, is_seq2seq, quiet_transformers
+from ..kernels.nats import balances_routers, router_weight
 from ..generation.writing import generate
 from .learner import Learner, NotFinite
 from .callbacks import Controls, EarlyStopping, HeldOut, Samples
@@ -226,6 +227,9 @@ def _run_facts(run: Run) -> dict:
     speed = f'{run.tokens_per_s:,.0f} a second'
     facts['tokens'] = f'{run.tokens:,} in {format_seconds(run.seconds)}: {speed}'
     facts['batches'] = batches_in_words(run.packed)
+    if balances_routers(run.lm.model) and not is_seq2seq(run.lm):
+        weight = router_weight(run.lm.model)
+        facts['routers'] = f'their balance is a part of the loss, times {weight:g}'
     return facts | ({'checkpoint': Path(run.checkpoint).name} if run.checkpoint else {})
 
 # %% ../../nbs/training/runs.ipynb #28805be7

@@ -139,10 +139,12 @@ def check_trainable(
     if not trained:
         raise FTNBError(f'model {lm.name!r}', 'every parameter is frozen',
                         'Train an adapter (lora=8), or set requires_grad on what should train.')
-    if any(p.dtype == torch.float16 for p in trained):
-        raise FTNBError(f'model {lm.name!r} in float16',
-                        'float16 weights cannot be trained: small changes vanish',
-                        'Load it without `dtype`, or train an adapter (lora=8).')
+    half = {str(p.dtype)[6:] for p in trained} & {'float16', 'bfloat16'}
+    if half:
+        remedy = 'Load it without `dtype`: on a GPU the products have 16 bits all the same'
+        if not hasattr(lm.model, 'peft_config'): remedy += '. Or train an adapter (lora=8)'
+        raise FTNBError(f'model {lm.name!r} in {min(half)}',
+                        '16-bit weights cannot be trained: small changes vanish', f'{remedy}.')
 
 # %% ../../nbs/training/settings.ipynb #800e56cb
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 import torch
+from ..core.errors import FTNBError
 from ..core.machine import free_memory
 from ..models.lm import LM, is_seq2seq
-from ..models.adapters import adapter_layers, add_lora, freeze, remove_adapter
+from ..models.adapters import (
+    adapter_in_float32, adapter_layers, add_lora, freeze, remove_adapter)
 from ..data.encoded import Encoded
 from ..kernels.attention import compile_body, compute_context
-from ..kernels.nats import can_pack, held_out_loss, packed_loss, padded_loss, seq2seq_loss
+from ..kernels.nats import (
+    balances_routers, can_pack, held_out_loss, packed_loss, padded_loss, seq2seq_loss)
 from ..generation.writing import generate
 from .learner import Learner
 from .callbacks import (
@@ -42,6 +45,9 @@ def check_options(
     check_not_training(lm)
     s, lora, frozen = read_options(options, adapter=bool(adapter_layers(lm.model)))
     check_settings(s, data)
+    if s.compile and balances_routers(lm.model):
+        raise FTNBError('compile=True', 'the loss of routers (output_router_logits) is not compiled',
+                        'Leave it out, or set lm.model.config.output_router_logits = False.')
     return s, lora, frozen
 
 # %% ../../nbs/training/setup.ipynb #0b6188f4
@@ -57,6 +63,7 @@ def trained_part(
     with contextlib.ExitStack() as stack:
         stack.callback(_undo(lm))
         if lora is not None: add_lora(lm, lora, seed)
+        adapter_in_float32(lm)   # one that was there may have 16 bits
         if frozen: freeze(lm, frozen)
         check_trainable(lm)
         yield
@@ -91,7 +98,7 @@ def choose_loss(
 # %% ../../nbs/training/setup.ipynb #75c7475a
 def _cached_features(lm: LM, data: Encoded, s: Settings) -> CachedFeatures | None:
     "What the frozen blocks make of the rows, if keeping it pays and changes nothing."
-    if data.streamed or s.epochs == 1 or s.compile: return None
+    if data.streamed or s.epochs == 1 or s.compile or balances_routers(lm.model): return None
     if not count_frozen_blocks(lm.model): return None
     if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in lm.model.modules()): return None
     size = 4 * lm.model.config.get_text_config().hidden_size * int(data.lengths().sum())   # bytes
