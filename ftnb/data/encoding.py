@@ -128,7 +128,7 @@ def encode(
 # %% ../../nbs/data/encoding.ipynb #9ed1a515
 _VERSION = 3  # of what is kept
 
-def _tokenizer_hash(tokenizer: Any) -> str:
+def _saved_hash(tokenizer: Any) -> str:
     "A hash of all that transformers saves of a tokenizer; '' of one that it cannot save."
     if not type(tokenizer).__module__.startswith('transformers.'): return ''
     token_ids(tokenizer, ['a'])   # an earlier call may have left its limits in the backend
@@ -148,7 +148,7 @@ def _few_encoded(lm: LM, rows: CheckedRows, task: Task, settings: EncodeSettings
 # %% ../../nbs/data/encoding.ipynb #b6e40f4a
 def _key(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: EncodeSettings) -> str:
     "A name for the result of encoding these rows so; '' if nothing can be said of the tokenizer."
-    if not (saved := _tokenizer_hash(lm.tokenizer)): return ''
+    if not (saved := _saved_hash(lm.tokenizer)): return ''
     digest, add = hashlib.sha256(), lambda part: digest.update(json.dumps(part, default=str).encode())
     add([_VERSION, task.cue, uses_chat_template(lm, task), task.answers, bool(task.turns), is_seq2seq(lm),
          eos_ids(lm), saved, bool(language_model())])

@@ -123,7 +123,7 @@ def encode_split(
     settings: EncodeSettings,  # how
 ) -> EncodedSplit:
     "Tokenize and cut one split; count what happened."
-    rows = replace(rows, count=Counter(rows.count))   # more is counted on the way
+    rows = replace(rows, count=Counter(rows.count), errors=[*rows.errors])   # more is counted on the way
     done, ends = EncodedSplit([], [], [], rows.count, rows.errors), frozenset(eos_ids(lm))
     _count_rendered(lm, rows, settings.allow_special)
     free, max_len, side = not task.answers, settings.max_len, settings.truncation_side
