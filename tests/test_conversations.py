@@ -434,3 +434,118 @@ def test_inferred_tasks_take_text_and_turns_together() -> None:
     for row in ({"prompt": "q", "completion": [assistant("a")]}, {"prompt": [user("q")], "completion": "a"}):
         assert infer_task(row).turns is not None
         assert parts(encode(templated(CALLS), [row])) == [(f"[user]q{EOS}[A]", False), (f"a{EOS}", True)]
+
+
+# C. What a demanding newcomer found
+
+KEEP = (  # the prompt opens a thought, and earlier thoughts stay
+    "{% for m in messages %}[{{m.role}}]{{m.content}}{{eos_token}}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+)
+MERGED = (  # neighbours of one role share a header and an end
+    "{% for m in messages %}{% if loop.first or messages[loop.index0-1].role != m.role %}[{{m.role}}]{% endif %}"
+    "{{m.content}}{% if loop.last or messages[loop.index0+1].role != m.role %}{{eos_token}}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_neither_questions_nor_earlier_answers_are_learned() -> None:
+    turns = [user("Q1?"), assistant("<think>\nT1\n</think>A1."), user("Q2?"), assistant("A2.")]
+    assert learned(templated(KEEP), turns) == [f"T1\n</think>A1.{EOS}", f"A2.{EOS}"]
+    assert learned(templated(KEEP), [user("Is [assistant]<think>\nmeant?"), assistant("A1.")]) == [f"A1.{EOS}"]
+    data = encode(templated(KEEP), [{"messages": [user("Q"), assistant("A2.")]}])
+    assert data.report["other_prompts"] == 1  # generation would begin with a thought
+    assert learned(templated(MERGED), [user("Q"), assistant("one"), assistant("two")]) == [f"one{EOS}", f"two{EOS}"]
+
+
+def test_each_answer_learns_to_end() -> None:
+    begin = "{% if add_generation_prompt %}\nassistant:{% endif %}"
+    endless = "{% for m in messages %}\n{{m.role}}: {{m.content}}{% endfor %}" + begin
+    turns = [user("a"), assistant("b"), user("c"), assistant("d")]
+    assert [text.strip() for text in learned(templated(endless), turns)] == [f"b{EOS}", f"d{EOS}"]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        assistant("I will call weather for Ely.", tool_calls=call("weather", {"city": "Ely"})),
+        assistant("It is true, in room 12.", tool_calls=call("open", {"room": 1, "on": True})),
+        assistant("", tool_calls=call("eos", {})),
+    ],
+)
+def test_a_call_is_not_found_by_chance(turn: dict) -> None:
+    with pytest.raises(FTNBError, match="a call of the assistant"):
+        encode(tiny_lm(chat=True), [{"messages": [user("Q"), turn]}])
+
+
+def test_rows_differ_by_calls_thoughts_and_tools() -> None:
+    lm = templated(TOOLS.replace("{{m.content}}", "{{m.reasoning_content}}{{m.content}}"))
+    calls = [{"messages": [user("Light?"), assistant("", tool_calls=call(n, {"x": n}))]} for n in ("on", "off")]
+    thoughts = [{"messages": [user("Light?"), assistant("x", thinking=t)]} for t in "ab"]
+    tools = [{"messages": [user("Light?"), assistant("x")], "tools": row["tools"]} for row in WITH_TOOLS[:2]]
+    for rows in (calls, thoughts, tools):
+        assert encode(lm, [*rows, rows[0]], drop="duplicates").report["used"] == 2
+        assert encode(lm, {"train": rows[:1], "test": rows[1:]}, drop="overlap").report["used"] == 1
+
+
+def test_documents_of_one_row_are_not_compared() -> None:
+    story = "Please tell me the long story of the old fox and the {} crows in the tall trees by the wide river."
+    turns = [
+        turn for n in range(4) for turn in (user(story.format(n)), assistant(f"<think>\nt{n}</think>{story.format(n)}"))
+    ]
+    lm = templated(R1)
+    lm.model.config.max_position_embeddings = 4096
+    data = encode(lm, [{"messages": turns}], max_len=4096, drop="near_duplicates")
+    assert (len(data.train), data.report["near_duplicates"]) == (4, 0)
+
+
+BROKEN = {
+    "a weight": ([assistant("a", weight=0.5)], "it must be 0 or 1"),
+    "arguments that are no JSON": ([assistant("", tool_calls=call("w", '{"city": "Ely"'))], r"json\.loads"),
+    "arguments that are a list": ([assistant("", tool_calls=call("w", [1]))], "they must be a dict"),
+    "a call without a name": ([assistant("", tool_calls=call(" ", {}))], "the name of a function"),
+    "calls that are a number": ([assistant("", tool_calls=3)], "it must be a list of calls"),
+    "a date": ([assistant("", tool_calls=call("w", {"day": pd.Timestamp("2020-01-01")}))], "does not write it"),
+    "text before a thought": ([assistant("Well. <think>b</think>c")], "a content of the assistant"),
+    "a late system turn": ([assistant("a"), {"role": "system", "content": "b"}], "Move it to the beginning"),
+    "only weights of 0": ([assistant("a", weight="0")], "whose weight is not 0"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_turns_are_refused(case: str) -> None:
+    turns, words = BROKEN[case]
+    with pytest.raises(FTNBError, match=rf"train\[0\].*{words}"):
+        encode(
+            templated(CALLS.replace("{{m.content}}", "{{m.content.split('Well.')[-1]}}")),
+            [{"messages": [user("Q"), *turns]}],
+        )
+
+
+def test_other_refusals() -> None:
+    lm, row = templated(TOOLS), {"messages": [user("Q"), assistant("a")]}
+    with pytest.raises(FTNBError, match="must be a list of dicts"):
+        encode(lm, [row | {"tools": 3}])
+    assert parts(encode(lm, [row | {"tools": "", "chat_template_kwargs": ""}])) == parts(encode(lm, [row]))
+    with pytest.raises(FTNBError, match="the rows of a stream are not compared"):
+        encode(lm, datasets.Dataset.from_list([row]).to_iterable_dataset(), drop="duplicates")
+    with pytest.raises(FTNBError, match="all are dropped: also in valid or test"):
+        encode(lm, {"train": [row], "test": [row]}, drop="overlap")
+    with pytest.raises(FTNBError, match=r"if row\['label'\]"):
+        encode(lm, [{"prompt": "q", "completion": "a", "label": False}])
+    with pytest.raises(FTNBError, match=r"Give dialogue\('talk'\)"):
+        encode(lm, [{"talk": row["messages"]}])
+    assert parts(encode(lm, [{"prompt": user("q"), "completion": assistant("a")}]))[-1] == (f"a{EOS}", True)
+
+
+def test_the_reference_of_a_call_is_the_call() -> None:
+    scores = score(templated(CALLS), [DIFFERENT[0]], dialogue(), progress=False, max_new_tokens=2)
+    assert scores.rows["reference"] == ['{"city": "Rome"}']
+
+
+def test_floats_stay_floats() -> None:
+    rows = [{"messages": [user("q"), assistant("", tool_calls=call("w", {"y": y}))]} for y in (2.0, 3.0)]
+    buffer = io.BytesIO()
+    datasets.Dataset.from_list(rows).to_parquet(buffer)
+    table = pd.read_parquet(io.BytesIO(buffer.getvalue()))
+    assert encode(templated(CALLS), table).train[:] == encode(templated(CALLS), rows).train[:]

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/account.ipynb #f9aee0e6
 from __future__ import annotations
-import functools, hashlib, importlib.util, re, unicodedata
+import functools, hashlib, importlib.util, json, re, unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -270,6 +270,15 @@ def text_counts(
             **_by_side('other_script', said, learned, asked),
             **_language_counts(prompts, targets, said | learned, asked)}
 
+# %% ../../nbs/data/account.ipynb #0b9cb6cd
+def _compared_texts(rows: CheckedRows) -> list[str]:
+    "Each row as one text by which it is told from others."
+    texts = row_texts(rows)
+    for i, (turns, options) in enumerate(zip(rows.turns, rows.options)):
+        more = [{k: v for k, v in turn.items() if k not in ('role', 'content', 'weight')} for turn in turns]
+        if options or any(more): texts[i] += json.dumps([more, options], sort_keys=True, default=str)
+    return texts
+
 # %% ../../nbs/data/account.ipynb #9f261c8d
 def find_repeated_rows(
     train: CheckedRows,  # the training rows
@@ -278,7 +287,7 @@ def find_repeated_rows(
 ) -> tuple[CheckedRows, Counter]:  # the training rows that stay, and counts for the report
     "Find training rows that are also in other splits, or twice in their own."
     all_splits = (train, splits['valid'], splits['test'])
-    hashes, valid, test = (text_hashes(row_texts(rows)) for rows in all_splits)
+    hashes, valid, test = (text_hashes(_compared_texts(rows)) for rows in all_splits)
     in_valid, in_test = np.isin(hashes, valid), np.isin(hashes, test)
     count = Counter(overlap_valid=int(in_valid.sum()), overlap_test=int(in_test.sum()),
                     valid_overlap=int(np.isin(valid, test).sum()))   # validation rows that are in test

@@ -332,11 +332,21 @@ def _sentiment(text: str, label: str, known: Labels | None, asked: tuple[str, st
                 found={'labels': found, 'instruction': how},
                 max_new_tokens=max(8, longest + 2) if max_new_tokens is None else max_new_tokens)
 
+# %% ../../nbs/data/applications.ipynb #794c75f1
+def _json_column(row: Mapping, column: str) -> Any:
+    "What is in a column, which may be JSON text; None if there is nothing."
+    value = row.get(column)
+    if not isinstance(value, str): return value
+    return read_json(value, f'column {column!r}') if value.strip() else None
+
 # %% ../../nbs/data/applications.ipynb #62d43b05
 def _template_options(row: Mapping) -> dict:
     "What a row's own columns say to the chat template."
-    read = lambda name: read_json(value, f'column {name!r}') if isinstance(value := row.get(name), str) else value
-    tools, options = read('tools') or [], read('chat_template_kwargs') or {}
+    tools, options = _json_column(row, 'tools') or [], _json_column(row, 'chat_template_kwargs') or {}
+    for name, value, kinds in (('tools', tools, (list, tuple, Mapping)), ('chat_template_kwargs', options, Mapping)):
+        if not isinstance(value, kinds):
+            raise FTNBError(f'column {name!r} holds {str(value)[:40]!r}', 'it must be a list of dicts, or a dict',
+                            'Correct it, or leave the column out.')
     if isinstance(tools, Mapping): tools = [tools]
     tools = [read_json(tool, 'a tool') if isinstance(tool, str) else tool for tool in tools]
     return ({'tools': tools} if tools else {}) | {k: v for k, v in options.items() if v is not None}
@@ -370,6 +380,7 @@ def dialogue(
 # %% ../../nbs/data/applications.ipynb #b1def461
 def _as_turns(value: Any, role: str) -> list[dict]:
     "Turns as they are; a text as one turn."
+    if isinstance(value, Mapping): value = [value]
     if not is_turns(value): return [{'role': role, 'content': check_text(value, f'the turn of the {role}')}]
     turns = read_json(value, 'a conversation') if isinstance(value, str) else value
     return [normalized_turn(turn) for turn in turns]
@@ -383,11 +394,19 @@ def _prompt_then_completion(row: Mapping) -> list[dict]:
 def _completion_task(row: Mapping) -> Task:
     "The task of rows with `prompt` and `completion`."
     columns, metrics = ('prompt', 'completion'), ('chrf', 'rougeL')
-    if is_turns(row['prompt']) or is_turns(row['completion']):
+    if any(isinstance(row[c], Mapping) or is_turns(row[c]) for c in columns):
         return Task('completion', columns, turns=_prompt_then_completion, metrics=metrics,
                     options=_template_options)
     return Task('completion', columns, target=lambda r: column_text(r, 'completion'),
                 prompt=lambda r: column_text(r, 'prompt'), metrics=metrics, chat=False)
+
+# %% ../../nbs/data/applications.ipynb #c90168f7
+def _refuse_verdicts(row: Mapping) -> None:
+    "Refuse answers with a verdict beside them: the disliked ones would be learned, too."
+    if isinstance(row.get('label'), bool):
+        raise FTNBError('columns prompt, completion, label',
+                        'label says whether an answer is liked, and all would be learned',
+                        "Keep the liked ones: [row for row in rows if row['label']], and leave the column out.")
 
 # %% ../../nbs/data/applications.ipynb #64d3883d
 def infer_task(
@@ -398,7 +417,9 @@ def infer_task(
         raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str',
                         "Use {'text': ...}.")
     row = plain_row(row)
-    if {'prompt', 'completion'} <= set(row): return _completion_task(row)
+    if {'prompt', 'completion'} <= set(row):
+        _refuse_verdicts(row)
+        return _completion_task(row)
     for column in ('messages', 'conversations'):
         if column in row: return dialogue(column)
     if 'text' in row: return free_text()
@@ -410,6 +431,7 @@ def infer_task(
 def _column_help(row: Mapping) -> str:
     "What to do about columns that follow no convention."
     if not {'chosen', 'rejected'} <= set(row):
+        if talk := next((column for column in row if is_turns(row[column])), None): return f'Give dialogue({talk!r}).'
         return "Name the columns with a task: summarization(text='body', summary='title')."
     chosen, turns = "row['chosen']", is_turns(row['chosen'])
     first = _as_turns(row['chosen'], 'assistant')[0]['role'] if turns else ''

@@ -93,6 +93,7 @@ NOTES = {  # what is worth knowing: a count's name in the report, and on the car
     'special_text': 'rows that spell special tokens',
     'rendered_text': 'rows rendered already',
     'empty_answers': 'empty answers, not learned',
+    'other_prompts': 'answers whose prompt is not what generation begins with',
     'control_characters': 'rows with control characters',
     'byte_order_marks': 'byte-order marks taken out',
     'split_rows': 'conversations in several documents',
@@ -205,7 +206,7 @@ def _ignored(report: Mapping) -> dict[str, str]:
 def _rendered(report: Mapping) -> dict[str, str]:
     "The rows that were rendered already, in words, and what to do about them."
     count = report.get('rendered_as_letters', 0) + report.get('valid_rendered_as_letters', 0)
-    remedy = 'Give messages instead, or allow_special=True.'
+    remedy = 'Give the turns themselves, as messages, or allow_special=True.'
     words = f'{count:,} rows; the tokens of the chat template in them are taken for letters. {remedy}'
     return {'RENDERED ALREADY': words} if count else {}
 
@@ -253,8 +254,8 @@ def _visible_tokens(tokenizer: Any, row: dict) -> Iterator[tuple[list[int], bool
     "Tokens that can be shown: one, or as many as it takes to make a whole character."
     waiting: list[int] = []
     flag = False   # whether the waiting tokens carry loss
-    for token, supervised in _supervised_tokens(row):
-        if waiting and supervised != flag: yield waiting, flag; waiting = []
+    for at, (token, supervised) in enumerate(_supervised_tokens(row)):
+        if waiting and supervised != flag and at > 1: yield waiting, flag; waiting = []   # the first has no loss
         waiting, flag = [*waiting, token], supervised
         if len(waiting) < 12 and '\ufffd' in tokenizer.decode(waiting): continue
         yield waiting, flag

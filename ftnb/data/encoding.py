@@ -62,8 +62,8 @@ def _encode_train(lm: LM, splits: dict[str, CheckedRows], task: Task,
     "The training rows that stay, compared with the other splits and with each other; encoded."
     rows, repeated = find_repeated_rows(splits['train'], splits, settings.drop)
     done = encode_split(lm, rows, task, settings)
-    check_rows_left(done, settings.max_len)
     done.count.update(repeated)
+    check_rows_left(done, settings.max_len)
     done.count.update(count_near_duplicates(done, settings.drop, is_seq2seq(lm)))
     return rows, done
 
@@ -177,6 +177,9 @@ def _cached(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: Encode
 def _stream(lm: LM, train: datasets.IterableDataset, valid: Any, task: Task | None,
             settings: EncodeSettings, unread: dict[str, int]) -> Encoded:
     "Encode a stream lazily."
+    if settings.drop:
+        raise FTNBError(f'drop={sorted(settings.drop)}', 'the rows of a stream are not compared with others',
+                        'Leave `drop` out, or load the rows.')
     first = next(iter(train), None)
     if first is None: raise FTNBError('rows', 'the stream is empty', 'Check where it comes from.')
     task, seq2seq = complete_task(task or infer_task(first), train, training=True), is_seq2seq(lm)

@@ -18,7 +18,7 @@ from .rows import CheckedRows
 from .account import near_duplicates
 from .batches import IGNORE, supervised_count
 from .tokenizing import cut_row_left, cut_seq2seq_row, split_row, token_rows
-from .encoded import QUANTILES, flat_column, list_lengths, token_table
+from .encoded import LOSSES, QUANTILES, flat_column, list_lengths, token_table
 
 # %% auto #0
 __all__ = ['CHUNK', 'MAX_COMPARED', 'EncodeSettings', 'EncodedSplit', 'encode_split', 'split_summary', 'count_near_duplicates',
@@ -164,11 +164,13 @@ def _compared_tokens(table: pa.Table, seq2seq: bool) -> tuple[np.ndarray, np.nda
 # %% ../../nbs/data/splits.ipynb #bf20ecc9
 MAX_COMPARED = 20_000_000  # tokens; near duplicates are not looked for in larger sets
 
-def _near_rows(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    "Which rows are nearly, but not exactly, the same as an earlier one, `[rows]`."
+def _near_rows(ids: np.ndarray, lengths: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    "Which token rows belong to rows that are nearly, but not exactly, the same as an earlier one, `[token rows]`."
     rows = np.split(ids, np.cumsum(lengths)[:-1])
-    earlier = enumerate(near_duplicates(ids, lengths))
-    return np.array([j >= 0 and not np.array_equal(rows[i], rows[j]) for i, j in earlier], bool)
+    others = ((i, j) for i, j in enumerate(near_duplicates(ids, lengths)) if j >= 0 and owner[i] != owner[j])
+    near: np.ndarray = np.zeros(len(rows), bool)
+    for i, j in others: near[i] = not np.array_equal(rows[i], rows[j])
+    return ~np.isin(owner, owner[~near])   # of several documents of a row, all must be
 
 # %% ../../nbs/data/splits.ipynb #54894fc0
 def count_near_duplicates(
@@ -180,7 +182,7 @@ def count_near_duplicates(
     table, owner = done.table, np.array(done.owner)
     ids, lengths = _compared_tokens(table, seq2seq)
     if len(ids) > MAX_COMPARED: return Counter(uncompared_tokens=len(ids))
-    near = _near_rows(ids, lengths)
+    near = _near_rows(ids, lengths, owner)
     if 'near_duplicates' not in drop: return Counter(near_duplicates=len(set(owner[near])))
     done.tables[:] = [table.filter(pa.array(~near)).combine_chunks()]
     done.owner[:] = owner[~near].tolist()
@@ -194,6 +196,10 @@ def check_rows_left(
 ) -> None:
     "Refuse a training split from which nothing is left."
     if len(done.table): return
+    repeated = [k for k in ('dropped_overlap', 'dropped_duplicate') if done.count[k]]
+    if repeated and not done.count['dropped_no_target_left']:
+        raise FTNBError(f'train: {done.count["rows"]} rows', f'all are {" or ".join(LOSSES[k] for k in repeated)}',
+                        'Leave `drop` out, or give other rows.')
     if done.errors:
         first = done.errors[0]
         raise FTNBError(f'train: {done.count["rows"]} rows, of which {len(done.errors)} cannot be used',

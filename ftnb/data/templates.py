@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from ..core.errors import FTNBError
 from ..models.chat_templates import (
-    TAGS, THOUGHTS, BrokenTemplate, call_style, end_of_turn, render_chat, styled_call,
-    text_after_answer, text_around, writes_thoughts)
+    TAGS, THOUGHTS, BrokenTemplate, answer_beginning, call_style, end_of_turn, render_chat, styled_call,
+    text_after_answer, text_around, writes_calls, writes_thoughts, writes_thoughts_with_calls)
 from ..models.lm import LM, is_seq2seq
 from ..models.tokens import check_text
 from .turns import is_supervised, last_answer
@@ -96,6 +96,16 @@ class TemplatedTurns:
         except FTNBError: return prompt
         return prompt[len(os.path.commonprefix([before, prompt])):]
 
+    def context_end(self, at: int, before: str, whole: str) -> int:
+        "Where the turns before turn `at` end in the text before its content."
+        if not at: return 0
+        try: context = self.render(at)
+        except BrokenTemplate: raise
+        except FTNBError: context = None
+        if context and whole.startswith(context) and before.startswith(context): return len(context)
+        last = TAGS.split(self.turns[at - 1]['content'])[-1].strip()
+        return before.rfind(last) + len(last) if last and last in before else 0
+
     def parted(self, at: int, prompt: str | None, whole: str) -> tuple[str, str]:
         "Prompt and answer where the whole does not begin with the prompt; `prompt`: None if it is refused."
         around = text_around(self.tokenizer, self.turns[:at + 1], at, self.options)
@@ -104,10 +114,13 @@ class TemplatedTurns:
                             "Use another chat template, or drop the row: bad_rows='drop'.")
         if prompt is None: prompt = begun = around[0]
         else: begun = self.asked(at, prompt)
-        kept, start = _answer_start(begun, around[0], whole)
+        kept, start = _answer_start(begun, around[0], whole, self.context_end(at, around[0], whole))
         rest = _goes_on(begun[kept:], self.turns[at]['content'])
         if rest is not None: return prompt, rest + around[1]
-        if not start: return around[0], whole.removeprefix(around[0])
+        if not start and whole.startswith(around[0]): return around[0], whole[len(around[0]):]
+        if not start:
+            raise FTNBError(f'turn {at} of a conversation', 'it cannot be told where the chat template begins it',
+                            "Give the conversation up to this turn only, or drop the row: bad_rows='drop'.")
         return prompt[:len(prompt) - len(begun) + kept], whole[start:]
 
     def within(self, at: int) -> tuple[str, str] | None:
@@ -152,12 +165,12 @@ def _whole_tags(begun: str) -> str:
     "The beginning of an answer without a tag that is not complete, or that opens a thought, at its end."
     return begun[:match.start()] if (match := _OPENED.search(begun)) else begun
 
-# %% ../../nbs/data/templates.ipynb #c7e80a5f
-def _answer_start(asked: str, before: str, whole: str) -> tuple[int, int]:
-    "How much of `asked` comes before a turn's content, and where it ends in the whole (0, 0: nowhere)."
+# %% ../../nbs/data/templates.ipynb #c5f64576
+def _answer_start(asked: str, before: str, whole: str, first: int = 0) -> tuple[int, int]:
+    "How much of `asked` comes before a turn's content, and where it ends in the whole (0, 0: nowhere from `first` on)."
     for size in range(len(asked), 0, -1):
         at = before.rfind(asked[:size])
-        if at >= 0 and whole.startswith(before[:at + size]):
+        if at >= first and whole.startswith(before[:at + size]):
             kept = len(_whole_tags(asked[:size]))
             return kept, at + kept
     return 0, 0
@@ -176,7 +189,7 @@ def _ended(tokenizer: Any, answer: str) -> str:
 # %% ../../nbs/data/templates.ipynb #43352d83
 def _is_in(part: Any, text: str) -> bool:
     "Whether a part of a turn is in a text."
-    if not isinstance(part, str): return json.dumps(part).lower() in text.lower()
+    if not isinstance(part, str): return json.dumps(part, default=str).lower() in text.lower()
     flat = lambda s: ''.join(s.split())
     if part.strip() in text: return True
     forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
@@ -197,33 +210,61 @@ def _call_parts(function: Mapping) -> list:
     names = list(arguments) if isinstance(arguments, Mapping) else []
     return [*_leaves(arguments)] or names or [function['name']]
 
-# %% ../../nbs/data/templates.ipynb #ad08c5f3
+# %% ../../nbs/data/templates.ipynb #0b2621d1
+def _contents_and_thoughts(content: str) -> tuple[list[str], list[str]]:
+    "What a content says, and what it thinks: the stretches outside of tags for thoughts, and within."
+    contents: list[str] = []
+    thoughts: list[str] = []
+    start = 0
+    for tag in TAGS.finditer(content):
+        (thoughts if '/' in tag[0] else contents).append(content[start:tag.start()])
+        start = tag.end()
+    contents.append(content[start:])   # a thought that never ends is all there is
+    return contents, thoughts
+
+# %% ../../nbs/data/templates.ipynb #e2d7be49
 def missing_parts(
     turn: Mapping,  # an answer
     text: str,  # what is learned of it
+    calls: bool = True,  # whether the template writes calls
+    thoughts: bool = True,  # whether it writes thoughts
 ) -> list[str]:  # 'content', 'call', 'thought', 'name' (of a call); empty if all is there
     "Which parts of an answer are not in what is learned."
-    *thoughts, content = TAGS.split(turn['content'])
-    thoughts += [turn[k] for k in THOUGHTS if turn.get(k)]
+    contents, thought = _contents_and_thoughts(turn['content'])
+    thought += [turn[k] for k in THOUGHTS if turn.get(k)]
     functions = [call['function'] for call in turn.get('tool_calls', [])]
-    calls = [part for f in functions for part in _call_parts(f)]
-    parts = (('content', [content]), ('call', calls), ('thought', thoughts), ('name', [f['name'] for f in functions]))
-    return [name for name, some in parts if not all(_is_in(part, text) for part in some)]
+    missing = [] if all(_is_in(part, text) for part in contents) else ['content']
+    for part in filter(None, map(str.strip, contents)): text = text.replace(part, ' ', 1)   # not found twice
+    checks = (('call', [part for f in functions for part in _call_parts(f)], calls),
+              ('thought', list(filter(str.strip, thought)), thoughts), ('name', [f['name'] for f in functions], calls))
+    return missing + [name for name, parts, writes in checks
+                      if parts and not (writes and all(_is_in(part, text) for part in parts))]
 
-# %% ../../nbs/data/templates.ipynb #5f7450dd
-def _check_all_there(turn: Mapping, text: str, count: Counter, who: str) -> None:
+# %% ../../nbs/data/templates.ipynb #3160bf2d
+def _check_all_there(turn: Mapping, text: str, count: Counter, tokenizer: Any) -> None:
     "Refuse an answer of which something is missing in what is learned; a missing thought is counted."
-    missing = missing_parts(turn, text)
-    says_more = bool(TAGS.split(turn['content'])[-1].strip() or turn.get('tool_calls'))
+    has_template = tokenizer is not None   # and the task uses it
+    if has_template: text = text.removesuffix(end_of_turn(tokenizer))
+    calls = has_template and bool(turn.get('tool_calls')) and writes_calls(tokenizer)
+    missing = missing_parts(turn, text, calls, has_template and _may_write_thoughts(tokenizer, turn))
+    says_more = any(map(str.strip, _contents_and_thoughts(turn['content'])[0])) or bool(turn.get('tool_calls'))
     lost = next((part for part in missing if part in ('content', 'call') or not says_more), None)
     if lost is None:
         count['lost_thoughts'] += 'thought' in missing
         count['lost_names'] += 'name' in missing
     else:
+        who = 'the chat template' if has_template else 'a model without a chat template'
         remedy = {'call': 'Write the call into the content', 'thought': 'Write the thought into the content',
                   'content': 'Write it as a text that the template keeps'}[lost]
         raise FTNBError(f'a {lost} of the assistant', f'{who} does not write it',
                         f"{remedy}, use a model whose template does, or drop the row: bad_rows='drop'.")
+
+# %% ../../nbs/data/templates.ipynb #efc22c66
+def _may_write_thoughts(tokenizer: Any, turn: Mapping) -> bool:
+    "Whether a template writes the thought of such a turn; some do so beside calls only."
+    if TAGS.search(turn['content']) or writes_thoughts(tokenizer): return True
+    if '</think>' in str(tokenizer.chat_template): return True
+    return bool(turn.get('tool_calls')) and writes_thoughts_with_calls(tokenizer)
 
 # %% ../../nbs/data/templates.ipynb #eecda967
 def _tool_names(tools: Any) -> list[str]:
@@ -281,11 +322,13 @@ def _chat_documents(tokenizer: Any, turns: list[dict], options: dict, count: Cou
     separate = []
     for i in learned:
         prompt, answer = talk.answer(i)
-        _check_all_there(turns[i], answer, count, 'the chat template')
+        _check_all_there(turns[i], answer, count, tokenizer)
+        count['other_prompts'] += not prompt.endswith(answer_beginning(tokenizer))
         separate.append([Part(prompt, False), Part(answer, True)])
     last = ''.join(part.text or '' for part in separate[-1])
     count['lost_context'] += not _context_is_there(talk.turns, options, last)
-    joined = separate[0] if len(learned) == 1 else _joined(last, separate)
+    joined = separate[0] if len(learned) == 1 else []
+    if not joined and end_of_turn(tokenizer): joined = _joined(last, separate)   # else each gets an end token
     return [joined] if joined else separate
 
 # %% ../../nbs/data/templates.ipynb #56141672
@@ -303,7 +346,7 @@ def render_documents(
     if chat: return _chat_documents(lm.tokenizer, turns, options or {}, count)
     document = _plain_document(task, turns)
     written = ''.join(part.text or '' for part in document if part.supervised)
-    for turn in filter(is_supervised, turns): _check_all_there(turn, written, count, 'a model without a chat template')
+    for turn in filter(is_supervised, turns): _check_all_there(turn, written, count, None)
     return [document]
 
 # %% ../../nbs/data/templates.ipynb #6bfe2aad

@@ -58,8 +58,11 @@ def read_json(
 def _arguments(value: Any) -> Any:
     "The arguments of a call as a dict; a text that is no JSON object stays as it is."
     if not isinstance(value, str): return {} if value is None else value
-    try: read = json.loads(value) if value.strip() else {}
-    except ValueError: return value
+    if not value.strip(): return {}
+    try: read = json.loads(value)
+    except ValueError:
+        if value.lstrip().startswith('{'): read_json(value, 'the arguments of a call')   # an object that is broken
+        return value   # some tools take a text, such as a program
     return read if isinstance(read, dict) else value
 
 # %% ../../nbs/data/turns.ipynb #ca505980
@@ -67,25 +70,41 @@ def _call(call: Any) -> dict:
     "One call as a dict with a `function` that has a `name` and `arguments`."
     if isinstance(call, str): call = read_json(call, 'a call of a tool')
     function = call.get('function', call) if isinstance(call, Mapping) else {}
-    if not isinstance(function, Mapping) or not isinstance(function.get('name'), str):
+    if not isinstance(function, Mapping) or not str(function.get('name') or '').strip():
         raise FTNBError(f'a call of a tool is {str(call)[:60]!r}', 'it must say the name of a function',
                         "Use {'type': 'function', 'function': {'name': ..., 'arguments': {...}}}.")
     arguments = _arguments(function.get('arguments', function.get('parameters')))
+    if not isinstance(arguments, (dict, str)):
+        raise FTNBError(f'the arguments of a call are {str(arguments)[:40]!r}', 'they must be a dict',
+                        "Give them names: {'city': 'Rome'}.")
     named = {k: v for k, v in function.items() if k not in ('id', 'type', 'parameters')}
-    others = call if 'function' in call else {k: call[k] for k in ('id',) if k in call} | {'type': 'function'}
-    return {**others, 'function': {**named, 'arguments': arguments}}
+    others = call if 'function' in call else {k: call[k] for k in ('id',) if k in call}
+    return {'type': 'function', **others, 'function': {**named, 'arguments': arguments}}
 
 # %% ../../nbs/data/turns.ipynb #a2c537fc
 def _calls(fields: dict) -> list[dict]:
     "The calls of a turn; they are taken out of its fields."
     calls = fields.pop('tool_calls', None) or fields.pop('function_call', None)
     if str(fields.get('role')).lower() in ('function_call', 'tool_call') and not calls:
-        try: calls = read_json(fields.get('content') or '', 'a call of a tool')
-        except FTNBError: return []
+        if not str(fields.get('content')).lstrip().startswith(('{', '[')): return []
+        calls = read_json(fields['content'], 'a call of a tool')
         fields['content'] = ''
     if isinstance(calls, str): calls = read_json(calls, 'tool_calls') if calls.strip() else None
     if isinstance(calls, Mapping): calls = [calls]
+    if calls and not isinstance(calls, (list, tuple)):
+        raise FTNBError(f'tool_calls is {str(calls)[:40]!r}', 'it must be a list of calls',
+                        "Use [{'type': 'function', 'function': {'name': ..., 'arguments': {...}}}].")
     return [_call(call) for call in calls or []]
+
+# %% ../../nbs/data/turns.ipynb #7f3ff882
+def _weight(fields: Mapping) -> int | None:
+    "The weight of a turn: 0, 1, or none; Axolotl's name for it is `train`."
+    given = fields.get('weight', fields.get('train'))
+    if given is None: return None
+    number = {'0': 0, '1': 1, 'false': 0, 'true': 1, '0.0': 0, '1.0': 1}.get(str(given).lower())
+    if number is not None: return number
+    raise FTNBError(f'the weight of a turn is {str(given)[:40]!r}', 'it must be 0 or 1',
+                    'Give 0 to a turn that is only read.')
 
 # %% ../../nbs/data/turns.ipynb #e07437d8
 def normalized_turn(
@@ -99,6 +118,7 @@ def normalized_turn(
     if content is None and (calls or any(k in fields for k in THOUGHTS)): content = ''
     content = check_text(content, 'the content of a turn')
     for k in set(THOUGHTS) & set(fields): check_text(fields[k], f'the {k} of a turn')
+    if (weight := _weight(fields)) is not None: fields['weight'] = weight
     return fields | {'role': ROLES.get(role, role), 'content': content} | ({'tool_calls': calls} if calls else {})
 
 # %% ../../nbs/data/turns.ipynb #30234c22
@@ -131,7 +151,7 @@ def _check_role(at: int, role: str) -> None:
     "Refuse a role that no chat template knows, and a system turn that is not the first."
     if role in SYSTEM and at:
         raise FTNBError(f'turn {at} is a {role} turn', 'only the first turn can be one',
-                        'Join it with the first.')
+                        'Move it to the beginning, or make it a user turn.')
     if role not in (*SYSTEM, 'user', 'assistant', 'tool'):
         known = ['system', 'user', 'assistant', 'tool']
         raise FTNBError(f'turn {at} has the role {role!r}', 'it is not a role', did_you_mean(role, known))
@@ -151,7 +171,7 @@ def check_turns(
     if not any(map(is_answer, checked)):
         roles = ' and '.join(turn['role'] for turn in checked)
         raise FTNBError(f'a conversation of {roles or "no turns"}', 'no turn in it is supervised',
-                        'Each needs at least one assistant turn.')
+                        'Each needs at least one assistant turn, whose weight is not 0.')
     return checked
 
 # %% ../../nbs/data/turns.ipynb #5e4d908d

@@ -68,7 +68,9 @@ def restore_integers(
     for path, value in (found for row in rows for found in _paths(row)):
         if is_missing(value): missing.add(path)
         elif isinstance(value, (float, np.floating)): whole[path] = whole.get(path, True) and value.is_integer()
-    holes = lambda path: any(path[:n] in missing for n in range(1, len(path) + 1))
+    def holes(path: tuple) -> bool:   # a list that is missing leaves no hole among the elements of others
+        begin = max((n for n, name in enumerate(path) if name == '[]'), default=-1) + 2
+        return any(path[:n] in missing for n in range(begin, len(path) + 1))
     fields = {path for path, is_whole in whole.items() if is_whole and holes(path)}
     return [_as_integers(row, fields) for row in rows] if fields else rows
 

@@ -197,6 +197,12 @@ def prompts_and_references(
     questions = ['\n'.join(t['content'] for t in before) for before, _ in parts]
     return questions, [answer for _, answer in parts]
 
+# %% ../../nbs/evaluation/scoring.ipynb #07d03ba2
+def _written_references(lm: LM, references: list[str], pairs: Sequence[tuple[list[int], list[int]]]) -> list[str]:
+    "The references, and for empty ones what the model should write in their place."
+    decode = lambda ids: lm.tokenizer.decode(ids, skip_special_tokens=True)
+    return [text if text.strip() else decode(target) for text, (_, target) in zip(references, pairs)]
+
 # %% ../../nbs/evaluation/scoring.ipynb #65ab40e0
 def _row_hashes(rows: CheckedRows) -> dict[str, list[str]]:
     "Hashes that tell rows apart, whatever the model: of each row as given, and of what is asked."
@@ -353,6 +359,7 @@ def score(
     questions, references = prompts_and_references(given)
     chosen = choose_metrics(task, metrics, questions, references)
     pairs = prompt_and_target_ids(lm, task, given, allow_special)
+    references = _written_references(lm, references, pairs)
     prompts, options = [p for p, _ in pairs], {**decoding, 'seed': seed}
     answers: list = [None] * len(pairs)
     if task.answers: answers = _answers(lm, task, prompts, max_new_tokens, progress, options)

@@ -4,15 +4,16 @@
 
 # %% ../../nbs/models/chat_templates.ipynb #4cd43bc1
 from __future__ import annotations
-import functools, json, re, weakref
+import functools, json, os, re, weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from ..core.errors import FTNBError
 
 # %% auto #0
 __all__ = ['SYSTEM', 'PROBE', 'THOUGHTS', 'TAGS', 'BrokenTemplate', 'try_template', 'render_chat', 'text_around',
-           'text_after_answer', 'end_of_turn', 'end_of_turn_id', 'end_of_turn_stops', 'CallStyle', 'styled_call',
-           'call_style', 'writes_thoughts', 'rendered_pattern']
+           'text_after_answer', 'end_of_turn', 'end_of_turn_id', 'end_of_turn_stops', 'answer_beginning', 'CallStyle',
+           'styled_call', 'call_style', 'writes_calls', 'writes_thoughts', 'writes_thoughts_with_calls',
+           'rendered_pattern']
 
 # %% ../../nbs/models/chat_templates.ipynb #dd2dee35
 class BrokenTemplate(FTNBError):
@@ -170,6 +171,17 @@ def end_of_turn_stops(
     end = end_of_turn(tokenizer)
     return (end,) if _is_mark(end) and end_of_turn_id(tokenizer) is None else ()
 
+# %% ../../nbs/models/chat_templates.ipynb #c5f85a11
+@_once
+def answer_beginning(
+    tokenizer: Any,  # with a chat template
+) -> str:  # '' if a question is all
+    "What the chat template adds to a conversation that waits for an answer."
+    try: asking = _apply(tokenizer, _PAIR[:1], True, {})
+    except BrokenTemplate: raise
+    except Exception: return ''
+    return asking[len(os.path.commonprefix([asking, try_template(tokenizer, _PAIR[:1])])):]
+
 # %% ../../nbs/models/chat_templates.ipynb #f8b77202
 class CallStyle(NamedTuple):
     "How a template wants the calls of a turn."
@@ -187,21 +199,34 @@ def styled_call(
     if not style.flat: return {**call, 'function': function}
     return {k: v for k, v in call.items() if k != 'function'} | function
 
+# %% ../../nbs/models/chat_templates.ipynb #8d77127c
+_NAME = 'Gn5'  # of a function
+
+def _call_rendered(tokenizer: Any, style: CallStyle, **more: Any) -> str:
+    "What a template makes of a small call."
+    call = {'id': 'abcdefghi', 'type': 'function', 'function': {'name': _NAME, 'arguments': {'key': PROBE}}}
+    turn = {'role': 'assistant', 'content': '', 'tool_calls': [styled_call(call, style)], **more}
+    return try_template(tokenizer, [_PAIR[0], turn])
+
 # %% ../../nbs/models/chat_templates.ipynb #66fc7515
 @_once
 def call_style(
     tokenizer: Any,  # with a chat template
 ) -> CallStyle:  # transformers' own form where no other one is better
     "The form in which a template wants calls: the first that it writes as JSON, or piece by piece."
-    def written(style: CallStyle) -> str:
-        call = {'id': 'abcdefghi', 'type': 'function', 'function': {'name': 'f', 'arguments': {'key': PROBE}}}
-        turn = {'role': 'assistant', 'content': '', 'tool_calls': [styled_call(call, style)]}
-        return try_template(tokenizer, [_PAIR[0], turn])
     def is_good(style: CallStyle) -> bool:
-        text = written(style)   # Python's quotes, and escaped ones, are no JSON
+        text = _call_rendered(tokenizer, style)   # Python's quotes, and escaped ones, are no JSON
         return PROBE in text and f"'{PROBE}'" not in text and f'{PROBE}\\"' not in text
     styles = [CallStyle(flat, text) for flat in (False, True) for text in (False, True)]
     return next(filter(is_good, styles), styles[0])
+
+@_once
+def writes_calls(
+    tokenizer: Any,  # with a chat template
+) -> bool:
+    "Whether a template writes calls at all."
+    text = _call_rendered(tokenizer, call_style(tokenizer))
+    return PROBE in text or _NAME in text
 
 # %% ../../nbs/models/chat_templates.ipynb #881a50d8
 THOUGHTS = ('reasoning_content', 'thinking', 'reasoning')  # names of a turn's thought
@@ -215,6 +240,14 @@ def writes_thoughts(
     "Whether a template writes a turn's thought from a field of its own."
     turn = {'role': 'assistant', 'content': 'Vj3', **dict.fromkeys(THOUGHTS, PROBE)}
     return PROBE in try_template(tokenizer, [_PAIR[0], turn])
+
+@_once
+def writes_thoughts_with_calls(
+    tokenizer: Any,  # with a chat template
+) -> bool:
+    "Whether a template writes the thought of a turn that calls a tool."
+    thought = dict.fromkeys(THOUGHTS, 'Wd4')
+    return 'Wd4' in _call_rendered(tokenizer, call_style(tokenizer), **thought)
 
 # %% ../../nbs/models/chat_templates.ipynb #3611f82d
 @_once
