@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +57,19 @@ def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """nbdev finds settings.ini from the working directory; IN_TEST in the environment would switch its export off."""
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("IN_TEST", raising=False)
+
+
+@pytest.fixture(scope="module")
+def lm() -> Any:
+    """A tiny model without a chat template."""
+    from ftnb.models.from_scratch import tiny_lm
+
+    return tiny_lm()
+
+
+@pytest.fixture(scope="module")
+def chat() -> Any:
+    """A tiny model with one."""
+    from ftnb.models.from_scratch import tiny_lm
+
+    return tiny_lm(chat=True)

@@ -156,6 +156,23 @@ def test_a_thought_beside_a_content_is_counted() -> None:
         assert "lost  " not in repr(data)
 
 
+def test_a_thought_that_is_there_is_not_lost() -> None:
+    inline, field = assistant("<think>why</think>Yes"), assistant("Yes", thinking="Yes, clouds.")
+    for lm, turn in ((tiny_lm(), inline), (tiny_lm(chat=True), inline), (templated(CLOSED), field)):
+        assert encode(lm, [{"messages": [user("Q"), turn]}]).report["lost_thoughts"] == 0
+
+
+def test_a_prompt_that_the_row_s_own_options_ask_for_is_no_other_prompt() -> None:
+    switched = CLOSED.replace(
+        "[assistant]<think>\n\n</think>\n\n{% endif %}", "[assistant]{{ '<think>\n\n</think>\n\n' if off }}{% endif %}"
+    )
+    for options in ({}, {"off": True}):
+        row = {"messages": [user("Q"), assistant("A")], "chat_template_kwargs": options}
+        data = encode(templated(switched), [row])
+        assert data.report["other_prompts"] == 0
+        assert parts(data)[0][0].endswith("</think>\n\n") == bool(options)
+
+
 def test_an_empty_turn_is_not_learned() -> None:
     empty = assistant("", tool_calls=[])
     with pytest.raises(FTNBError, match="it is empty"):

@@ -20,16 +20,6 @@ from ftnb.models.from_scratch import tiny_lm
 from ftnb.data.applications import dialogue, free_text, sentiment, summarization, translation
 
 
-@pytest.fixture(scope="module")
-def lm() -> LM:
-    return tiny_lm()
-
-
-@pytest.fixture(scope="module")
-def chat() -> LM:
-    return tiny_lm(chat=True)
-
-
 def turns(*roles: str, content: Any = "hi") -> list[dict]:
     return [{"role": role, "content": content} for role in roles]
 

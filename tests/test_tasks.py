@@ -17,7 +17,6 @@ from ftnb.data.languages import column_language, language_code
 from ftnb.data.samples import sample_data
 from ftnb.evaluation.scoring import score
 from ftnb.evaluation.watching import ScoreMonitor
-from ftnb.models.from_scratch import tiny_lm
 from ftnb.models.lm import LM
 
 MENU = ["打开文件", "保存所有更改", "关闭当前窗口", "撤销上一步操作", "在新标签页中打开"] * 4
@@ -28,16 +27,6 @@ REVIEWS = [
     ("房间很小，而且有味道", "差评"),
     ("手机屏幕很清晰，iPhone 13 值得买", "好评"),
 ] * 8
-
-
-@pytest.fixture(scope="module")
-def lm() -> LM:
-    return tiny_lm()
-
-
-@pytest.fixture(scope="module")
-def chat() -> LM:
-    return tiny_lm(chat=True)
 
 
 def seen(data: Encoded, row: int = 0) -> str:

@@ -89,20 +89,16 @@ class TemplatedTurns:
             except BrokenTemplate: raise
             except FTNBError: pass   # many refuse a conversation without turns, or with a system turn only
 
-    def asked(self, at: int, prompt: str) -> str:
-        "The beginning of an answer that a prompt ends with."
-        try: before = self.render(at)
+    def context(self, at: int) -> str:
+        "The turns before turn `at` by themselves; '' if there are none, or if the template refuses them."
+        try: return self.render(at) if at else ''
         except BrokenTemplate: raise
-        except FTNBError: return prompt
-        return prompt[len(os.path.commonprefix([before, prompt])):]
+        except FTNBError: return ''
 
     def context_end(self, at: int, before: str, whole: str) -> int:
-        "Where the turns before turn `at` end in the text before its content."
-        if not at: return 0
-        try: context = self.render(at)
-        except BrokenTemplate: raise
-        except FTNBError: context = None
-        if context and whole.startswith(context) and before.startswith(context): return len(context)
+        "The earliest place in a text where turn `at` may begin."
+        context = self.context(at)
+        if not at or context and whole.startswith(context) and before.startswith(context): return len(context)
         last = TAGS.split(self.turns[at - 1]['content'])[-1].strip()
         return before.rfind(last) + len(last) if last and last in before else 0
 
@@ -113,7 +109,7 @@ class TemplatedTurns:
             raise FTNBError(f'turn {at} of a conversation', 'the chat template does not write its content as it is',
                             "Use another chat template, or drop the row: bad_rows='drop'.")
         if prompt is None: prompt = begun = around[0]
-        else: begun = self.asked(at, prompt)
+        else: begun = prompt[len(os.path.commonprefix([self.context(at), prompt])):]
         kept, start = _answer_start(begun, around[0], whole, self.context_end(at, around[0], whole))
         rest = _goes_on(begun[kept:], self.turns[at]['content'])
         if rest is not None: return prompt, rest + around[1]
@@ -179,12 +175,11 @@ def _answer_start(asked: str, before: str, whole: str, first: int = 0) -> tuple[
 def _ended(tokenizer: Any, answer: str) -> str:
     "An answer without the white space that the template writes after its end."
     if not (end := end_of_turn(tokenizer)): return answer.removesuffix(text_after_answer(tokenizer))
-    whole_end = text_after_answer(tokenizer).strip()   # some write two end tokens, or a line end between
-    text, found, after = answer.rpartition(whole_end)
-    if not found: text, found, after = answer.rpartition(end)
-    if not found or after.strip(): return answer
-    kept = end + tokenizer.eos_token if found.startswith(f'{end}{tokenizer.eos_token}') else end
-    return text + (found if found == end else kept)
+    both = end + (tokenizer.eos_token or '')   # some write two end tokens, or white space between them
+    for written in (text_after_answer(tokenizer).strip(), end):
+        text, found, after = answer.rpartition(written)
+        if found and not after.strip(): return text + (both if written.startswith(both) else end)
+    return answer
 
 # %% ../../nbs/data/templates.ipynb #43352d83
 def _is_in(part: Any, text: str) -> bool:
@@ -222,6 +217,16 @@ def _contents_and_thoughts(content: str) -> tuple[list[str], list[str]]:
     contents.append(content[start:])   # a thought that never ends is all there is
     return contents, thoughts
 
+# %% ../../nbs/data/templates.ipynb #9e2687ab
+def _around_contents(text: str, contents: Sequence[str]) -> tuple[str, str]:
+    "A text without contents, for what comes before them (thoughts), and for what comes after them (calls)."
+    before = after = text
+    for part in filter(None, map(str.strip, contents)):
+        begin, found, end = before.rpartition(part)
+        if found: before = f'{begin} {end}'
+        after = after.replace(part, ' ', 1)
+    return before, after
+
 # %% ../../nbs/data/templates.ipynb #e2d7be49
 def missing_parts(
     turn: Mapping,  # an answer
@@ -234,11 +239,12 @@ def missing_parts(
     thought += [turn[k] for k in THOUGHTS if turn.get(k)]
     functions = [call['function'] for call in turn.get('tool_calls', [])]
     missing = [] if all(_is_in(part, text) for part in contents) else ['content']
-    for part in filter(None, map(str.strip, contents)): text = text.replace(part, ' ', 1)   # not found twice
-    checks = (('call', [part for f in functions for part in _call_parts(f)], calls),
-              ('thought', list(filter(str.strip, thought)), thoughts), ('name', [f['name'] for f in functions], calls))
-    return missing + [name for name, parts, writes in checks
-                      if parts and not (writes and all(_is_in(part, text) for part in parts))]
+    before, after = _around_contents(text, contents)   # a thought or a call is not found within a content
+    checks = (('call', [part for f in functions for part in _call_parts(f)], calls, after),
+              ('thought', list(filter(str.strip, thought)), thoughts, before),
+              ('name', [f['name'] for f in functions], calls, after))
+    return missing + [name for name, parts, writes, place in checks
+                      if parts and not (writes and all(_is_in(part, place) for part in parts))]
 
 # %% ../../nbs/data/templates.ipynb #3160bf2d
 def _check_all_there(turn: Mapping, text: str, count: Counter, tokenizer: Any) -> None:
@@ -246,7 +252,7 @@ def _check_all_there(turn: Mapping, text: str, count: Counter, tokenizer: Any) -
     has_template = tokenizer is not None   # and the task uses it
     if has_template: text = text.removesuffix(end_of_turn(tokenizer))
     calls = has_template and bool(turn.get('tool_calls')) and writes_calls(tokenizer)
-    missing = missing_parts(turn, text, calls, has_template and _may_write_thoughts(tokenizer, turn))
+    missing = missing_parts(turn, text, calls, _may_write_thoughts(tokenizer, turn))
     says_more = any(map(str.strip, _contents_and_thoughts(turn['content'])[0])) or bool(turn.get('tool_calls'))
     lost = next((part for part in missing if part in ('content', 'call') or not says_more), None)
     if lost is None:
@@ -262,8 +268,9 @@ def _check_all_there(turn: Mapping, text: str, count: Counter, tokenizer: Any) -
 # %% ../../nbs/data/templates.ipynb #efc22c66
 def _may_write_thoughts(tokenizer: Any, turn: Mapping) -> bool:
     "Whether a template writes the thought of such a turn; some do so beside calls only."
-    if TAGS.search(turn['content']) or writes_thoughts(tokenizer): return True
-    if '</think>' in str(tokenizer.chat_template): return True
+    if TAGS.search(turn['content']): return True   # it is in what is written of the content, or missing there
+    if tokenizer is None: return False
+    if writes_thoughts(tokenizer) or '</think>' in str(tokenizer.chat_template): return True
     return bool(turn.get('tool_calls')) and writes_thoughts_with_calls(tokenizer)
 
 # %% ../../nbs/data/templates.ipynb #eecda967
@@ -323,7 +330,7 @@ def _chat_documents(tokenizer: Any, turns: list[dict], options: dict, count: Cou
     for i in learned:
         prompt, answer = talk.answer(i)
         _check_all_there(turns[i], answer, count, tokenizer)
-        count['other_prompts'] += not prompt.endswith(answer_beginning(tokenizer))
+        if not prompt.endswith(answer_beginning(tokenizer)): count['other_prompts'] += prompt not in talk.prompts(i)
         separate.append([Part(prompt, False), Part(answer, True)])
     last = ''.join(part.text or '' for part in separate[-1])
     count['lost_context'] += not _context_is_there(talk.turns, options, last)
