@@ -18,8 +18,9 @@ from .adapters import PEFT_PREFIX, adapter_in_float32, attach_adapter
 from .gguf import convert_gguf
 
 # %% auto #0
-__all__ = ['EMBEDDED', 'ADAPTER', 'NOTE', 'SAVED_SUFFIXES', 'find_model', 'load_tokenizer', 'kept_settings', 'restore_beside',
-           'changed_weights', 'resize_to', 'embeddings_name', 'fill_own', 'load_lm', 'save_lm', 'random_gpt2']
+__all__ = ['EMBEDDED', 'ADAPTER', 'NOTE', 'SAVED_SUFFIXES', 'find_model', 'load_tokenizer', 'load_config', 'kept_settings',
+           'restore_beside', 'changed_weights', 'resize_to', 'embeddings_name', 'fill_own', 'load_lm', 'save_lm',
+           'random_gpt2']
 
 # %% ../../nbs/models/loading.ipynb #51cf620b
 EMBEDDED = {  # name: (module, file in it, package)
@@ -139,18 +140,31 @@ def load_tokenizer(
     kind = PreTrainedTokenizerFast if plain else AutoTokenizer
     return kind.from_pretrained(source, **options | {'trust_remote_code': False})
 
+# %% ../../nbs/models/loading.ipynb #0c296565
+def load_config(
+    source: str | Path,  # a hub id or a folder
+    **options: Any,  # of `from_pretrained`
+) -> Any:  # a transformers configuration
+    "The configuration of a model, without the code that it may name."
+    from transformers import AutoConfig
+    config = AutoConfig.from_pretrained(source, **options | {'trust_remote_code': False})
+    config._attn_implementation = config._experts_implementation = None
+    return config
+
 # %% ../../nbs/models/loading.ipynb #0b8b4ac4
 def _from_pretrained(source: str | Path, name: str, place: Placement, quantized: dict, **options) -> LM:
     "Load model and tokenizer with transformers; turn what can go wrong into one clear error."
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     options |= {'trust_remote_code': False}
     try:
         with quiet_transformers():
-            seq2seq = AutoConfig.from_pretrained(source, **options).is_encoder_decoder
+            config = load_config(source, **options)
+            seq2seq = config.is_encoder_decoder
             tok = load_tokenizer(source, **options)
             kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-            model, info = kind.from_pretrained(source, dtype=place.dtype, use_safetensors=True,
-                                               output_loading_info=True, **quantized, **options)
+            model, info = kind.from_pretrained(
+                source, config=config, dtype=place.dtype, use_safetensors=True,
+                output_loading_info=True, **quantized, **options)
     except Exception as e: raise _loading_error(source, e, options.get('local_files_only', False)) from e
     _check_complete(name, model, tok, info)
     if not seq2seq: _check_causal(name, model.eval(), info)

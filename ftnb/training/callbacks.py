@@ -4,7 +4,7 @@
 
 # %% ../../nbs/training/callbacks.ipynb #1eb7a728
 from __future__ import annotations
-import queue, threading
+import queue, threading, warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,7 +15,8 @@ from ..models.lm import trainable_parameters
 from .learner import Callback, Learner, StopTraining
 
 # %% auto #0
-__all__ = ['MaxSteps', 'Monitor', 'HeldOut', 'Samples', 'EarlyStopping', 'Tracker', 'Controls', 'check_callbacks']
+__all__ = ['MaxSteps', 'Monitor', 'HeldOut', 'Samples', 'EarlyStopping', 'Tracker', 'Controls', 'numerics', 'SameMachine',
+           'check_callbacks']
 
 # %% ../../nbs/training/callbacks.ipynb #16b246e6
 class MaxSteps(Callback):
@@ -206,6 +207,36 @@ class Controls(Callback):
     def after_fit(self, learner: Learner) -> None:
         self.ended = True
         self.serve()
+
+# %% ../../nbs/training/callbacks.ipynb #868f3914
+def numerics(
+    device: torch.device,  # where a model computes
+) -> dict[str, Any]:
+    "What the last bits of a computation depend on."
+    cpu = torch.backends.cpu.get_cpu_capability()
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{device.type} ({cpu})'
+    return {'threads': torch.get_num_threads(), 'torch': str(torch.__version__), 'device': name}
+
+# %% ../../nbs/training/callbacks.ipynb #2553ee82
+class SameMachine(Callback):
+    "Notes in what way a run computes, and warns when it goes on in another."
+    def __init__(self): self.used: list[dict] = []   # what `numerics` gave, whenever it changed
+
+    @property
+    def changes(self) -> str:
+        "'threads 2 → 1'; empty: there were none."
+        kinds = {k: list(dict.fromkeys(str(u[k]) for u in self.used)) for k in [*self.used, {}][0]}
+        return ', '.join(f'{k} {" → ".join(seen)}' for k, seen in kinds.items() if len(seen) > 1)
+
+    def before_fit(self, learner: Learner) -> None:
+        if (now := numerics(learner.device)) in self.used[-1:]: return
+        self.used.append(now)
+        if len(self.used) > 1:
+            warnings.warn(f'this run goes on in another way than it began ({self.changes}): the last bits of its '
+                          'weights may differ from those of a run that was not interrupted', stacklevel=2)
+
+    def state_dict(self) -> dict: return {'used': self.used}
+    def load_state_dict(self, state: dict) -> None: self.used[:] = state['used']
 
 # %% ../../nbs/training/callbacks.ipynb #accd0f22
 def check_callbacks(

@@ -4,8 +4,8 @@
 
 # %% ../../nbs/training/checkpoints.ipynb #2ce47773
 from __future__ import annotations
-import shutil, warnings
-from collections import Counter
+import re, shutil, warnings
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..models.lm import trainable_parameters
 from .learner import Callback, Learner
 
 # %% auto #0
-__all__ = ['save_state', 'load_state', 'checkpoints_in', 'newest_checkpoint', 'Checkpoint']
+__all__ = ['save_state', 'load_state', 'checkpoints_in', 'newest_checkpoint', 'newest_weights', 'Checkpoint', 'is_disk_error']
 
 # %% ../../nbs/training/checkpoints.ipynb #d2f6846d
 def _stateful_callbacks(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -28,21 +28,64 @@ def _stateful_callbacks(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         count[kind := type(callback).__name__] += 1
         yield f'{kind} {count[kind]}', callback
 
+# %% ../../nbs/training/checkpoints.ipynb #76fc3fc8
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.nn.Parameter,
+          torch.dtype, torch.device, torch.Size)
+
+def _trouble_in(value: Any, place: str = '') -> str:
+    "Where in a state is something that could not be read again: ''['best'] is a numpy.float64'."
+    if type(value) in _PLAIN: return ''
+    if type(value) in (dict, OrderedDict):
+        inner = [(k, f'{place}[{k!r}]') for k in value] + [(x, f'{place}[{k!r}]') for k, x in value.items()]
+    elif type(value) in (list, tuple, set): inner = [(x, f'{place}[{i}]') for i, x in enumerate(value)]
+    else: return f'{place} is a {type(value).__module__}.{type(value).__qualname__}'
+    return next(filter(None, (_trouble_in(*each) for each in inner)), '')
+
+# %% ../../nbs/training/checkpoints.ipynb #64f76bce
+def _unreadable(callback: Any) -> str:
+    "Why the state of a callback cannot be kept; '' if it can."
+    try: trouble = _trouble_in(callback.state_dict())
+    except Exception as e: return f'its state_dict() fails with {type(e).__name__}: {e}'
+    return f'its state{trouble}, which could not be read again' if trouble else ''
+
+def _refused(name: str, trouble: str) -> FTNBError:
+    "The error about the state of a callback."
+    return FTNBError(f'callback {name}', trouble, 'Have state_dict() give numbers, texts, tensors, '
+                     'and lists and dicts of them: x.item(), x.tolist(), str(path).')
+
+# %% ../../nbs/training/checkpoints.ipynb #7ff41688
+def _states_to_keep(learner: Learner) -> dict[str, Any]:
+    "What the callbacks remember, by name, without what could not be read again."
+    found = [(name, c, _unreadable(c)) for name, c in _stateful_callbacks(learner.callbacks)]
+    for name, _, trouble in found:
+        if trouble:
+            warnings.warn(f'step {learner.step}: the checkpoint is written without callback {name} ({trouble}); '
+                          'a resumed run begins it anew', stacklevel=2)
+    return {name: c.state_dict() for name, c, trouble in found if not trouble}
+
+def _give_back(callback: Any, name: str, state: Any) -> None:
+    "Have a callback go on from its state."
+    try: callback.load_state_dict(state)
+    except Exception as e:
+        raise FTNBError(f'callback {name}', f'it cannot take its state back ({type(e).__name__}: {e})',
+                        'Give the callbacks that the run had, or leave this one out.') from e
+
 # %% ../../nbs/training/checkpoints.ipynb #c0e028bd
 def save_state(
     learner: Learner,  # between two steps
     folder: Path,  # an empty folder
 ) -> None:
-    "Write all that the next step depends on, and a list of checksums."
+    "Write all that the next step depends on, see that it can be read, and list the checksums."
     learner.collect_losses()
     trained = trainable_parameters(learner.model)
     weights = {name: p.detach().contiguous() for name, p in trained.items()}
     save_file(weights, folder / 'weights.safetensors')
-    callbacks = {name: c.state_dict() for name, c in _stateful_callbacks(learner.callbacks)}
     state = {'learner': learner.state_dict(), 'optimizer': learner.optimizer.state_dict(),
-             'scaler': learner.scaler and learner.scaler.state_dict(), 'callbacks': callbacks,
-             'losses': learner.losses, 'token_limit': learner.token_limit}
+             'scaler': learner.scaler and learner.scaler.state_dict(),
+             'callbacks': _states_to_keep(learner), 'losses': learner.losses,
+             'token_limit': learner.token_limit, 'finished': learner.status == 'finished'}
     torch.save(state, folder / 'state.pt')
+    torch.load(folder / 'state.pt', weights_only=True, mmap=True)   # reads the names, no numbers
     write_checksums(folder)
 
 # %% ../../nbs/training/checkpoints.ipynb #3ae5d193
@@ -69,34 +112,51 @@ def load_state(
     if learner.scaler: learner.scaler.load_state_dict(state['scaler'])
     learner.load_state_dict(state['learner'])
     learner.losses[:], learner.token_limit = state['losses'], state['token_limit']
+    if state['finished']: learner.status = 'finished'
     for name, callback in _stateful_callbacks(learner.callbacks):
-        if name in state['callbacks']: callback.load_state_dict(state['callbacks'][name])
+        if name in state['callbacks']: _give_back(callback, name, state['callbacks'][name])
 
 # %% ../../nbs/training/checkpoints.ipynb #4f822839
 def checkpoints_in(
     folder: str | Path,  # where a run keeps its checkpoints
 ) -> list[Path]:
-    "The checkpoints in a folder, newest first."
-    return sorted(Path(folder).glob('step-*'), reverse=True)
+    "The checkpoints in a folder, newest first; `step-best`, say, is none."
+    found = {p: re.fullmatch(r'step-(\d+)', p.name) for p in Path(folder).glob('step-*')}
+    steps = {p: int(name[1]) for p, name in found.items() if name}
+    return sorted(steps, key=steps.__getitem__, reverse=True)
 
-# %% ../../nbs/training/checkpoints.ipynb #4f5aa000
+# %% ../../nbs/training/checkpoints.ipynb #7d0184a4
 def newest_checkpoint(
     folder: str | Path,  # where a run keeps its checkpoints
 ) -> Path:
     "The newest checkpoint that is whole; a warning tells of damaged ones."
-    for checkpoint in checkpoints_in(folder):
+    seen = checkpoints_in(folder)
+    for checkpoint in seen:
         if not (problem := find_damage(checkpoint)): return checkpoint
+        if not checkpoint.exists(): continue   # deleted meanwhile, as there are newer ones
         warnings.warn(f'checkpoint {checkpoint.name} is damaged ({problem}); '
                       'the one before it is used', stacklevel=2)
+    if checkpoints_in(folder) != seen: return newest_checkpoint(folder)
     raise FTNBError(f'folder {str(folder)!r}', 'it has no whole checkpoint',
                     'Give the folder that finetune(..., checkpoint=folder) was given.')
+
+# %% ../../nbs/training/checkpoints.ipynb #a0a873d1
+def newest_weights(
+    folder: str | Path,  # where a run keeps its checkpoints
+) -> dict[str, torch.Tensor]:  # of the parameters that are trained, by name
+    "The weights of the newest checkpoint that is whole, also while the run goes on and deletes older ones."
+    newest = newest_checkpoint(folder)
+    try: return load_file(newest / 'weights.safetensors')
+    except OSError:
+        if newest.exists(): raise
+        return newest_weights(folder)
 
 # %% ../../nbs/training/checkpoints.ipynb #809390db
 class Checkpoint(Callback):
     "Write a checkpoint every `every` steps and at the end, and keep the newest `keep`."
     def __init__(self,
         folder: str | Path,  # where they go, as `step-00000100` ...
-        every: int,  # steps
+        every: int | None = None,  # steps; None: not known yet
         keep: int = 2,  # how many are kept; older ones are deleted once a new one is safe
     ):
         self.folder, self.every, self.keep = Path(folder), every, keep
@@ -105,9 +165,11 @@ class Checkpoint(Callback):
         self.path: Path | None = None   # of the newest one that is whole
 
     def before_fit(self, learner: Learner) -> None:
-        self.lock.acquire()
+        if not self.lock.is_held: self.lock.acquire()
         for leftover in self.folder.glob('.step-*'):   # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
+        for name, callback in _stateful_callbacks(learner.callbacks):
+            if trouble := _unreadable(callback): raise _refused(name, trouble)
 
     def name(self, learner: Learner) -> str: return f'step-{learner.step:08}'
 
@@ -116,24 +178,34 @@ class Checkpoint(Callback):
         try:
             with atomic_folder(self.folder / self.name(learner)) as new: save_state(learner, new)
         except Exception as e:
-            if not _is_disk_error(e): raise
+            if not is_disk_error(e): raise
             before = f'the last good one is {self.path}' if self.path else 'there is none before it'
             warnings.warn(f'step {learner.step}: no checkpoint could be written ({e}). Training goes '
                           f'on, and the next one is tried in {self.every} steps; {before}', stacklevel=2)
             return
         self.path = self.folder / self.name(learner)
-        for old in checkpoints_in(self.folder)[self.keep:]: shutil.rmtree(old, ignore_errors=True)
+        steps = checkpoints_in(self.folder)
+        for old in steps[steps.index(self.path) + self.keep:]: shutil.rmtree(old, ignore_errors=True)
+
+    def is_written(self, learner: Learner) -> bool:
+        "Whether the newest checkpoint is what the model is now."
+        if not self.path or self.path.name != self.name(learner) or learner.ended_early: return False
+        kept = load_file(self.path / 'weights.safetensors')
+        return all(torch.equal(kept[k], p.cpu()) for k, p in trainable_parameters(learner.model).items())
 
     def after_step(self, learner: Learner) -> None:
-        if learner.step % self.every == 0: self.write(learner)
+        if self.every and learner.step % self.every == 0: self.write(learner)
 
     def after_fit(self, learner: Learner) -> None:
         if not self.lock.is_held: return   # it never began
-        if learner.step and (not self.path or self.path.name != self.name(learner)): self.write(learner)
-        self.lock.release()
+        try:
+            if learner.step and not self.is_written(learner): self.write(learner)
+        finally: self.lock.release()
 
 # %% ../../nbs/training/checkpoints.ipynb #a467bcc3
-def _is_disk_error(error: Exception) -> bool:
+def is_disk_error(
+    error: BaseException,  # what was raised while something was written
+) -> bool:
     "Whether an exception comes from a disk that takes no more."
     words = ('No space left', 'file write failed', 'File too large', 'Disk quota', 'unexpected pos',
              'SafetensorError')

@@ -57,9 +57,8 @@ def finetune(
         weight_decay=weight_decay, label_smoothing=label_smoothing, clip=clip, valid_every=valid_every,
         patience=patience, samples=samples, recompute=recompute, compile=compile, seed=seed))
     check_number('checkpoint_every', checkpoint_every, 1, none=True)
-    folder = new_run_folder(checkpoint)
-    with trained_part(lm, lora, frozen, seed, keep=True):
+    with new_run_folder(checkpoint, checkpoint_every) as checkpointer, trained_part(lm, lora, frozen, seed, keep=True):
         if tokens_per_step == 'auto': s = with_token_budget(lm, data, s, progress)
-        run = prepare_run(lm, data, s, callbacks, progress, folder, checkpoint_every, background)
-        if folder: write_run_folder(run, data, folder)
+        run = prepare_run(lm, data, s, callbacks, progress, checkpointer, background)
+        if checkpointer: write_run_folder(run, data, checkpointer.folder)
     return fit_in_background(run) if background else fit_run(run)

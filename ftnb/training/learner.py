@@ -50,6 +50,7 @@ class Learner:
         self.status = 'new'   # then 'running', 'paused', 'finished', 'interrupted' or 'failed'
         self.step, self.tokens, self.epoch = 0, 0, 0   # done so far
         self.epoch_step = 0   # steps done in this epoch
+        self.ended_early = False   # by a callback, before all epochs were done
         self.losses: list[float] = []   # mean loss per target, one a step
         self.batches: Sequence[TrainingBatch] = ()   # of this step
         self.token_limit: int | None = None   # tokens that fit into memory at once, when known
@@ -197,6 +198,21 @@ class Learner:
         self('after_epoch')
         self.epoch, self.epoch_step = self.epoch + 1, 0
 
+    def end(self) -> None:
+        "Tell every callback that training is over; then raise the first error of one of them."
+        failed = self.status in ('running', 'paused')   # an error is on its way
+        if failed: self.status = 'failed'
+        self.optimizer.zero_grad()
+        errors: list[BaseException] = []
+        for callback in self.callbacks:
+            try:
+                if hasattr(callback, 'after_fit'): callback.after_fit(self)
+            except StopTraining: pass   # it has ended
+            except BaseException as e: errors.append(e)
+        if errors and not failed: raise errors[0]
+        for e in errors:
+            warnings.warn(f'after training failed, {type(e).__name__}: {e}', stacklevel=3)
+
     def fit(self,
         epochs: int = 1,  # in all: a run that has done some goes on until there are so many
         callbacks: Sequence[Any] = (),  # for this call only
@@ -204,19 +220,21 @@ class Learner:
         "Train until `epochs` are done, from wherever it is; ■ or Ctrl-C ends it."
         permanent, training = self.callbacks, self.model.training
         self.callbacks, self.status = [*permanent, *callbacks], 'running'
+        self.ended_early = False
         self.model.train()
         try:
             self('before_fit')
             while self.epoch < epochs: self.one_epoch()
             self.status = 'finished'
-        except StopTraining: self.collect_losses(); self.status = 'finished'
+        except StopTraining:
+            self.collect_losses()
+            self.status, self.ended_early = 'finished', True
         except KeyboardInterrupt: self.collect_losses(); self.status = 'interrupted'
         finally:
-            if self.status in ('running', 'paused'): self.status = 'failed'
-            self.optimizer.zero_grad()
-            self.model.train(training)
-            try: self('after_fit')
-            finally: self.callbacks = permanent
+            with defer_interrupts():
+                self.model.train(training)
+                try: self.end()
+                finally: self.callbacks = permanent
         return self
 
 # %% ../../nbs/training/learner.ipynb #f7a79b85

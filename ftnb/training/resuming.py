@@ -15,17 +15,18 @@ from ..models.lm import (
     LM, Identity, adapter_weights, check_lm, identity, own_weights, quiet_transformers)
 from ..models.adapters import (
     adapter_in_float32, adapter_layers, attach_adapter, remove_adapter, replaced_weights)
-from ..models.loading import fill_own, load_lm, load_tokenizer, restore_beside
+from ..models.loading import fill_own, load_config, load_lm, load_tokenizer, restore_beside
 from ..data.applications import free_text
 from ..data.encoded import Encoded, load_encoded
 from .learner import Learner
 from .callbacks import Controls, check_callbacks
-from .checkpoints import Checkpoint, checkpoints_in, load_state, newest_checkpoint
+from .checkpoints import Checkpoint, checkpoints_in, load_state, newest_checkpoint, newest_weights
 from .settings import Settings, check_match, check_settings
 from .runs import Run, check_not_training, fit_run
 from .panel import fit_in_background
 from .setup import prepare_run
-from .run_folder import read_run_folder
+from .steps import other_rows
+from .run_folder import first_row, locked_folder, read_run_folder
 
 # %% auto #0
 __all__ = ['resume', 'load_checkpoint']
@@ -35,18 +36,20 @@ def _continue(run: Run, callbacks: Sequence[Any], background: bool) -> Run:
     "Go on with a run that is still in memory."
     ended = [run.controls, *(run.user_callbacks if callbacks else [])]
     mine = [c for c in run.learner.callbacks if not any(c is e for e in ended)]
-    run.user_callbacks = check_callbacks(callbacks) or run.user_callbacks
+    given = check_callbacks(callbacks)
+    run.user_callbacks = given or run.user_callbacks
     run.controls, run.thread, run.error = Controls() if background else None, None, None
     first = [run.controls] if run.controls else []
-    run.learner.callbacks = [*first, *mine, *callbacks]
+    last = next((i for i, c in enumerate(mine) if c in (run.stream_read, run.limit, run.checkpointer)), len(mine))
+    run.learner.callbacks = [*first, *mine[:last], *given, *mine[last:]]
     return fit_in_background(run) if background else fit_run(run)
 
 # %% ../../nbs/training/resuming.ipynb #f113fab5
 def _untrained_lm(folder: Path, facts: dict) -> LM:
     "A model of the run's configuration, with random weights."
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     auto = AutoModelForSeq2SeqLM if facts['seq2seq'] else AutoModelForCausalLM
-    config, dtype = AutoConfig.from_pretrained(folder), getattr(torch, facts['dtype'])
+    config, dtype = load_config(folder), getattr(torch, facts['dtype'])
     with quiet_transformers(): model = auto.from_config(config, dtype=dtype)
     placement = choose_device(dtype=dtype)
     return LM(model.eval().to(placement.device), load_tokenizer(folder), facts['name'], placement)
@@ -56,12 +59,15 @@ def _saved(file: Path) -> dict[str, torch.Tensor]:
     "The weights of a file; none, if there is no such file."
     return load_file(file) if file.is_file() else {}
 
-def _base_lm(folder: Path, facts: dict) -> LM:
+def _base_lm(folder: Path, facts: dict, begun: bool) -> LM:
     "The model that a run was begun with, without its adapter, as far as it is not in checkpoints."
-    if facts['base'] == 'name': lm = load_lm(facts['source'], dtype=getattr(torch, facts['dtype']))
+    whole = begun and facts['whole']   # the checkpoint has all of it
+    named = facts['base'] == 'name' and not whole
+    if named: lm = load_lm(facts['source'], dtype=getattr(torch, facts['dtype']))
     else: lm = _untrained_lm(folder / 'model', facts)
     lm.name = facts['name']
     restore_beside(lm, folder / 'model', facts['kept'])
+    if whole: return lm
     for name in ('weights', 'replaced'): fill_own(lm, _saved(folder / 'base' / f'{name}.safetensors'))
     return lm
 
@@ -109,7 +115,7 @@ def _add_adapter(lm: LM, folder: Path) -> None:
 
 def _restored_lm(folder: Path, facts: dict, lm: LM | None, begun: bool = True) -> LM:
     "The model of a run, ready for the weights of a checkpoint."
-    if lm is None: lm = _base_lm(folder, facts)
+    if lm is None: lm = _base_lm(folder, facts, begun)
     else: _check_given(lm, folder)
     had_adapter = bool(adapter_layers(lm.model))
     try:
@@ -123,7 +129,7 @@ def _restored_lm(folder: Path, facts: dict, lm: LM | None, begun: bool = True) -
     return lm
 
 # %% ../../nbs/training/resuming.ipynb #3382509e
-def _restored_data(folder: Path, lm: LM, data: Encoded | None) -> Encoded:
+def _restored_data(folder: Path, facts: dict, lm: LM, data: Encoded | None) -> Encoded:
     "The rows of a run."
     if (folder / 'data').is_dir():
         own = load_encoded(folder / 'data', lm, free_text())
@@ -131,36 +137,34 @@ def _restored_data(folder: Path, lm: LM, data: Encoded | None) -> Encoded:
         if data is None or same('train') and same('valid'): return own
         raise FTNBError('data', 'these are other rows than those of the run',
                         'Leave `data` out, or begin another run.')
-    if data is not None: return data
-    raise FTNBError('this run', 'it was trained on a stream',
-                    'Give it again: resume(folder, data=encode(lm, stream)).')
+    if data is None:
+        raise FTNBError('this run', 'it was trained on a stream',
+                        'Give it again: resume(folder, data=encode(lm, stream)).')
+    if not data.streamed or first_row(data) != facts['first_row']: raise other_rows()
+    return data
 
 # %% ../../nbs/training/resuming.ipynb #f67d2920
 def _load_newest(learner: Learner, checkpointer: Checkpoint) -> None:
     "Put a learner where the newest good checkpoint was written."
-    checkpointer.before_fit(learner)   # takes the lock, or says that another run has it
-    try:
-        newest = newest_checkpoint(checkpointer.folder)
-        load_state(learner, newest)
-        checkpointer.path = newest
-    finally: checkpointer.lock.release()
+    newest = newest_checkpoint(checkpointer.folder)
+    load_state(learner, newest)
+    checkpointer.path = newest
 
 # %% ../../nbs/training/resuming.ipynb #852be283
 def _continue_folder(folder: str | Path, lm: LM | None, data: Encoded | None,
                      callbacks: Sequence[Any], progress: bool, background: bool) -> Run:
     "Go on with the run of a folder."
     path, facts = read_run_folder(folder)
-    begun = bool(checkpoints_in(path))
-    if not begun and lm is None and not facts['base']:
-        raise FTNBError(f'folder {str(path)!r}', 'it has no checkpoint yet',
-                        'Begin again, or give lm=, as it was.')
-    lm = _restored_lm(path / 'run', facts, lm, begun)
-    data = _restored_data(path / 'run', lm, data)
-    check_match(lm, data)
-    s = Settings(**facts['settings'] | {'samples': tuple(facts['settings']['samples'])})
-    check_settings(s, data)
-    run = prepare_run(lm, data, s, callbacks, progress, path, facts['every'], background)
-    if begun and run.checkpointer: _load_newest(run.learner, run.checkpointer)
+    with locked_folder(path, facts['every']) as checkpointer:
+        begun = bool(checkpoints_in(path))
+        lm = _restored_lm(path / 'run', facts, lm, begun)
+        data = _restored_data(path / 'run', facts, lm, data)
+        check_match(lm, data)
+        s = Settings(**facts['settings'] | {'samples': tuple(facts['settings']['samples'])})
+        check_settings(s, data)
+        run = prepare_run(lm, data, s, callbacks, progress, checkpointer, background)
+        if begun: _load_newest(run.learner, checkpointer)
+        if run.status == 'finished': checkpointer.lock.release(); return run
     return fit_in_background(run) if background else fit_run(run)
 
 # %% ../../nbs/training/resuming.ipynb #e8db0e25
@@ -186,8 +190,8 @@ def load_checkpoint(
 ) -> LM:
     "The model as the newest good checkpoint has it."
     path, facts = read_run_folder(folder)
+    weights = newest_weights(path)
     lm = _restored_lm(path / 'run', facts, None)
-    weights = load_file(newest_checkpoint(path) / 'weights.safetensors')
     with torch.no_grad():
         for name, p in lm.model.named_parameters():
             if name in weights: p.copy_(weights[name])

@@ -4,39 +4,56 @@
 
 # %% ../../nbs/training/run_folder.ipynb #a7b4c52d
 from __future__ import annotations
-import dataclasses, json
+import contextlib, dataclasses, json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 import torch
+import xxhash
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder, check_path
+from ..core.files import atomic_folder, check_path, find_damage, write_checksums
 from ..models.lm import LM, adapter_weights, identity, is_seq2seq, own_weights, quiet_transformers
 from ..models.adapters import replaced_weights
 from ..models.loading import changed_weights, find_model, kept_settings
 from ..data.encoded import Encoded, save_encoded
-from .checkpoints import checkpoints_in
+from .checkpoints import Checkpoint, checkpoints_in, is_disk_error
 from .runs import Run
 
 # %% auto #0
-__all__ = ['new_run_folder', 'write_run_folder', 'read_run_folder']
+__all__ = ['locked_folder', 'new_run_folder', 'first_row', 'write_run_folder', 'read_run_folder']
 
-# %% ../../nbs/training/run_folder.ipynb #d6570afb
+# %% ../../nbs/training/run_folder.ipynb #9c0e85f3
+@contextlib.contextmanager
+def locked_folder(
+    folder: Path,  # of a run
+    every: int | None,  # steps between checkpoints
+) -> Iterator[Checkpoint]:  # that will write there
+    "Hold the lock of a folder; when the block is done, the run has it, unless the block failed."
+    checkpointer = Checkpoint(folder, every)
+    checkpointer.lock.acquire()
+    try: yield checkpointer
+    except BaseException: checkpointer.lock.release(); raise
+
+# %% ../../nbs/training/run_folder.ipynb #966f97a7
+@contextlib.contextmanager
 def new_run_folder(
     folder: str | Path | None,  # where checkpoints will go; it is made if it is not there
-) -> Path | None:
-    "The folder for checkpoints; one that has any is refused."
-    if folder is None: return None
+    every: int | None = None,  # steps between checkpoints
+) -> Iterator[Checkpoint | None]:  # that will write there; None: no folder was named
+    "The folder of a new run, locked; one that has a run is refused."
+    if folder is None: yield None; return
     given = f'checkpoint={str(folder)!r}'
     path = check_path('checkpoint', folder).expanduser()
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         rule = f'no folder can be made there ({error.strerror})'
         raise FTNBError(given, rule, 'Choose another.') from error
-    if checkpoints_in(path):
-        raise FTNBError(given, 'it has the checkpoints of an earlier run',
-                        'Go on with that run: resume(folder). Or name another folder.')
-    return path
+    with locked_folder(path, every) as checkpointer:
+        if checkpoints_in(path) or (path / 'run').exists():
+            raise FTNBError(given, 'it has an earlier run', 'Go on with that run: resume(folder). Or name '
+                            'another folder, or delete this one.')
+        yield checkpointer
 
 # %% ../../nbs/training/run_folder.ipynb #fc554dbf
 def _can_be_loaded(lm: LM) -> bool:
@@ -47,7 +64,7 @@ def _can_be_loaded(lm: LM) -> bool:
     same = set(own_weights(lm.model)) == set(lm.loaded.weights)
     return same and (kind != 'hub' or '/' in lm.source)
 
-def _write(weights: dict[str, torch.Tensor], file: Path) -> None:
+def _write(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     "Weights as a file, if there are any; one that has two names is written once."
     once = {id(t): k for k, t in reversed(weights.items())}
     own = {k: weights[k].detach().contiguous() for k in once.values()}
@@ -59,19 +76,39 @@ def _write(weights: dict[str, torch.Tensor], file: Path) -> None:
 def _facts(run: Run) -> dict:
     "What run.json says."
     lm, named = run.lm, _can_be_loaded(run.lm)
-    names = [name for name, _ in lm.model.named_parameters()]
-    trained = [name for name, p in lm.model.named_parameters() if p.requires_grad]
-    every = run.checkpointer.every if run.checkpointer else None
+    own = {name: id(t) for name, t in own_weights(lm.model).items()}
+    trained = {name: id(p) for name, p in lm.model.named_parameters() if p.requires_grad}
     dtype = next(t.dtype for t in own_weights(lm.model).values() if t.is_floating_point())
     return dict(
         name=lm.name, source=lm.source, dtype=str(dtype).removeprefix('torch.'), seq2seq=is_seq2seq(lm),
-        trained=trained,  # names of parameters
-        # where the others are to be had: by the model's name or in the folder; None: there are none
-        base=None if trained == names else 'name' if named else 'folder',
+        trained=list(trained),  # names of parameters
+        whole=not set(own.values()) - set(trained.values()),  # whether checkpoints have all weights
+        base='name' if named else 'folder',  # where the first weights are to be had
         model=dataclasses.asdict(identity(lm.model)),  # as it is now
         kept=kept_settings(lm.model.config),  # ids of special tokens
-        every=every,  # steps between checkpoints
+        every=run.checkpointer.every if run.checkpointer else None,  # steps between checkpoints
         settings=dataclasses.asdict(run.settings))
+
+# %% ../../nbs/training/run_folder.ipynb #0b1358bb
+def _write_model(lm: LM, facts: dict, new: Path) -> None:
+    "Write what a run's model is before the first step."
+    model = lm.model
+    adapter = next(iter(getattr(model, 'peft_config', {}).values()), None)
+    own = changed_weights(lm) if facts['base'] == 'name' else own_weights(model)
+    for part in (model.config, model.generation_config, lm.tokenizer):
+        part.save_pretrained(new / 'model')
+    if adapter: adapter.save_pretrained(new / 'adapter')
+    _write(adapter_weights(model), new / 'adapter' / 'first.safetensors')
+    _write(own, new / 'base' / 'weights.safetensors')
+    _write(replaced_weights(model), new / 'base' / 'replaced.safetensors')
+
+# %% ../../nbs/training/run_folder.ipynb #d1109868
+def first_row(
+    data: Encoded,  # a stream
+) -> str:
+    "A hash of the first row of a stream, as it was before it was encoded."
+    data.set_epoch(0)
+    return xxhash.xxh3_64_hexdigest(repr(next(iter(data.source), None)).encode())
 
 # %% ../../nbs/training/run_folder.ipynb #4f5091d6
 def write_run_folder(
@@ -80,27 +117,29 @@ def write_run_folder(
     folder: Path,  # for its checkpoints; this goes into `run` there
 ) -> None:
     "Write what a run begins with; it appears whole or not at all."
-    model, facts = run.lm.model, _facts(run)
-    adapter = next(iter(getattr(model, 'peft_config', {}).values()), None)
-    own = {None: {}, 'name': changed_weights(run.lm), 'folder': own_weights(model)}[facts['base']]
-    with atomic_folder(folder / 'run') as new, quiet_transformers():
-        for part in (model.config, model.generation_config, run.lm.tokenizer):
-            part.save_pretrained(new / 'model')
-        if adapter: adapter.save_pretrained(new / 'adapter')
-        _write(adapter_weights(model), new / 'adapter' / 'first.safetensors')
-        _write(own, new / 'base' / 'weights.safetensors')
-        _write(replaced_weights(model), new / 'base' / 'replaced.safetensors')
-        if not data.streamed: save_encoded(data, new / 'data')
-        (new / 'run.json').write_text(json.dumps(facts, indent=1))
+    facts = _facts(run) | ({'first_row': first_row(data)} if data.streamed else {})
+    try:
+        with atomic_folder(folder / 'run') as new, quiet_transformers():
+            _write_model(run.lm, facts, new)
+            if not data.streamed: save_encoded(data, new / 'data')
+            (new / 'run.json').write_text(json.dumps(facts, indent=1))
+            write_checksums(new)
+    except Exception as error:
+        if not is_disk_error(error): raise
+        rule = f'what the run begins with cannot be written there ({error})'
+        raise FTNBError(f'checkpoint={str(folder)!r}', rule, 'Make room, or name another folder.') from error
 
-# %% ../../nbs/training/run_folder.ipynb #925e0c3f
+# %% ../../nbs/training/run_folder.ipynb #0e0f3ea7
 def read_run_folder(
     folder: Any,  # that `finetune` was given as `checkpoint`
 ) -> tuple[Path, dict]:  # its path, and what run.json says
-    "The folder of a run, and what is written there about it."
-    try:
-        path = Path(folder).expanduser()
-        return path, json.loads((path / 'run' / 'run.json').read_text())
-    except (TypeError, OSError, ValueError) as error:
+    "The folder of a run, and what is written there about it; a damaged one is refused."
+    path = check_path('folder', folder).expanduser()
+    what = f'folder {str(folder)!r}'
+    if not (path / 'run').is_dir():
         remedy = 'Give the folder that finetune(..., checkpoint=folder) was given.'
-        raise FTNBError(f'folder {str(folder)!r}', 'it is not the folder of a run', remedy) from error
+        raise FTNBError(what, 'it is not the folder of a run', remedy)
+    if problem := find_damage(path / 'run'):
+        rule = f'what the run began with, in `run`, is damaged: {problem}'
+        raise FTNBError(what, rule, 'Restore that file from a copy, or begin again in another folder.')
+    return path, json.loads((path / 'run' / 'run.json').read_text())

@@ -16,7 +16,7 @@ from ..models.lm import LM, count_parameters, is_seq2seq, quiet_transformers
 from ..kernels.nats import balances_routers, router_weight
 from ..generation.writing import generate
 from .learner import Learner, NotFinite
-from .callbacks import Controls, EarlyStopping, HeldOut, Samples
+from .callbacks import Controls, EarlyStopping, HeldOut, SameMachine, Samples
 from .progress import Progress
 from .checkpoints import Checkpoint
 from .settings import Settings
@@ -42,6 +42,9 @@ class Run(Card):
     thread: threading.Thread | None = None  # that trains in the background
     error: BaseException | None = None  # that ended a run in the background
     done: threading.Event = field(default_factory=threading.Event)  # set when that thread is over
+    machine: SameMachine = field(default_factory=SameMachine)  # notes in what way it computes
+    stream_read: Any = None  # notes what was read of a stream
+    limit: Any = None  # ends it after `max_steps`
     user_callbacks: list = field(default_factory=list)  # those that were given to `finetune`
 
     @property
@@ -158,6 +161,7 @@ def fit_run(
     try: run.learner.fit(sys.maxsize if run.streamed else run.settings.epochs)
     except NotFinite as error: raise _naming_rows(run, error) from None
     finally:
+        if run.checkpointer: run.checkpointer.lock.release()   # whatever has happened
         IN_TRAINING.pop(run.lm.model, None)
         if run.settings.recompute is not False: set_recompute(run.lm, False)
         if run.status == 'finished': run.learner.optimizer.state.clear()   # twice the weights' size
@@ -230,6 +234,7 @@ def _run_facts(run: Run) -> dict:
     if balances_routers(run.lm.model) and not is_seq2seq(run.lm):
         weight = router_weight(run.lm.model)
         facts['routers'] = f'their balance is a part of the loss, times {weight:g}'
+    if run.machine.changes: facts['went on elsewhere'] = f'{run.machine.changes}: its last bits may differ'
     return facts | ({'checkpoint': Path(run.checkpoint).name} if run.checkpoint else {})
 
 # %% ../../nbs/training/runs.ipynb #28805be7

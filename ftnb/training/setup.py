@@ -6,7 +6,6 @@
 from __future__ import annotations
 import contextlib, functools, warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 import torch
 from ..core.errors import FTNBError
@@ -28,11 +27,12 @@ from .features import CachedFeatures, count_frozen_blocks
 from .settings import (
     Settings, check_match, check_settings, check_trainable, make_optimizer,
     make_schedule, read_options)
-from .steps import Steps, prefetch
+from .steps import Steps, StreamRead, prefetch
 from .runs import Run, check_not_training, set_recompute
 
 # %% auto #0
-__all__ = ['check_options', 'trained_part', 'choose_loss', 'save_memory', 'make_learner', 'tokens_at_a_time', 'prepare_run']
+__all__ = ['check_options', 'trained_part', 'choose_loss', 'save_memory', 'make_learner', 'tokens_at_a_time', 'ordered_callbacks',
+           'prepare_run']
 
 # %% ../../nbs/training/setup.ipynb #f1654955
 def check_options(
@@ -156,18 +156,20 @@ def _monitors(lm: LM, data: Encoded, learner: Learner, s: Settings,
             Samples(texts, s.valid_every) if s.samples else None)
 
 # %% ../../nbs/training/setup.ipynb #f409f446
-def _ordered_callbacks(run: Run) -> list:
+def ordered_callbacks(
+    run: Run,  # with the callbacks that it has
+) -> list:
     "All callbacks of a run, in the order in which they are called."
-    ours = [run.controls, run.held_out, run.sampler, run.progress, run.early_stopping]
-    return [c for c in [*ours, *run.user_callbacks, run.checkpointer] if c is not None]
+    before = [run.controls, run.machine, run.held_out, run.sampler, run.progress, run.early_stopping]
+    after = [run.stream_read, run.limit, run.checkpointer]
+    return [c for c in [*before, *run.user_callbacks, *after] if c is not None]
 
 # %% ../../nbs/training/setup.ipynb #1ae87d3a
 def prepare_run(
     lm: LM, data: Encoded, s: Settings,  # the model, its rows, and how it is trained
     callbacks: Sequence[Any] = (),  # the user's own
     progress: bool = True,  # show what is going on
-    folder: Path | None = None,  # for checkpoints; None: write none
-    every: int | None = None,  # steps between checkpoints; None: ten in a run
+    checkpointer: Checkpoint | None = None,  # writes checkpoints; None: there are none
     background: bool = False,  # it is to obey other threads
 ) -> Run:
     "A run that is ready to begin."
@@ -178,9 +180,11 @@ def prepare_run(
     held_out, sampler = _monitors(lm, data, learner, s, packed)
     tokens = steps.tokens if total == steps.total else None
     run = Run(lm, learner, s, packed, Progress(total, tokens, not progress, held_out, sampler), data.streamed,
-              held_out, sampler, user_callbacks=check_callbacks(callbacks))
+              held_out, sampler, checkpointer=checkpointer, user_callbacks=check_callbacks(callbacks))
     if s.patience and held_out: run.early_stopping = EarlyStopping(held_out, s.patience)
-    if folder: run.checkpointer = Checkpoint(folder, every or max(1, total // 10))
+    if checkpointer: checkpointer.every = checkpointer.every or max(1, total // 10)
+    if data.streamed: run.stream_read = StreamRead(steps)
+    if total != steps.total: run.limit = MaxSteps(total)
     if background: run.controls = Controls()
-    learner.callbacks = _ordered_callbacks(run) + [MaxSteps(total)] * (total != steps.total)
+    learner.callbacks = ordered_callbacks(run)
     return run

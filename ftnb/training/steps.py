@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 import torch
+import xxhash
 from ..core.errors import FTNBError
 from ..data.batches import pack, pad_seq2seq, plan_epoch, plan_stream
 from ..data.encoded import Encoded
-from .learner import StopTraining
+from .learner import Callback, Learner, StopTraining
 from .settings import Settings
 
 # %% auto #0
-__all__ = ['Steps', 'prefetch']
+__all__ = ['Steps', 'other_rows', 'StreamRead', 'prefetch']
 
 # %% ../../nbs/training/steps.ipynb #94a6eaab
 @dataclass
@@ -31,6 +32,7 @@ class Steps:
         self.plans: list[list[list[list[int]]]] = []  # row numbers, by epoch, step, batch
         self.tokens: int | None = None  # in all epochs; None for a stream
         self.shape: tuple[int, int] | None = None  # tokens, documents of every batch; None: vary
+        self.read: dict[tuple[int, int], str] = {}  # (epoch, steps of it) -> hash of a stream's rows
         if not self.data.streamed: self.make_plans()
 
     def make_plans(self) -> None:
@@ -60,9 +62,27 @@ class Steps:
         skip: int = 0,  # steps of this epoch that are done
     ) -> Iterator[list]:  # steps, lists of batches
         "The steps of an epoch, from number `skip`."
-        if not self.plans: yield from itertools.islice(self.streamed(epoch), skip, None)
+        if not self.plans: yield from self.stream_after(epoch, skip)
         for step in self.plans[epoch][skip:] if self.plans else ():
             yield [self.batch([self.data.train[i] for i in numbers], numbers) for numbers in step]
+
+    def note(self,
+        epoch: int,  # from 0
+        n: int,  # steps of it that were read
+        digest: str,  # hash of their rows
+    ) -> None:
+        "Note the rows of a stream, and compare them with those of an earlier reading."
+        if self.read.setdefault((epoch, n), digest) != digest: raise other_rows()
+        for old in sorted(self.read)[:-100]: del self.read[old]
+
+    def stream_after(self,
+        epoch: int,  # from 0
+        skip: int,  # steps of this epoch that are done
+    ) -> Iterator[list]:
+        "The steps of a stream from number `skip`, which come after the same rows as before."
+        steps = self.streamed(epoch)
+        if sum(1 for _ in itertools.islice(steps, skip)) < skip: raise other_rows()
+        yield from steps
 
     def streamed(self,
         epoch: int,  # from 0
@@ -71,9 +91,11 @@ class Steps:
         s, seq2seq = self.settings, self.data.seq2seq
         size = lambda row: len(row['input_ids']) + (len(row['labels']) if seq2seq else 0)
         self.data.set_epoch(epoch)
-        step: list = []
-        for step in plan_stream(self.data.train, s.batch_size, s.tokens_per_step, s.micro_tokens,
-                                not self.packed, size):
+        digest, step = xxhash.xxh3_64(), []
+        for n, step in enumerate(plan_stream(self.data.train, s.batch_size, s.tokens_per_step, s.micro_tokens,
+                                             not self.packed, size), 1):
+            for row in itertools.chain(*step): digest.update(repr((row['input_ids'], row['labels'])))
+            self.note(epoch, n, digest.hexdigest())
             yield [self.batch(rows) for rows in step]
         if not step: _refuse_empty_stream(epoch)
 
@@ -85,6 +107,28 @@ def _refuse_empty_stream(epoch: int) -> None:
     warnings.warn(f'the stream gave no rows when it was read again (time {epoch + 1}), so training ends before '
                   'max_steps. Give a stream that begins anew each time, or lower max_steps.', stacklevel=2)
     raise StopTraining
+
+# %% ../../nbs/training/steps.ipynb #5596e4d7
+def other_rows() -> FTNBError:
+    "The error about a stream that is not the one of the run."
+    return FTNBError('data', 'the stream gives other rows than when the run began',
+                     'Give the same stream; if it is shuffled, then with a seed: shuffle(seed=0).')
+
+# %% ../../nbs/training/steps.ipynb #55d1e764
+class StreamRead(Callback):
+    "Remembers which rows of a stream were read."
+    def __init__(self,
+        steps: Steps,  # of the run
+    ): self.steps, self.place = steps, (0, 0)
+
+    def after_step(self, learner: Learner) -> None: self.place = learner.epoch, learner.epoch_step
+
+    def state_dict(self) -> dict:
+        return {'place': self.place, 'hash': self.steps.read.get(self.place, '')}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.place = tuple(state['place'])
+        if state['hash']: self.steps.read[self.place] = state['hash']
 
 # %% ../../nbs/training/steps.ipynb #47bab131
 def _put(made: queue.Queue, item: Any, closed: threading.Event) -> None:
