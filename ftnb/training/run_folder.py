@@ -11,12 +11,12 @@ from typing import Any
 import xxhash
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder, check_path, find_damage, write_checksums
+from ..core.files import atomic_folder, check_path, find_damage, is_disk_error, write_checksums
 from ..models.lm import LM, adapter_weights, identity, is_seq2seq, own_weights, quiet_transformers
 from ..models.adapters import replaced_weights
 from ..models.loading import changed_weights, find_model, kept_settings
 from ..data.encoded import Encoded, save_encoded
-from .checkpoints import Checkpoint, checkpoints_in, is_disk_error
+from .checkpoints import Checkpoint, checkpoints_in
 from .runs import Run
 
 # %% auto #0
