@@ -94,7 +94,7 @@ class Steps:
         digest, step = xxhash.xxh3_64(), []
         for n, step in enumerate(plan_stream(self.data.train, s.batch_size, s.tokens_per_step, s.micro_tokens,
                                              not self.packed, size), 1):
-            for row in itertools.chain(*step): digest.update(repr((row['input_ids'], row['labels'])))
+            for row in itertools.chain(*step): digest.update(repr((row['input_ids'], row['labels'])).encode())
             self.note(epoch, n, digest.hexdigest())
             yield [self.batch(rows) for rows in step]
         if not step: _refuse_empty_stream(epoch)
