@@ -4,7 +4,7 @@
 
 # %% ../../nbs/core/files.ipynb #c06539ad
 from __future__ import annotations
-import contextlib, csv, errno, glob, hashlib, io, json, os, re, shutil, tempfile
+import contextlib, csv, errno, glob, hashlib, io, json, os, re, shutil, tempfile, threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -354,14 +354,17 @@ def check_unique_columns(
         raise FTNBError(f'column {column!r} of {table}', f'there are {n} of this name', 'Rename them.')
 
 # %% ../../nbs/core/files.ipynb #3aeaf011
+_CSV_LIMIT = threading.Lock()   # the longest cell is a setting of the whole process
+
 def _csv_cells(text: str, separator: str, strict: bool, name: str) -> list[list[str]]:
     "The cells of CSV text, row by row."
-    limit = csv.field_size_limit(2**31 - 1)
     lines = io.StringIO(text, newline='')  # a cell keeps the line ends that it has
-    try: return list(csv.reader(lines, delimiter=separator, strict=strict))
-    except csv.Error as e:
-        raise FTNBError(f'file {name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
-    finally: csv.field_size_limit(limit)
+    with _CSV_LIMIT:
+        limit = csv.field_size_limit(2**31 - 1)
+        try: return list(csv.reader(lines, delimiter=separator, strict=strict))
+        except csv.Error as e:
+            raise FTNBError(f'file {name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
+        finally: csv.field_size_limit(limit)
 
 # %% ../../nbs/core/files.ipynb #3781cd9d
 def parse_csv(

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/models/gguf.ipynb #71fa3707
 from __future__ import annotations
-import contextlib, hashlib, io
+import contextlib, hashlib, io, threading
 from pathlib import Path
 import torch
 from ..core.errors import OPTIONAL, FTNBError, import_optional
@@ -26,11 +26,13 @@ def _gguf_hash(file: Path) -> str:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../../nbs/models/gguf.ipynb #5918e787
+_ALONE = threading.Lock()   # stderr is the whole process's
+
 def _read_gguf(file: Path) -> tuple:
     "Model and tokenizer of a `.gguf` file, as transformers reads them."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     try:
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):   # one bar ignores the setting
+        with _ALONE, quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):   # one bar ignores the setting
             tok = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             options = dict(gguf_file=file.name, dtype=torch.float32)
             return AutoModelForCausalLM.from_pretrained(file.parent, **options), tok

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from ..core.errors import FTNBError, did_you_mean, import_optional, package_folder, require
 from ..core.files import atomic_folder
 from ..core.machine import Placement, choose_device, seeded
-from .lm import LM, Identity, identity, module_inside, own_weights, quiet_transformers
+from .lm import (
+    LM, Identity, changes_model, identity, locked_model, module_inside, own_weights, quiet_transformers)
 from .adapters import PEFT_PREFIX, adapter_in_float32, attach_adapter
 from .gguf import convert_gguf
 
@@ -182,6 +183,7 @@ def kept_settings(
     return {k: v for k, v in config.to_dict().items() if keep(k)}
 
 # %% ../../nbs/models/loading.ipynb #9ffcd94c
+@changes_model
 def restore_beside(
     lm: LM,  # changed in place
     folder: Path,  # with a tokenizer and a generation configuration; what is not there stays
@@ -196,6 +198,7 @@ def restore_beside(
     for name, value in settings.items(): setattr(lm.model.config, name, value)
 
 # %% ../../nbs/models/loading.ipynb #12983c4c
+@locked_model
 def changed_weights(
     lm: LM,  # with an adapter, or without
 ) -> dict[str, torch.Tensor]:  # by their names without an adapter, each tensor once
@@ -206,6 +209,7 @@ def changed_weights(
     return {k: own[k] for k in changed.values()}
 
 # %% ../../nbs/models/loading.ipynb #19293db9
+@changes_model
 def resize_to(
     lm: LM,  # changed in place
     rows: int | None,  # of its embeddings; None: as they are
@@ -223,6 +227,7 @@ def embeddings_name(
     return next(k for k, t in own_weights(lm.model).items() if t is module.weight)
 
 # %% ../../nbs/models/loading.ipynb #b0a3e017
+@changes_model
 @torch.no_grad()
 def fill_own(
     lm: LM,  # changed in place
@@ -276,6 +281,7 @@ def _named_base(folder: Path, what: str, **options: Any) -> LM:
         raise FTNBError(what, rule, remedy) from e
 
 # %% ../../nbs/models/loading.ipynb #4ace1ee0
+@changes_model
 def _in_format(lm: LM, place: Placement) -> LM:
     "A model with an adapter, with its own weights in another format."
     own, before = own_weights(lm.model), identity(lm.model).weights
@@ -398,6 +404,7 @@ def _save_adapter(lm: LM, folder: Path) -> None:
     (folder / NOTE).write_text(json.dumps(note, indent=1))
 
 # %% ../../nbs/models/loading.ipynb #874af95f
+@locked_model
 def save_lm(
     lm: LM,  # what to save
     folder: str | Path,  # where; a model that is there already is replaced once the new one is whole

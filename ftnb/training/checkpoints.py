@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from ..core.errors import FTNBError
 from ..core.files import atomic_folder, file_lock, find_damage, is_disk_error, write_checksums
-from ..models.lm import trainable_parameters
+from ..models.lm import model_lock, trainable_parameters
 from .learner import Callback, Learner
 
 # %% auto #0
@@ -176,7 +176,8 @@ class Checkpoint(Callback):
     def write(self, learner: Learner) -> None:
         "Write a checkpoint; if the disk is full, say so, and train on."
         try:
-            with atomic_folder(self.folder / self.name(learner)) as new: save_state(learner, new)
+            with model_lock(learner.model), atomic_folder(self.folder / self.name(learner)) as new:
+                save_state(learner, new)
         except Exception as e:
             if not is_disk_error(e): raise
             before = f'the last good one is {self.path}' if self.path else 'there is none before it'
