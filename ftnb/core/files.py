@@ -16,9 +16,9 @@ from .machine import defer_interrupts
 
 # %% auto #0
 __all__ = ['FORMULA_STARTS', 'check_path', 'is_disk_error', 'clear_leftovers', 'atomic_files', 'atomic_file', 'atomic_folder',
-           'cache_folder', 'checksum', 'sealed', 'is_sealed', 'write_checksums', 'find_damage', 'file_lock',
-           'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv', 'read_csv', 'escape_cell',
-           'unescape_cell', 'write_csv']
+           'cache_folder', 'checksum', 'sealed', 'is_sealed', 'write_checksums', 'listed_files', 'find_damage',
+           'file_lock', 'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv', 'read_csv',
+           'escape_cell', 'unescape_cell', 'write_csv']
 
 # %% ../../nbs/core/files.ipynb #c7aefd63
 def check_path(
@@ -248,12 +248,14 @@ def write_checksums(
     (folder / 'checksums.json').write_text(json.dumps(sealed({'files': sums}), indent=1))
 
 # %% ../../nbs/core/files.ipynb #3281588e
-def _read_checksums(folder: Path) -> dict[str, list]:
-    "The list of checksums of a folder; empty, if there is none that is as it was written."
+def listed_files(
+    folder: Path,  # in which `write_checksums` may have been
+) -> dict[str, list]:  # path from there -> its size and checksum
+    "The files of a folder by its list of checksums; empty, if there is none that is as it was written."
     try:
         noted = json.loads((folder / 'checksums.json').read_text('utf-8'))
         files = {str(name): [int(size), str(digest)] for name, (size, digest) in noted['files'].items()}
-        return files if is_sealed(noted) else {}
+        return files | {'checksums.json': []} if is_sealed(noted) else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError): return {}
 
 # %% ../../nbs/core/files.ipynb #c72bdafb
@@ -263,10 +265,10 @@ def find_damage(
     folder: Path,  # with what `write_checksums` has written
 ) -> str:  # '' if there is none
     "What is wrong with the files of a folder."
-    if not (sums := _read_checksums(folder)): return 'checksums.json, its list of checksums, cannot be read'
+    if not (sums := listed_files(folder)): return 'checksums.json, its list of checksums, cannot be read'
     try:
         found = _files_in(folder)
-        for name, (size, expected) in sums.items():
+        for name, (size, expected) in list(sums.items())[:-1]:
             if name not in found: return f'{name} is missing'
             if (n := found[name].stat().st_size) != size: return f'{name} has {n:,} bytes, not {size:,}'
             if checksum(found[name]) != expected: return f'{name} has been changed'
