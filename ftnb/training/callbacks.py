@@ -94,6 +94,10 @@ class EarlyStopping(Callback):
         if measured_since >= self.patience: raise StopTraining
 
     def before_fit(self, learner: Learner) -> None: self.keep_best(learner)
+
+    def before_step(self, learner: Learner) -> None:
+        if learner.step: self.after_step(learner)   # which an interrupt may have prevented
+
     def after_epoch(self, learner: Learner) -> None: self.after_step(learner)
 
     @torch.no_grad()

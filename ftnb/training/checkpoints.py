@@ -166,7 +166,7 @@ class Checkpoint(Callback):
 
     def before_fit(self, learner: Learner) -> None:
         if not self.lock.is_held: self.lock.acquire()
-        for leftover in self.folder.glob('.step-*'):   # of a process that was killed
+        for leftover in (*self.folder.glob('.step-*'), *self.folder.glob('.run-*')):   # of a killed process
             shutil.rmtree(leftover, ignore_errors=True)
         for name, callback in _stateful_callbacks(learner.callbacks):
             if trouble := _unreadable(callback): raise _refused(name, trouble)
