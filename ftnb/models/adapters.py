@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, import_optional
+from ..core.randomness import own_randomness
 from .lm import (
     LM, adapter_weights, changes_model, is_seq2seq, model_lock, module_inside, own_weights, quiet_transformers)
 
@@ -172,8 +173,7 @@ def add_lora(
     "Put an adapter beside a model's layers."
     config = lora_config(lora) if isinstance(lora, int) else lora
     _check_lora(lm, config, lora)
-    with torch.random.fork_rng(), quiet_transformers():
-        torch.manual_seed(seed)
+    with own_randomness(seed), quiet_transformers():
         return attach_adapter(lm, config, f'lora={str(lora)[:60]}')
 
 # %% ../../nbs/models/adapters.ipynb #7c958b50

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 import torch
 from ..core.errors import FTNBError
+from ..core.randomness import own_randomness
 from ..core.machine import free_memory, is_out_of_memory, memory_peak
 from ..models.lm import LM, changing_model
 from ..data.batches import pack, pad_seq2seq, plan_epoch
@@ -31,7 +32,7 @@ def _measure(lm: LM, batch: Any, loss: Callable, packed: bool) -> Measured:
         lm.model.zero_grad()
         if lm.device.type == 'cuda': torch.cuda.synchronize()
         start = time.perf_counter()
-        with memory_peak(lm.device) as peak, compute_context(lm, packed):
+        with memory_peak(lm.device) as peak, own_randomness(0), compute_context(lm, packed):
             loss(lm.model, batch).backward()
             if lm.device.type == 'cuda': torch.cuda.synchronize()
         seconds = time.perf_counter() - start

@@ -200,5 +200,5 @@ class Checkpoint(Callback):
     def after_fit(self, learner: Learner) -> None:
         if not self.lock.is_held: return   # it never began
         try:
-            if learner.step and not self.is_written(learner): self.write(learner)
+            if learner.step and not learner.broken and not self.is_written(learner): self.write(learner)
         finally: self.lock.release()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 import torch
 from ..core.errors import FTNBError
+from ..core.randomness import Randomness, own_randomness, watched_randomness
 from ..core.machine import defer_interrupts, is_out_of_memory
 from ..models.lm import model_lock
 
@@ -40,11 +41,14 @@ class Learner:
         seed: int = 0,  # each step draws (for dropout) from this and its own number alone
         context: Callable[[], Any] = contextlib.nullcontext,  # makes the context of a gradient
         scaler: Any = None,  # a torch GradScaler, for float16
+        compiled: bool = False,  # the loss is compiled code
     ):
         self.model, self.steps, self.loss_of, self.optimizer = model, steps, loss, optimizer
         self.schedule, self.clip, self.callbacks = schedule, clip, list(callbacks)
         self.on_out_of_memory, self.seed = on_out_of_memory, seed
-        self.context, self.scaler = context, scaler
+        self.context, self.scaler, self.compiled = context, scaler, compiled
+        self.randomness: Randomness | None = None   # of the last step
+        self.broken = False   # whether a step failed while it changed the weights
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = next(model.parameters()).device
         self.status = 'new'   # then 'running', 'paused', 'finished', 'interrupted' or 'failed'
@@ -61,10 +65,22 @@ class Learner:
 
     @contextlib.contextmanager
     def step_seed(self) -> Iterator[None]:
-        "Draw the random numbers of this step inside the block."
-        with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
-            torch.manual_seed(self.seed + 1_000_003 * (self.step + 1))
-            yield
+        "Draw the random numbers of this step inside the block, from generators of the run."
+        seed = self.seed + 1_000_003 * (self.step + 1)
+        if self.compiled:   # its operators draw from torch's own generator
+            with torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
+                torch.manual_seed(seed)
+                yield
+            return
+        with (own_randomness if self.randomness else watched_randomness)(seed) as self.randomness: yield
+        if self.randomness.unprotected: self.say_unprotected()
+
+    def say_unprotected(self) -> None:
+        "Warn of operations whose random numbers are not the run's own."
+        names = ', '.join(sorted(self.randomness.unprotected))
+        self.randomness.unprotected.clear()
+        warnings.warn(f'this model draws random numbers where they cannot be replaced ({names}): what other threads '
+                      'draw meanwhile changes the run, and a resumed run may differ', stacklevel=2)
 
     def gradient(self,
         batches: Sequence[TrainingBatch],  # of one step
@@ -139,16 +155,29 @@ class Learner:
         "The loss of the last step; of the one before it where `runs_ahead`."
         return self.losses[-1] if self.losses else math.nan
 
+    def half_updated(self, error: Exception, before: dict) -> FTNBError:
+        "Take a step back that failed while it changed the weights; return the error to raise."
+        (self.pending or self.losses).pop()
+        self.load_state_dict(before)
+        self.broken = True
+        return FTNBError(
+            f'step {self.step + 1}: {type(error).__name__}: {error}',
+            'it failed while it changed the weights, so that some of them may be new and others old',
+            'Go on from the newest checkpoint with resume(folder), or load the model again.')
+
     def update(self,
         loss: torch.Tensor,  # what `gradient` gave
         batches: Sequence[TrainingBatch],  # of the step
     ) -> None:
         "Change the weights, unless loss or gradient are not finite."
         if self.scaler: self.scaler.unscale_(self.optimizer)
+        before = self.state_dict()
         self.check_finite(loss, batches)
-        if self.scaler: self.scaler.step(self.optimizer); self.scaler.update()
-        else: self.optimizer.step()
-        if self.schedule: self.schedule.step()
+        try:
+            if self.scaler: self.scaler.step(self.optimizer); self.scaler.update()
+            else: self.optimizer.step()
+            if self.schedule: self.schedule.step()
+        except Exception as e: raise self.half_updated(e, before) from e
         self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
         self.tokens += sum(sum(b.lengths) for b in batches)
 
@@ -164,8 +193,10 @@ class Learner:
                             'it does not fit into memory, not even by itself',
                             'Cut it with encode(max_len=...), or train less of the model: lora=8.')
         self.token_limit = largest // 2
+        drawn = self.randomness and self.randomness.drawn
+        same = 'the same gradient' + ' but for dropout, whose masks are others' * bool(drawn)
         warnings.warn(f'step {self.step + 1}: out of memory; from now on at most {self.token_limit:,} '
-                      'tokens at a time, with the same gradient', stacklevel=2)
+                      f'tokens at a time, with {same}', stacklevel=2)
 
     def gradient_that_fits(self) -> torch.Tensor:
         "The gradient of `batches`, which are cut up until they fit into memory."

@@ -211,6 +211,9 @@ def resume(
         return _continue_folder(run, lm, data, callbacks, progress, background)
     if run.thread and not run.done.is_set():
         raise FTNBError('this run', 'it is still going on', 'Use go_on, or stop.')
+    if run.learner.broken:
+        raise FTNBError('this run', 'it failed while its weights were changed, some of which may be new and others old',
+                        'Go on from its newest checkpoint: resume(folder).')
     return run if run.status == 'finished' else _continue(run, callbacks, background)
 
 # %% ../../nbs/training/resuming.ipynb #5f627a67

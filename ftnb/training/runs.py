@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number
+from ..core.randomness import recompute_context
 from ..core.display import Card, format_seconds, loss_curve
 from ..models.lm import (
     LM, begin_training, changing_model, count_parameters, end_training, has_lock, is_seq2seq, quiet_transformers)
@@ -137,11 +138,13 @@ def _is_recomputing(lm: LM) -> bool:
 def set_recompute(
     lm: LM,  # changed in place
     yes: bool = True,  # False: keep all activations
+    compiled: bool = False,  # by torch.compile, which knows torch's own random numbers only
 ) -> bool:  # whether anything has changed
     "Have the model keep few activations, and compute them again for the gradient."
     if _is_recomputing(lm) == yes or not lm.model.supports_gradient_checkpointing: return False
     with changing_model(lm, within=True), quiet_transformers():   # a run that lacks memory does it
-        if yes: lm.model.gradient_checkpointing_enable({'use_reentrant': False})
+        own = {} if compiled else {'preserve_rng_state': False, 'context_fn': recompute_context}
+        if yes: lm.model.gradient_checkpointing_enable({'use_reentrant': False} | own)
         else: lm.model.gradient_checkpointing_disable()
     return True
 
@@ -151,7 +154,7 @@ def fit_run(
 ) -> Run:  # the same
     "Begin a run, or go on with it."
     with _owned(run):
-        if run.settings.recompute is True: set_recompute(run.lm)
+        if run.settings.recompute is True: set_recompute(run.lm, compiled=run.settings.compile)
         try: run.learner.fit(sys.maxsize if run.streamed else run.settings.epochs)
         except NotFinite as error: raise _naming_rows(run, error) from None
         finally:
@@ -184,7 +187,7 @@ def _single_rows(batches: Sequence) -> Sequence:
 def _trouble(learner: Learner, row: Any) -> str:
     "What is not finite about a batch of one row: '', or 'row 20 (loss and gradient)'."
     learner.optimizer.zero_grad()
-    with learner.context():
+    with learner.step_seed(), learner.context():
         loss = learner.loss_of(learner.model, row.to(learner.device)) / max(1, row.supervised)
         loss.backward()
     grads = [p.grad for p in learner.parameters if p.grad is not None]

@@ -111,9 +111,10 @@ def _cached_features(lm: LM, data: Encoded, s: Settings) -> CachedFeatures | Non
 def save_memory(
     lm: LM,  # the model that is trained
     recompute: bool | str,  # of the settings; only 'auto' allows it now
+    compiled: bool = False,  # the model's body is compiled
 ) -> bool:  # whether it makes sense to try again
     "Go on with less memory, if that is allowed and possible."
-    saved = recompute == 'auto' and set_recompute(lm)
+    saved = recompute == 'auto' and set_recompute(lm, compiled=compiled)
     if saved:
         warnings.warn('a row did not fit into memory: activations are computed twice now',
                       stacklevel=4)
@@ -134,8 +135,8 @@ def make_learner(
     return Learner(
         lm.model, in_advance if lm.device.type == 'cuda' else steps, choose_loss(lm, steps),
         optimizer, schedule, s.clip, seed=s.seed,
-        on_out_of_memory=functools.partial(save_memory, lm, s.recompute),
-        context=lambda: compute_context(lm, steps.packed),
+        on_out_of_memory=functools.partial(save_memory, lm, s.recompute, s.compile),
+        context=lambda: compute_context(lm, steps.packed), compiled=s.compile,
         scaler=torch.amp.GradScaler(lm.device.type) if scaled else None)
 
 # %% ../../nbs/training/setup.ipynb #92d9ec40
