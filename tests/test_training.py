@@ -119,9 +119,8 @@ def begin_or_resume(folder: Path, event: int | None) -> str:
     torch.set_num_threads(1)
     if event:
         kill_at(event)
-    if (folder / "run" / "run.json").exists() and checkpoints_in(folder):
+    if (folder / "run").exists():  # with or without a checkpoint
         return digest(resume(folder, callbacks=[Steps(folder)], progress=False))
-    shutil.rmtree(folder, ignore_errors=True)  # it died before the first checkpoint
     return digest(begin(checkpoint=folder, checkpoint_every=EVERY, callbacks=[Steps(folder)]))
 
 
@@ -260,7 +259,7 @@ def test_resumed_after_damage(half_done: Path, tmp_path: Path, expected: str) ->
 
 def test_a_folder_with_checkpoints_is_not_begun_again(half_done: Path) -> None:
     before = sorted(half_done.rglob("*"))
-    with pytest.raises(FTNBError, match="checkpoints of an earlier run.*resume"):
+    with pytest.raises(FTNBError, match="an earlier run.*resume"):
         begin(checkpoint=half_done)
     assert sorted(half_done.rglob("*")) == before
 

@@ -5,20 +5,19 @@
 # %% ../../nbs/training/run_folder.ipynb #a7b4c52d
 from __future__ import annotations
 import contextlib, dataclasses, json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-import torch
 import xxhash
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder, check_path, find_damage, write_checksums
+from ..core.files import atomic_folder, check_path, find_damage, is_disk_error, write_checksums
 from ..models.lm import (
     LM, adapter_weights, identity, is_seq2seq, locked_model, own_weights, quiet_transformers)
 from ..models.adapters import replaced_weights
 from ..models.loading import changed_weights, find_model, kept_settings
 from ..data.encoded import Encoded, save_encoded
-from .checkpoints import Checkpoint, checkpoints_in, is_disk_error
+from .checkpoints import Checkpoint, checkpoints_in
 from .runs import Run
 
 # %% auto #0
@@ -65,7 +64,7 @@ def _can_be_loaded(lm: LM) -> bool:
     same = set(own_weights(lm.model)) == set(lm.loaded.weights)
     return same and (kind != 'hub' or '/' in lm.source)
 
-def _write(weights: Mapping[str, torch.Tensor], file: Path) -> None:
+def _write(weights: dict[str, Any], file: Path) -> None:
     "Weights as a file, if there are any; one that has two names is written once."
     once = {id(t): k for k, t in reversed(weights.items())}
     own = {k: weights[k].detach().contiguous() for k in once.values()}
