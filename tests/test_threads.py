@@ -53,7 +53,7 @@ def model(kind: str, folder: Path | None = None) -> Any:
 
 
 def begin(lm: Any, noting: Any, **more: Any) -> Run:
-    options: dict[str, Any] = dict(epochs=20, lr=1e-3, batch_size=4, valid_every=10, micro_tokens=128, progress=False)
+    options: dict[str, Any] = dict(epochs=8, lr=1e-3, batch_size=4, valid_every=10, micro_tokens=128, progress=False)
     return finetune(lm, encode(lm, TEXTS), callbacks=[noting], **options | more)
 
 
@@ -133,7 +133,7 @@ def test_beside_a_run(kind: str, lora: Any, tmp_path: Path) -> None:
 def test_saved_models_are_those_of_a_step(tmp_path: Path) -> None:
     lm = model("llama")
     noting = Noting(lm)
-    run = begin(lm, noting, epochs=60, background=True)
+    run = begin(lm, noting, epochs=20, background=True)
     saved = []
     while not run.done.is_set() and len(saved) < 30:
         saved.append(load_file(save_lm(lm, tmp_path / "m") / "model.safetensors"))
@@ -158,7 +158,7 @@ def test_answers_beside_a_run_are_those_of_a_step() -> None:
 
         before_fit = after_step
 
-    run = begin(lm, Answering(), epochs=30, background=True)
+    run = begin(lm, Answering(), epochs=10, background=True)
     seen_losses, seen_texts = set(), set()
     while not run.done.is_set():
         seen_losses.add(held_out_loss(lm, rows))
@@ -205,7 +205,8 @@ def test_a_run_is_continued_once(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
     run = finetune(lm, encode(lm, TEXTS), epochs=2, callbacks=[Stop()], progress=False, checkpoint=tmp_path / "r")
-    results = in_threads(*[lambda: resume(run, progress=False)] * 2, lambda: resume(tmp_path / "r", lm=lm, progress=False))
+    again = lambda: resume(tmp_path / "r", lm=lm, progress=False)
+    results = in_threads(*[lambda: resume(run, progress=False)] * 2, again)
     assert len(run.losses) == 6 or isinstance(results[2], Run)
     assert any(isinstance(r, Run) for r in results) and not in_training(lm)
     assert all(isinstance(r, (Run, FTNBError)) for r in results), results
@@ -269,6 +270,7 @@ import json, locale, logging, os, random, signal, sys, tempfile, threading, warn
 import numpy as np, torch
 import ftnb
 from ftnb.data.applications import summarization, translation
+from ftnb.models.adapters import merge_adapter
 from ftnb.models.from_scratch import tiny_lm
 lm = tiny_lm('llama', seed=1)
 rows = [{'source': 'a b', 'target': 'c d'}, {'source': 'e', 'target': 'f g h'}] * 3
@@ -293,10 +295,11 @@ after = state()
 print(json.dumps({k: [str(before[k])[-300:], str(after[k])[-300:]] for k in before if before[k] != after[k]}))
 """
 VERBS = [
-    "from ftnb.evaluation.scoring import score; score(lm, rows, task, progress=False); score(lm, rows, long, progress=False)",
+    "from ftnb.evaluation.scoring import score; score(lm, rows, task, progress=False); "
+    "score(lm, rows, long, progress=False)",
     "from ftnb.evaluation.scoring import score_texts; score_texts(['a b'] * 4, ['a c'] * 4, baseline=['c'] * 4)",
     "ftnb.finetune(lm, ftnb.encode(lm, ['a b c'] * 9), lora=2, progress=False, checkpoint=folder + '/run'); "
-    "ftnb.resume(folder + '/run', progress=False); ftnb.save_lm(lm, folder + '/m'); ftnb.load_lm(folder + '/m')",
+    "ftnb.resume(folder + '/run', progress=False); merge_adapter(lm); ftnb.save_lm(lm, folder + '/m'); ftnb.load_lm(folder + '/m')",
     "ftnb.generate(lm, 'a', 4, temperature=1.); ftnb.generate(lm, 'a', 4, pattern='[ab]+'); "
     "ftnb.Chat(lm)('hello'); ftnb.label_probs(lm, 'a', ['b', 'c'])",
     "from ftnb.training.preflight import find_lr, preflight; d = ftnb.encode(lm, ['a b c'] * 9); preflight(lm, d); "

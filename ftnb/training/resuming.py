@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from safetensors.torch import load_file
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, imports_undisturbed
 from ..core.machine import choose_device
 from ..models.lm import (
     LM, Identity, adapter_weights, check_lm, claim_model, identity, own_weights, quiet_transformers)
@@ -116,7 +116,7 @@ def _add_adapter(lm: LM, folder: Path) -> None:
     first = _saved(folder / 'adapter' / 'first.safetensors')
     own = _saved(folder / 'base' / 'weights.safetensors')
     if first and not adapter_layers(lm.model):
-        from peft import PeftConfig
+        with imports_undisturbed(): from peft import PeftConfig
         config = PeftConfig.from_pretrained(folder / 'adapter')
         with quiet_transformers(): attach_adapter(lm, config, 'the adapter of the run')
         fill_own(lm, {k: own[k] for k in replaced_weights(lm.model) if k in own})
