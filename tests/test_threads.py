@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from ftnb.training.preflight import find_lr, preflight
 from ftnb.training.resuming import resume
 from ftnb.training.runs import Run
 
-TEXTS = {"train": ["To be, or not to be, that is the question", "a b c d", "Ishmael"] * 8, "valid": ["Call me Ishmael."] * 3}
+TRAIN = ["To be, or not to be, that is the question", "a b c d", "Ishmael"] * 8
+TEXTS = {"train": TRAIN, "valid": ["Call me Ishmael."] * 3}
 ROWS = [{"source": "a b", "target": "c d"}, {"source": "e", "target": "f g h"}] * 3
 TASK = translation("source", "target", "German")
 QUIET = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
@@ -79,7 +81,8 @@ def reading(lm: Any, folder: Path) -> dict[str, Any]:
             generate(lm, "To", 2)
 
     return {
-        "held_out_loss": lambda: held_out_loss(lm, data.valid), "score": lambda: score(lm, ROWS, TASK, 4, progress=False),
+        "held_out_loss": lambda: held_out_loss(lm, data.valid),
+        "score": lambda: score(lm, ROWS, TASK, 4, progress=False),
         "generate": lambda: generate(lm, ["To be", "Call me"], 4), "beams": lambda: generate(lm, "To", 4, num_beams=2),
         "stream": stream, "Chat": say, "label_probs": lambda: label_probs(lm, "To", [" be", " do"]),
         "next_tokens": lambda: next_tokens(lm, "To"), "fingerprint": lambda: fingerprint(lm.model),
@@ -191,7 +194,7 @@ def test_of_two_runs_one_begins() -> None:
     for _ in range(5):
         lm = model("llama")
         data = encode(lm, TEXTS)
-        first = in_threads(*[lambda: finetune(lm, data, max_steps=2, lora=2, progress=False)] * 3)
+        first = in_threads(*[partial(finetune, lm, data, max_steps=2, lora=2, progress=False)] * 3)
         assert sum(isinstance(r, Run) for r in first) == 1, first
         assert all(isinstance(r, (Run, FTNBError)) for r in first) and not in_training(lm)
 
@@ -299,7 +302,8 @@ VERBS = [
     "score(lm, rows, long, progress=False)",
     "from ftnb.evaluation.scoring import score_texts; score_texts(['a b'] * 4, ['a c'] * 4, baseline=['c'] * 4)",
     "ftnb.finetune(lm, ftnb.encode(lm, ['a b c'] * 9), lora=2, progress=False, checkpoint=folder + '/run'); "
-    "ftnb.resume(folder + '/run', progress=False); merge_adapter(lm); ftnb.save_lm(lm, folder + '/m'); ftnb.load_lm(folder + '/m')",
+    "ftnb.resume(folder + '/run', progress=False); merge_adapter(lm); ftnb.load_lm(ftnb.save_lm(lm, folder + '/m'))",
+    "lm = ftnb.add_lora(ftnb.load_lm(ftnb.save_lm(lm, folder + '/m'))); ftnb.load_lm(ftnb.save_lm(lm, folder + '/a'))",
     "ftnb.generate(lm, 'a', 4, temperature=1.); ftnb.generate(lm, 'a', 4, pattern='[ab]+'); "
     "ftnb.Chat(lm)('hello'); ftnb.label_probs(lm, 'a', ['b', 'c'])",
     "from ftnb.training.preflight import find_lr, preflight; d = ftnb.encode(lm, ['a b c'] * 9); preflight(lm, d); "

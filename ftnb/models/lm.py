@@ -113,7 +113,8 @@ def has_lock(
     model: torch.nn.Module,  # any torch module
 ) -> bool:
     "Whether this thread holds the lock: nobody who needs it can go on meanwhile."
-    return getattr(model_lock(model), '_is_owned')()
+    lock: Any = model_lock(model)
+    return lock._is_owned()
 
 # %% ../../nbs/models/lm.ipynb #366767a3
 _Function = TypeVar('_Function', bound=Callable)
@@ -402,7 +403,8 @@ def _end_quiet() -> None:
     from transformers.utils import logging
     if logging.get_verbosity() == logging.ERROR: logging.set_verbosity(_QUIET['level'])
     if _QUIET['bars']: logging.enable_progress_bar()
-    for filters in (_QUIET.pop('filters'), warnings.filters):   # somebody may have put a copy there
+    lists: list[Any] = [_QUIET.pop('filters'), warnings.filters]   # somebody may have put a copy there
+    for filters in lists:
         filters[:] = [f for f in filters if f is not _NO_DEPRECATIONS]
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def _untrained_lm(folder: Path, facts: dict) -> LM:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     auto = AutoModelForSeq2SeqLM if facts['seq2seq'] else AutoModelForCausalLM
     dtype = getattr(torch, facts['dtype'])
-    with _made_from(folder), quiet_transformers():
+    with _made_from(folder), quiet_transformers(), torch.random.fork_rng():
         model, tok = auto.from_config(load_config(folder), dtype=dtype), load_tokenizer(folder)
     placement = choose_device(dtype=dtype)
     return LM(model.eval().to(placement.device), tok, facts['name'], placement)
