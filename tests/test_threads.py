@@ -306,7 +306,8 @@ VERBS = [
     "from ftnb.evaluation.scoring import score_texts; score_texts(['a b'] * 4, ['a c'] * 4, baseline=['c'] * 4)",
     "ftnb.finetune(lm, ftnb.encode(lm, ['a b c'] * 9), lora=2, progress=False, checkpoint=folder + '/run'); "
     "ftnb.resume(folder + '/run', progress=False); merge_adapter(lm); ftnb.load_lm(ftnb.save_lm(lm, folder + '/m'))",
-    "two = ftnb.add_lora(ftnb.load_lm(ftnb.save_lm(lm, folder + '/m'))); ftnb.load_lm(ftnb.save_lm(two, folder + '/a'))",
+    "two = ftnb.add_lora(ftnb.load_lm(ftnb.save_lm(lm, folder + '/m'))); "
+    "ftnb.load_lm(ftnb.save_lm(two, folder + '/a'))",
     "ftnb.generate(lm, 'a', 4, temperature=1.); ftnb.generate(lm, 'a', 4, pattern='[ab]+'); "
     "ftnb.Chat(lm)('hello'); ftnb.label_probs(lm, 'a', ['b', 'c'])",
     "from ftnb.training.preflight import find_lr, preflight; d = ftnb.encode(lm, ['a b c'] * 9); preflight(lm, d); "
