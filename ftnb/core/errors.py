@@ -4,7 +4,7 @@
 
 # %% ../../nbs/core/errors.ipynb #0f482271
 from __future__ import annotations
-import contextlib, copy, difflib, importlib, importlib.util, math, numbers, re, sysconfig
+import contextlib, copy, difflib, importlib, importlib.util, math, numbers, os, random, re, sys, sysconfig, warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -12,7 +12,7 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['OPTIONAL', 'FTNBError', 'shows_error', 'did_you_mean', 'check_choice', 'describe_value', 'require', 'check_number',
-           'check_utf8', 'check_nested_utf8', 'check_names', 'import_optional', 'package_folder']
+           'check_utf8', 'check_nested_utf8', 'check_names', 'imports_undisturbed', 'import_optional', 'package_folder']
 
 # %% ../../nbs/core/errors.ipynb #5c63e607
 class FTNBError(ValueError):
@@ -208,6 +208,20 @@ OPTIONAL = {  # package: (what it adds, the command that installs it)
        for code, language in {'fr-FR': 'French', 'de-DE': 'German', 'zh-CN': 'Chinese'}.items()},
 }
 
+# %% ../../nbs/core/errors.ipynb #47d238e8
+@contextlib.contextmanager
+def imports_undisturbed() -> Iterator[None]:
+    "Python's random numbers, the environment and the filters of warnings are, after imports in the block, as before."
+    modules, state = len(sys.modules), random.getstate()
+    environment, filters = dict(os.environ), list(warnings.filters)
+    try: yield
+    finally:
+        if len(sys.modules) != modules:   # nothing was imported otherwise
+            random.setstate(state)
+            for name in os.environ.keys() - environment.keys(): del os.environ[name]
+            os.environ.update({k: v for k, v in environment.items() if os.environ.get(k) != v})
+            warnings.filters[:] = [f for f in filters if f in warnings.filters]   # type: ignore[index]
+
 # %% ../../nbs/core/errors.ipynb #e6c69676
 def import_optional(
     module: str,  # the name to import
@@ -215,7 +229,8 @@ def import_optional(
     why: str,  # what it is for: 'to read .gguf files'
 ) -> Any:  # the imported module
     "Import an optional `module`, or raise an `FTNBError` with the command that installs it."
-    try: return importlib.import_module(module)
+    try:
+        with imports_undisturbed(): return importlib.import_module(module)
     except ImportError as e:
         raise FTNBError(f'module {module!r} is missing', f'it is needed {why}', f'Run: {install}') from e
 

@@ -12,7 +12,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
-from ..core.errors import FTNBError, check_names, check_number, did_you_mean, import_optional
+from ..core.errors import (
+    FTNBError, check_names, check_number, did_you_mean, import_optional, imports_undisturbed)
 from ..core.display import Card, StatusLine
 from ..core.machine import seeded
 from ..models.lm import LM, context_length, eval_mode, quiet_transformers
@@ -135,8 +136,9 @@ _ALONE = threading.RLock()   # lm-eval's switches and generators are the whole p
 def _run_tasks(lm: LM, tasks: Sequence[str], manager: Any, limit: int | None, shots: int | None,
                batch_size: int, chat: bool, seed: int) -> dict:
     "lm-eval's report on a model in memory."
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    with imports_undisturbed():
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
     with eval_mode(lm), _ALONE, _quiet_lm_eval(), seeded(seed):
         wrapped = HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer),
                        batch_size=batch_size, max_length=context_length(lm))

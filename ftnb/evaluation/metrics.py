@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 import regex
-from ..core.errors import FTNBError, check_choice, check_names, check_nested_utf8
+from ..core.errors import (
+    FTNBError, check_choice, check_names, check_nested_utf8, imports_undisturbed)
 from .metric import UNSPACED, TextMetric
 from .overlap import OVERLAP
 from .labels import LABELS
@@ -107,7 +108,7 @@ def _second_input(spec: TextMetric) -> str:
 # %% ../../nbs/evaluation/metrics.ipynb #69142fe1
 def _metric_info(spec: TextMetric) -> Any:
     "What `evaluate` wants to know of a metric."
-    import datasets, evaluate
+    with imports_undisturbed(): import datasets, evaluate
     text, second = datasets.Value('string'), _second_input(spec)
     one = datasets.Value('float64') if spec.judged == 'numbers' else text
     other = datasets.Sequence(text) if spec.judged == 'references' else one
@@ -141,7 +142,7 @@ def _score_columns(spec: TextMetric, columns: Mapping[str, list]) -> dict[str, A
 # %% ../../nbs/evaluation/metrics.ipynb #4d5a393d
 def _evaluate_metric(spec: TextMetric) -> Any:
     "An `evaluate.Metric` that computes `spec`."
-    import evaluate
+    with imports_undisturbed(): import evaluate
     class Offline(evaluate.Metric):
         "One of ftnb's metrics, for the evaluate library."
         def _info(self): return _metric_info(spec)
@@ -179,7 +180,7 @@ def hub_metric(
     **options,  # for `evaluate.load`: `config_name='mrpc'` ...
 ) -> Any:  # an `evaluate.Metric`
     "Load a metric through the evaluate library; its script comes from the hub, and is run."
-    import evaluate
+    with imports_undisturbed(): import evaluate
     try: return evaluate.load(name, **options)
     except Exception as e:
         why = f'{type(e).__name__}: {" ".join(str(e).split()):.160}'

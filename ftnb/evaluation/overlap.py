@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import regex
 from ..core.errors import (
-    FTNBError, check_choice, check_number, import_optional, require)
+    FTNBError, check_choice, check_number, import_optional, imports_undisturbed, require)
 from ..core.files import check_path
 from ..models.lm import quiet_transformers
 from .metric import (
@@ -72,7 +72,7 @@ class UnicodeWords:
     def __init__(self,
         stemmer: bool = False,  # cut endings of English words, as rouge_score does
     ):
-        from nltk.stem.porter import PorterStemmer
+        with imports_undisturbed(): from nltk.stem.porter import PorterStemmer
         self.stem = functools.lru_cache(1 << 16)(PorterStemmer().stem) if stemmer else None
 
     def tokenize(self,
@@ -88,7 +88,7 @@ _SENTENCE_END = regex.compile(r'(?<=[.!?])\s+(?=\S)|(?<=[。！？])(?=\S)')  # 
 
 def _rouge(kind: str, stemmer: bool = False, split: bool = False) -> TextMetric:
     "ROUGE F1, times 100; of several references the best counts."
-    from rouge_score import rouge_scorer
+    with imports_undisturbed(): from rouge_score import rouge_scorer
     scorer = rouge_scorer.RougeScorer([kind], tokenizer=UnicodeWords(stemmer))
     lines = (lambda text: _SENTENCE_END.sub('\n', text)) if split else str
     f1 = lambda p, r: scorer.score(lines(r), lines(p))[kind].fmeasure
@@ -106,7 +106,7 @@ class _NoSynonyms:
 
 def _wordnet() -> Any:
     "WordNet, as NLTK has installed it."
-    from nltk.corpus import wordnet
+    with imports_undisturbed(): from nltk.corpus import wordnet
     try: wordnet.ensure_loaded()
     except LookupError:
         raise FTNBError(
@@ -118,8 +118,9 @@ def _wordnet() -> Any:
 # %% ../../nbs/evaluation/overlap.ipynb #7b426421
 def _meteor(synonyms: bool = True) -> TextMetric:
     "METEOR times 100, mean of rows; of several references the best counts."
-    from nltk import word_tokenize
-    from nltk.translate.meteor_score import single_meteor_score
+    with imports_undisturbed():
+        from nltk import word_tokenize
+        from nltk.translate.meteor_score import single_meteor_score
     wordnet = _wordnet() if synonyms else _NoSynonyms()
     words = lambda text: word_tokenize(text, preserve_line=True)   # Treebank rules; need no data
     score = lambda p, r: single_meteor_score(words(r), words(p), wordnet=wordnet)
@@ -145,7 +146,7 @@ def bert_scorer(
     layer: int,  # whose vectors are compared, from 1
 ) -> Any:
     "bert_score's scorer; the last one is kept, because loading takes longer than scoring."
-    from bert_score import BERTScorer
+    with imports_undisturbed(): from bert_score import BERTScorer
     with quiet_transformers(): return BERTScorer(model_type=folder, num_layers=layer)
 
 # %% ../../nbs/evaluation/overlap.ipynb #501d6f65

@@ -126,7 +126,7 @@ def attach_adapter(
     before = {k: t.detach().clone() for k, t in own_weights(model).items() if _changes(config, k)}
     trained = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        model.add_adapter(config)
+        with torch.random.fork_rng(): model.add_adapter(config)   # it draws first values
         _keep_replaced(model, before)
         _check_usable(model)
         adapter_in_float32(lm)

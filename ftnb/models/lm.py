@@ -17,11 +17,11 @@ from ..core.machine import Placement
 from .chat_templates import end_of_turn_id
 
 # %% auto #0
-__all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainable_parameters', 'count_parameters', 'model_lock',
-           'has_lock', 'locked_model', 'check_not_training', 'in_training', 'claim_model', 'changing_model',
-           'changes_model', 'begin_training', 'end_training', 'module_inside', 'own_weights', 'adapter_weights',
-           'Identity', 'identity', 'fingerprint', 'active_adapters', 'active_weights_hash', 'evaluating', 'eval_mode',
-           'quiet_transformers']
+__all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainable_parameters', 'count_parameters', 'ModelLock',
+           'model_lock', 'has_lock', 'locked_model', 'check_not_training', 'in_training', 'claim_model',
+           'changing_model', 'changes_model', 'begin_training', 'end_training', 'module_inside', 'own_weights',
+           'adapter_weights', 'Identity', 'identity', 'fingerprint', 'active_adapters', 'active_weights_hash',
+           'evaluating', 'eval_mode', 'quiet_transformers']
 
 # %% ../../nbs/models/lm.ipynb #e4b95afc
 @dataclass(repr=False)
@@ -100,20 +100,39 @@ def count_parameters(
     "Count a module's parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
-# %% ../../nbs/models/lm.ipynb #de48c33c
+# %% ../../nbs/models/lm.ipynb #0217ae0c
+class ModelLock:
+    "A lock that its thread may take again, and that goes first to who waits for it."
+    def __init__(self): self.lock, self.gate = threading.RLock(), threading.Lock()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        "Take it; whether this thread has it now."
+        if not blocking or self.is_mine: return self.lock.acquire(blocking)
+        with self.gate: return self.lock.acquire()   # who waits stands in the gate: nobody overtakes
+
+    def release(self) -> None: self.lock.release()
+    def __enter__(self) -> bool: return self.acquire()
+    def __exit__(self, *error: Any) -> None: self.release()
+
+    @property
+    def is_mine(self) -> bool:
+        "Whether this thread has it."
+        lock: Any = self.lock
+        return lock._is_owned()
+
 _LOCKS: Any = weakref.WeakKeyDictionary()
 
 def model_lock(
     model: torch.nn.Module,  # any torch module
-) -> threading.RLock:
+) -> ModelLock:
     "The lock that a thread holds while it computes with a model."
-    return _LOCKS.setdefault(model, threading.RLock())
+    return _LOCKS.setdefault(model, ModelLock())
 
 def has_lock(
     model: torch.nn.Module,  # any torch module
 ) -> bool:
     "Whether this thread holds the lock: nobody who needs it can go on meanwhile."
-    return getattr(model_lock(model), '_is_owned')()
+    return model_lock(model).is_mine
 
 # %% ../../nbs/models/lm.ipynb #366767a3
 _Function = TypeVar('_Function', bound=Callable)
@@ -402,7 +421,8 @@ def _end_quiet() -> None:
     from transformers.utils import logging
     if logging.get_verbosity() == logging.ERROR: logging.set_verbosity(_QUIET['level'])
     if _QUIET['bars']: logging.enable_progress_bar()
-    for filters in (_QUIET.pop('filters'), warnings.filters):   # somebody may have put a copy there
+    lists: list[Any] = [_QUIET.pop('filters'), warnings.filters]   # somebody may have put a copy there
+    for filters in lists:
         filters[:] = [f for f in filters if f is not _NO_DEPRECATIONS]
 
 @contextlib.contextmanager

@@ -221,7 +221,8 @@ def resize_to(
 ) -> None:
     "Give a model's embeddings another number of rows, as `resize_token_embeddings` does."
     if rows in (None, lm.model.get_input_embeddings().weight.shape[0]): return
-    with quiet_transformers(): lm.model.resize_token_embeddings(rows, mean_resizing=False)
+    with quiet_transformers(), torch.random.fork_rng():   # new rows are drawn
+        lm.model.resize_token_embeddings(rows, mean_resizing=False)
 
 def embeddings_name(
     lm: LM,  # with an adapter, or without

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 import numpy as np
 import pandas as pd
-from ..core.errors import FTNBError, check_number
+from ..core.errors import FTNBError, check_number, imports_undisturbed
 from ..evaluation.statistics import bootstrap_weights
 from ..evaluation.scores import Scores
 from ..evaluation.comparison import check_same_rows
@@ -58,7 +58,7 @@ def _alpha(table: pd.DataFrame, level: str) -> tuple[int, float, str]:
 # %% ../../nbs/people/agreement.ipynb #1f83f8e9
 def _kappa(x: pd.Series, y: pd.Series, ordinal: bool) -> tuple[int, float, str]:
     "The number of items in common, Cohen's kappa of them, and why there is none."
-    from sklearn.metrics import cohen_kappa_score
+    with imports_undisturbed(): from sklearn.metrics import cohen_kappa_score
     both = pd.concat([x, y], axis=1, keys=['x', 'y']).dropna().mul(2).astype(int)   # a tie is a half
     if len(both) < MIN_ITEMS: return len(both), np.nan, f'fewer than {MIN_ITEMS} items in common'
     if _distinct(both) < 2: return len(both), np.nan, 'both gave the same verdict on everything'

@@ -58,7 +58,8 @@ def finetune(
         patience=patience, samples=samples, recompute=recompute, compile=compile, seed=seed))
     check_number('checkpoint_every', checkpoint_every, 1, none=True)
     with (claim_model(lm, 'another call is training it', keep=True),
-          new_run_folder(checkpoint, checkpoint_every) as checkpointer, trained_part(lm, lora, frozen, seed, keep=True)):
+          new_run_folder(checkpoint, checkpoint_every) as checkpointer,
+          trained_part(lm, lora, frozen, seed, keep=True)):
         if tokens_per_step == 'auto': s = with_token_budget(lm, data, s, progress)
         run = prepare_run(lm, data, s, callbacks, progress, checkpointer, background)
         if checkpointer: write_run_folder(run, data, checkpointer.folder)

@@ -34,7 +34,8 @@ def fit_in_background(
     try: _start_thread(run)
     except BaseException:
         run.learner.status, run.thread = 'failed', None
-        let_go(run), run.done.set()
+        let_go(run)
+        run.done.set()
         raise
     atexit.register(_stop_at_exit, weakref.ref(run))
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from safetensors.torch import load_file
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, imports_undisturbed
 from ..core.files import is_disk_error
 from ..core.machine import choose_device
 from ..models.lm import (
@@ -64,7 +64,7 @@ def _untrained_lm(folder: Path, facts: dict) -> LM:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     auto = AutoModelForSeq2SeqLM if facts['seq2seq'] else AutoModelForCausalLM
     dtype = getattr(torch, facts['dtype'])
-    with _made_from(folder), quiet_transformers():
+    with _made_from(folder), quiet_transformers(), torch.random.fork_rng():
         model, tok = auto.from_config(load_config(folder), dtype=dtype), load_tokenizer(folder)
     placement = choose_device(dtype=dtype)
     return LM(model.eval().to(placement.device), tok, facts['name'], placement)
@@ -118,7 +118,7 @@ def _add_adapter(lm: LM, folder: Path) -> None:
     first = _saved(folder / 'adapter' / 'first.safetensors')
     own = _saved(folder / 'base' / 'weights.safetensors')
     if first and not adapter_layers(lm.model):
-        from peft import PeftConfig
+        with imports_undisturbed(): from peft import PeftConfig
         config = PeftConfig.from_pretrained(folder / 'adapter')
         with quiet_transformers(): attach_adapter(lm, config, 'the adapter of the run')
         fill_own(lm, {k: own[k] for k in replaced_weights(lm.model) if k in own})
