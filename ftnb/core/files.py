@@ -96,7 +96,7 @@ _MARK = '.ftnb-writing'   # the lock in a folder in which something is being wri
 def _beside(target: Path) -> str:
     "What the names of folders begin with in which a file or folder is being written."
     name, long = target.name, len(os.fsencode(target.name)) > 200   # most systems take 255 bytes
-    return f'.{hashlib.md5(os.fsencode(name)).hexdigest() if long else name}-'
+    return f'.{hashlib.md5(os.fsencode(name)).hexdigest() if long else name}-ftnb-'
 
 def _try_lock(folder: Path) -> FileLock | None:
     "The lock of a folder in which something is, or was, being written; None: somebody has it."
@@ -104,6 +104,17 @@ def _try_lock(folder: Path) -> FileLock | None:
     try: lock.acquire()
     except (Timeout, OSError): return None
     return lock
+
+# %% ../../nbs/core/files.ipynb #34998da4
+def _remove(aside: Path) -> None:
+    "Remove a folder in which nothing is written any more, the mark last: then a kill leaves what can be found."
+    with contextlib.suppress(OSError):
+        for inside in aside.iterdir():
+            if inside.name == _MARK: continue
+            if inside.is_dir() and not inside.is_symlink(): shutil.rmtree(inside, ignore_errors=True)
+            else: inside.unlink(missing_ok=True)
+        (aside / _MARK).unlink(missing_ok=True)
+        aside.rmdir()
 
 # %% ../../nbs/core/files.ipynb #edb4e50a
 _COMPLETE = '.ftnb-complete'   # says that what lies beside it only waits to be renamed
@@ -121,12 +132,13 @@ def clear_leftovers(
 ) -> None:
     "Remove what killed writers of it have left, after what they had begun to rename is in its place."
     for aside in target.parent.glob(glob.escape(_beside(target)) + '[a-z0-9_]' * 8):
-        if not (aside / _MARK).is_file() or not (lock := _try_lock(aside)): continue
+        if not (aside / _MARK).is_file(): _remove(aside); continue   # nothing else is in it
+        if not (lock := _try_lock(aside)): continue
         try:
             if (old := aside / 'old').exists() and not target.exists(): old.rename(target)
             if (aside / _COMPLETE).exists(): _rename_all(aside, target.parent)
         finally: lock.release()
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
 # %% ../../nbs/core/files.ipynb #b7bf2e89
 @contextlib.contextmanager
@@ -143,7 +155,7 @@ def _folder_aside(target: Path) -> Iterator[Path]:
     try: yield aside
     finally:
         lock.release()
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
 # %% ../../nbs/core/files.ipynb #eaafe5ae
 @contextlib.contextmanager
@@ -300,6 +312,9 @@ class file_lock:
         except Timeout:
             remedy = 'Wait until it has finished, stop it, or choose another name.'
             raise FTNBError(self.what, self.busy, remedy) from None
+        except OSError as e:
+            raise FTNBError(self.what, f'it cannot be locked ({e.strerror or e})',
+                            'Make room there, or choose another place.') from e
 
     def release(self) -> None:
         "Let others write; nothing happens if the lock is not held."
@@ -406,6 +421,7 @@ def read_csv(
     fallback: str | None = None,  # encoding of what is neither UTF-8 nor UTF-16; None: an error
 ) -> CSVTable:
     "The cells of a CSV file, by column; every cell stays the text that it is."
+    clear_leftovers(file)
     return parse_csv(read_text(file, fallback), file.name, separator, strict)
 
 # %% ../../nbs/core/files.ipynb #5bee8cc4

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 import datasets
 from ..core.errors import FTNBError, check_choice, check_names, check_number
-from ..core.files import cache_folder, checksum, find_damage
+from ..core.files import cache_folder, checksum, clear_leftovers, find_damage
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq
 from ..models.tokens import SpecialText, token_ids
 from .tasks import Task, check_lm_and_task, complete_task
@@ -167,6 +167,7 @@ def _cached(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: Encode
         warnings.warn('the encoded rows are not kept: nobody can tell when this tokenizer changes', stacklevel=3)
         return _encode(lm, splits, task, settings)
     folder = cache_folder() / 'encoded' / key
+    clear_leftovers(folder)
     if find_damage(folder):
         data = _encode(lm, splits, task, settings)
         try: save_encoded(data, folder, replace=folder.exists())

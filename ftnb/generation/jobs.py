@@ -4,14 +4,14 @@
 
 # %% ../../nbs/generation/jobs.ipynb #4a636874
 from __future__ import annotations
-import hashlib, json, os
+import contextlib, hashlib, json, os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import torch
 from ..core.errors import FTNBError
-from ..core.files import file_lock
+from ..core.files import check_path, file_lock, is_sealed, sealed
 from ..models.lm import LM, eos_ids
 from ..models.tokens import decode_continuation
 from .decoding import Decoding, sampling_uniforms
@@ -77,9 +77,9 @@ class AnswersFile:
         path: str | os.PathLike,  # of the file; made if it does not exist
         settings: dict,  # how the texts are made, with the key 'ftnb answers'
     ):
-        self.path = Path(path)
+        self.path = check_path('file', path).expanduser()
         settings = json.loads(json.dumps(settings, default=lambda x: x.item()))   # NumPy's too; as they are read
-        if not self.path.parent.is_dir() or self.path.is_dir():
+        if not self.path.parent.is_dir() or self.path.exists() and not self.path.is_file():
             raise FTNBError(f'file {str(path)!r}', 'it must be a file in a folder that exists', 'Correct the path.')
         self.answers: dict[tuple[str, int], dict] = {}   # of `prompt_keys` -> a line of the file
         self.lock = file_lock(f'{self.path}.lock', f'file {self.path}')
@@ -94,7 +94,13 @@ class AnswersFile:
         self.lock.release()
 
     def _append(self, line: dict) -> None:
-        with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(line, ensure_ascii=False) + '\n')
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, 'ab') as f: f.write(_line(line))
+        except OSError as e:
+            with contextlib.suppress(OSError): os.truncate(self.path, before)   # what is whole stays
+            raise FTNBError(f'file {str(self.path)!r}', f'it cannot be written ({e.strerror})',
+                            'Make room, and call again: the texts that are in it are taken from there.') from e
 
     def add(self, key: tuple[str, int], ids: list[int], finish: str, text: str) -> None:
         "Write one text."
@@ -102,29 +108,45 @@ class AnswersFile:
 
     def _read(self, settings: dict) -> None:
         "Take what is there; a last line that was not finished is cut off."
-        content = self.path.read_bytes()
+        try: content = self.path.read_bytes()
+        except OSError as e:
+            raise FTNBError(f'file {str(self.path)!r}', f'it cannot be read ({e.strerror})', 'Name another.') from e
         *lines, rest = content.split(b'\n')
-        if not lines and json.dumps(settings, ensure_ascii=False).encode().startswith(rest):
+        if not lines and _line(settings).startswith(rest):
             os.truncate(self.path, 0)   # killed in its first line
             self._append(settings)
             return
         self._check_settings(lines[0] if lines else b'', settings)
-        for n, line in enumerate(lines[1:], 2): self._read_line(n, line)
+        for n, line in enumerate(lines[1:], 2):
+            if line.strip(): self._read_line(n, line)
         if rest: os.truncate(self.path, len(content) - len(rest))
 
     def _check_settings(self, line: bytes, settings: dict) -> None:
         "The first line must be that of a file of answers, made in the same way."
         try: earlier = json.loads(line)
-        except ValueError: earlier = None
+        except (ValueError, RecursionError): earlier = None
         if not isinstance(earlier, dict) or 'ftnb answers' not in earlier:
             raise FTNBError(f'file {self.path}', 'it is no file of answers', 'Name another.')
-        if other := [k for k in settings if earlier.get(k) != settings[k]]:
+        if not is_sealed(earlier):
+            raise FTNBError(f'line 1 of {self.path}', 'it was changed after it was written',
+                            'Restore the file from a copy, or name another.')
+        if other := sorted(k for k in settings | earlier if k != 'sum' and earlier.get(k) != settings.get(k)):
             raise FTNBError(f'file {self.path}', f'its texts were made otherwise ({", ".join(other)})', 'Name another.')
 
     def _read_line(self, n: int, line: bytes) -> None:
         "Take the text of line `n`."
-        try:
-            answer = json.loads(line)
-            self.answers[answer['prompt'], answer['copy']] = answer
-        except (ValueError, KeyError) as e:
-            raise FTNBError(f'line {n} of {self.path}', f'it cannot be read ({e})', 'Delete this line.') from e
+        try: answer = json.loads(line)
+        except (ValueError, RecursionError): answer = None
+        what, remedy = f'line {n} of {self.path}', 'Delete this line; its text is written again.'
+        if not is_sealed(answer) or not _FIELDS <= set(answer):
+            raise FTNBError(what, 'it is not as it was written', remedy)
+        key = answer['prompt'], answer['copy']
+        if self.answers.setdefault(key, answer) != answer:
+            raise FTNBError(what, 'an earlier line has another text for the same prompt', remedy)
+
+# %% ../../nbs/generation/jobs.ipynb #81bbb993
+_FIELDS = {'prompt', 'copy', 'ids', 'finish', 'text'}   # of a line with a text
+
+def _line(facts: dict) -> bytes:
+    "A line of the file, with its checksum and its end."
+    return (json.dumps(sealed(facts), ensure_ascii=False) + '\n').encode()

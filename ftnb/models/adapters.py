@@ -120,13 +120,14 @@ def attach_adapter(
     config: Any,  # a peft configuration
     what: str,  # what it is called in a message
     weights: dict[str, torch.Tensor] | None = None,  # of a file of peft's; None: first values
+    seed: int = 0,  # of the first values
 ) -> LM:  # the same
     "Put an adapter of any kind beside a model's layers."
     model, config.inference_mode = lm.model, False
     before = {k: t.detach().clone() for k, t in own_weights(model).items() if _changes(config, k)}
     trained = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        with torch.random.fork_rng(): model.add_adapter(config)   # it draws first values
+        with own_randomness(seed): model.add_adapter(config)   # it draws first values
         _keep_replaced(model, before)
         _check_usable(model)
         adapter_in_float32(lm)
@@ -173,8 +174,7 @@ def add_lora(
     "Put an adapter beside a model's layers."
     config = lora_config(lora) if isinstance(lora, int) else lora
     _check_lora(lm, config, lora)
-    with own_randomness(seed), quiet_transformers():
-        return attach_adapter(lm, config, f'lora={str(lora)[:60]}')
+    with quiet_transformers(): return attach_adapter(lm, config, f'lora={str(lora)[:60]}', seed=seed)
 
 # %% ../../nbs/models/adapters.ipynb #7c958b50
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from ..core.errors import OPTIONAL, FTNBError, import_optional
 from ..core.display import StatusLine
-from ..core.files import atomic_folder, cache_folder, find_damage, write_checksums
+from ..core.files import atomic_folder, cache_folder, clear_leftovers, find_damage, write_checksums
 from .lm import quiet_transformers
 
 # %% auto #0
@@ -67,6 +67,7 @@ def convert_gguf(
     "Convert a `.gguf` file to safetensors, once; later calls return the cached folder at once."
     file = Path(file)
     folder = cache_folder() / 'gguf' / f'{file.stem}-{_gguf_hash(file)[:16]}'
+    clear_leftovers(folder)
     if find_damage(folder):   # or it is not there
         import_optional('gguf', OPTIONAL['gguf'][1], 'to read .gguf files')
         with atomic_folder(folder) as new:

@@ -15,6 +15,7 @@ from ..core.errors import FTNBError, did_you_mean, import_optional, package_fold
 from ..core.files import (
     atomic_folder, check_path, clear_leftovers, find_damage, listed_files, write_checksums)
 from ..core.machine import Placement, choose_device, seeded
+from ..core.randomness import own_randomness
 from .lm import (
     LM, Identity, changes_model, identity, locked_model, module_inside, own_weights, quiet_transformers)
 from .adapters import PEFT_PREFIX, adapter_in_float32, attach_adapter
@@ -221,7 +222,7 @@ def resize_to(
 ) -> None:
     "Give a model's embeddings another number of rows, as `resize_token_embeddings` does."
     if rows in (None, lm.model.get_input_embeddings().weight.shape[0]): return
-    with quiet_transformers(), torch.random.fork_rng():   # new rows are drawn
+    with quiet_transformers(), own_randomness(0):   # new rows are drawn
         lm.model.resize_token_embeddings(rows, mean_resizing=False)
 
 def embeddings_name(

@@ -72,13 +72,17 @@ class Learner:
                 torch.manual_seed(seed)
                 yield
             return
-        with (own_randomness if self.randomness else watched_randomness)(seed) as self.randomness: yield
-        if self.randomness.unprotected: self.say_unprotected()
+        with (own_randomness if self.randomness else watched_randomness)(seed) as own:
+            self.randomness = own
+            yield
+        if own.unprotected: self.say_unprotected(own)
 
-    def say_unprotected(self) -> None:
+    def say_unprotected(self,
+        own: Randomness,  # of a step that was watched
+    ) -> None:
         "Warn of operations whose random numbers are not the run's own."
-        names = ', '.join(sorted(self.randomness.unprotected))
-        self.randomness.unprotected.clear()
+        names = ', '.join(sorted(own.unprotected))
+        own.unprotected.clear()
         warnings.warn(f'this model draws random numbers where they cannot be replaced ({names}): what other threads '
                       'draw meanwhile changes the run, and a resumed run may differ', stacklevel=2)
 

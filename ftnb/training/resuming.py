@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ..core.errors import FTNBError, imports_undisturbed
 from ..core.files import is_disk_error
 from ..core.machine import choose_device
+from ..core.randomness import own_randomness
 from ..models.lm import (
     LM, Identity, adapter_weights, check_lm, claim_model, identity, own_weights, quiet_transformers)
 from ..models.adapters import (
@@ -64,7 +65,7 @@ def _untrained_lm(folder: Path, facts: dict) -> LM:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     auto = AutoModelForSeq2SeqLM if facts['seq2seq'] else AutoModelForCausalLM
     dtype = getattr(torch, facts['dtype'])
-    with _made_from(folder), quiet_transformers(), torch.random.fork_rng():
+    with _made_from(folder), quiet_transformers(), own_randomness(0):
         model, tok = auto.from_config(load_config(folder), dtype=dtype), load_tokenizer(folder)
     placement = choose_device(dtype=dtype)
     return LM(model.eval().to(placement.device), tok, facts['name'], placement)
