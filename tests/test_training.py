@@ -260,7 +260,7 @@ def test_resumed_after_damage(half_done: Path, tmp_path: Path, expected: str) ->
 
 def test_a_folder_with_checkpoints_is_not_begun_again(half_done: Path) -> None:
     before = sorted(half_done.rglob("*"))
-    with pytest.raises(FTNBError, match="checkpoints of an earlier run.*resume"):
+    with pytest.raises(FTNBError, match="an earlier run.*resume"):
         begin(checkpoint=half_done)
     assert sorted(half_done.rglob("*")) == before
 

@@ -110,28 +110,51 @@ def checksum(
     "The BLAKE2b checksum of a file."
     with file.open('rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()[:digits]
 
+# %% ../../nbs/core/files.ipynb #5e4a7d78
+def _files_in(folder: Path) -> dict[str, Path]:
+    "The files in a folder and below it, by their paths from there, without its list of checksums."
+    files = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob('*')) if f.is_file()}
+    files.pop('checksums.json', None)
+    return files
+
+def _sum_of(sums: dict[str, list]) -> str:
+    "A checksum of a list of checksums, which may be damaged like any other file."
+    return hashlib.blake2b(json.dumps(sums, sort_keys=True).encode(), digest_size=16).hexdigest()
+
 # %% ../../nbs/core/files.ipynb #355b43ac
 def write_checksums(
     folder: Path,  # whole, but for this
 ) -> None:
-    "Note the sizes and the checksums of the files in a folder."
-    sums = {f.name: [f.stat().st_size, checksum(f)] for f in sorted(folder.iterdir())}
-    (folder / 'checksums.json').write_text(json.dumps(sums, indent=1))
+    "Note the sizes and the checksums of the files in a folder and below it."
+    sums = {name: [f.stat().st_size, checksum(f)] for name, f in _files_in(folder).items()}
+    (folder / 'checksums.json').write_text(json.dumps({'files': sums, 'sum': _sum_of(sums)}, indent=1))
 
-# %% ../../nbs/core/files.ipynb #bf97df9e
+# %% ../../nbs/core/files.ipynb #3281588e
+def _read_checksums(folder: Path) -> dict[str, list]:
+    "The list of checksums of a folder; empty, if there is none that is as it was written."
+    try:
+        noted = json.loads((folder / 'checksums.json').read_text('utf-8'))
+        files = {str(name): [int(size), str(digest)] for name, (size, digest) in noted['files'].items()}
+        return files if noted['sum'] == _sum_of(files) else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError): return {}
+
+# %% ../../nbs/core/files.ipynb #c72bdafb
+_LOOKED_FOR = {'.json', '.safetensors', '.jinja', '.model', '.arrow', '.pt'}
+
 def find_damage(
     folder: Path,  # with what `write_checksums` has written
 ) -> str:  # '' if there is none
     "What is wrong with the files of a folder."
-    try: sums = dict(json.loads((folder / 'checksums.json').read_text()))
-    except (OSError, ValueError, TypeError): sums = {}
-    if not sums: return 'its list of checksums cannot be read'
-    for name, (size, expected) in sums.items():
-        file = folder / name
-        if not file.is_file(): return f'{name} is missing'
-        if (n := file.stat().st_size) != size: return f'{name} has {n:,} bytes, not {size:,}'
-        if checksum(file) != expected: return f'{name} has been changed'
-    return ''
+    if not (sums := _read_checksums(folder)): return 'checksums.json, its list of checksums, cannot be read'
+    try:
+        found = _files_in(folder)
+        for name, (size, expected) in sums.items():
+            if name not in found: return f'{name} is missing'
+            if (n := found[name].stat().st_size) != size: return f'{name} has {n:,} bytes, not {size:,}'
+            if checksum(found[name]) != expected: return f'{name} has been changed'
+    except OSError as e: return f'{e.filename} cannot be read ({e.strerror})'
+    added = [name for name, f in found.items() if name not in sums and f.suffix in _LOOKED_FOR]
+    return f'{added[0]} has been added' if added else ''
 
 # %% ../../nbs/core/files.ipynb #1072c60c
 class file_lock:

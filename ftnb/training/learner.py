@@ -210,8 +210,8 @@ class Learner:
             except StopTraining: pass   # it has ended
             except BaseException as e: errors.append(e)
         if errors and not failed: raise errors[0]
-        for e in errors:
-            warnings.warn(f'after training failed, {type(e).__name__}: {e}', stacklevel=3)
+        for error in errors:
+            warnings.warn(f'after training failed, {type(error).__name__}: {error}', stacklevel=3)
 
     def fit(self,
         epochs: int = 1,  # in all: a run that has done some goes on until there are so many

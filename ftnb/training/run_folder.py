@@ -5,7 +5,7 @@
 # %% ../../nbs/training/run_folder.ipynb #a7b4c52d
 from __future__ import annotations
 import contextlib, dataclasses, json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 import torch
@@ -64,7 +64,7 @@ def _can_be_loaded(lm: LM) -> bool:
     same = set(own_weights(lm.model)) == set(lm.loaded.weights)
     return same and (kind != 'hub' or '/' in lm.source)
 
-def _write(weights: Mapping[str, torch.Tensor], file: Path) -> None:
+def _write(weights: dict[str, Any], file: Path) -> None:
     "Weights as a file, if there are any; one that has two names is written once."
     once = {id(t): k for k, t in reversed(weights.items())}
     own = {k: weights[k].detach().contiguous() for k in once.values()}

@@ -91,10 +91,11 @@ class Steps:
         s, seq2seq = self.settings, self.data.seq2seq
         size = lambda row: len(row['input_ids']) + (len(row['labels']) if seq2seq else 0)
         self.data.set_epoch(epoch)
-        digest, step = xxhash.xxh3_64(), []
+        digest = xxhash.xxh3_64()
+        step: list = []
         for n, step in enumerate(plan_stream(self.data.train, s.batch_size, s.tokens_per_step, s.micro_tokens,
                                              not self.packed, size), 1):
-            for row in itertools.chain(*step): digest.update(repr((row['input_ids'], row['labels'])))
+            for row in itertools.chain(*step): digest.update(repr((row['input_ids'], row['labels'])).encode())
             self.note(epoch, n, digest.hexdigest())
             yield [self.batch(rows) for rows in step]
         if not step: _refuse_empty_stream(epoch)
