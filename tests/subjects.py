@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from faults import EVENTS
 
 from ftnb import (
     encode,
@@ -68,6 +69,8 @@ class KillAt(StopAt):
 class Subject:
     """Something that is written to a folder, and read again."""
 
+    keeps_others = True  # files that somebody puts beside its own
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -115,8 +118,13 @@ class Training(Subject):
         return {}
 
     def answer(self, run: Any) -> Any:
-        if run.thread:
-            run.wait(60)
+        while run.thread and not run.done.is_set():
+            try:
+                run.wait(60)
+            except KeyboardInterrupt:  # it goes on
+                continue
+        if run.error:
+            raise run.error
         return [run.status, len(run.losses), digest(run)]
 
     def begin(self, folder: Path, **more: Any) -> Any:
@@ -239,6 +247,8 @@ def write_gguf(file: Path) -> None:
 class GGUF(Subject):
     """The cache of a model that was converted; the file itself is somebody else's, and lies elsewhere."""
 
+    keeps_others = False  # what is in a cache can be made again
+
     def file(self, folder: Path) -> Path:
         return folder.parent / "tiny.gguf"
 
@@ -253,6 +263,8 @@ class GGUF(Subject):
 
 
 class EncodeCache(Subject):
+    keeps_others = False
+
     def write(self, folder: Path) -> Any:
         data = encode(tiny_lm(), {"train": TEXTS, "valid": TEXTS[:2]}, cache=True)
         rows = [data.train["input_ids"][:], data.train["labels"][:], data.valid["input_ids"][:]]
@@ -264,7 +276,7 @@ class EncodeCache(Subject):
 class Answers(Subject):
     def write(self, folder: Path) -> Any:
         lm = tiny_lm()
-        options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "progress": False, "batch_size": 2}
+        options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "progress": False}
         return generate(lm, TEXTS[:6], 5, file=folder / "answers.jsonl", **options)
 
     read = write
@@ -338,6 +350,7 @@ class Sheet(Subject):
         if not (folder / "sheet.csv").exists():
             raise FTNBError("sheet", "it was not written", "Write it.")  # nothing is there: it appears whole or not
         filled = self.ratings(folder).from_csv(folder / "sheet.csv", "anna")
+        EVENTS.disarm()  # what follows is not the library
         return [len(filled.to_pandas()), (folder / "sheet.csv").read_text("utf-8-sig")]
 
     def is_part(self, old: Any, value: Any, new: Any) -> bool:

@@ -19,6 +19,11 @@ def counted(found: list[dict]) -> dict[tuple[str, str], Counter]:
     return cells
 
 
+def command(verdict: dict) -> str:
+    """What does it again."""
+    return f".venv/bin/python tests/test_survival.py {verdict['subject']!r} {verdict['fault']!r} {verdict['seed']}"
+
+
 def as_text(found: list[dict]) -> str:
     """One row a subject, one column a fault: identical + refused, and failures with a mark."""
     cells = counted(found)
@@ -34,9 +39,10 @@ def as_text(found: list[dict]) -> str:
     lines = [" " * width + "".join(f"{fault:>13}" for fault in faults)]
     lines += [f"{s:<{width}}" + "".join(f"{cell(cells[s, f]):>13}" for f in faults) for s in subjects if s]
     total = sum((cells[key] for key in cells), Counter())
+    failures = [f"\n{v['subject']}: {v['what']}: {v['why']:.240}\n    {command(v)}" for v in found if v["result"] == "failed"]
     end = f"{total.total()} faults: {total['identical']} bit-identical, {total['refused']} refused with an FTNBError, "
     lines += ["each cell: bit-identical + refused with an FTNBError; ! did harm; . cannot happen, or is not tried"]
-    return "\n".join([*lines, f"{end}{total['failed']} did harm", ""])
+    return "\n".join([*lines, f"{end}{total['failed']} did harm", *failures, ""])
 
 
 def write_table(file: Path, found: list[dict], seed: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from faults import BY_NAME, FAULTS, Bench, Verdict
+from survival_table import command
 from subjects import ALL, SKIPPED, SUBJECTS
 
 
@@ -40,8 +41,9 @@ def test_survival(subject: str, tmp_path: Path, request: pytest.FixtureRequest, 
             verdicts.append(bench.trial(fault, seed * 1_000_000 + i))
             record_property("survival", json.dumps(vars(verdicts[-1])))
     failed = [v for v in verdicts if v.result == "failed"]
-    lines = [f"{v.fault}: {v.what}: {v.why}\n    {v.command}" for v in failed]
-    assert not failed, f"{len(failed)} of {len(verdicts)} faults did harm to: {subject}\n" + "\n".join(lines)
+    lines = [f"{v.what}: {v.why}\n    {command(vars(v))}" for v in failed]
+    if failed:
+        pytest.fail(f"{len(failed)} of {len(verdicts)} faults did harm to: {subject}\n" + "\n".join(lines), pytrace=False)
 
 
 def main(subject: str, fault: str, seed: str) -> None:
