@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / ".ci"))  # tests import the notebook tool as `nb`
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="changed notebooks, and the tests that take seconds")
     parser.addoption("--force", default="", help="notebook flags whose cells run as well, such as 'slow cuda'")
-    parser.addoption("--faults", type=int, help="about so many faults in tests/test_survival.py, instead of one a kind")
+    parser.addoption("--faults", type=int, help="about so many faults in tests/test_survival.py")
     parser.addoption("--faults-seed", type=int, default=0, help="from which those faults are drawn")
     parser.addoption("--faults-table", help="a .csv file for the table of what survived")
 
@@ -52,7 +52,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The table of what survived which faults, if any were injected."""
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
-    found = [json.loads(text) for r in reports for name, text in getattr(r, "user_properties", ()) if name == "survival"]
+    found = [
+        json.loads(text) for r in reports for name, text in getattr(r, "user_properties", ()) if name == "survival"
+    ]
     if not found:
         return
     from survival_table import as_text, write_table

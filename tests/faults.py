@@ -25,7 +25,14 @@ from typing import Any
 
 import pytest
 
-IMPORTED = ["subjects", "peft", "gguf", "transformers.models.llama.modeling_llama", "transformers.generation", "datasets"]
+IMPORTED = [
+    "subjects",
+    "peft",
+    "gguf",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation",
+    "datasets",
+]
 PROCESSES = multiprocessing.get_context("forkserver")  # a new process a trial, without importing everything again
 PROCESSES.set_forkserver_preload(["ftnb.training.finetuning", "transformers.models.gpt2.modeling_gpt2", *IMPORTED])
 
@@ -114,7 +121,9 @@ class Events:
         if not isinstance(path, (str, os.PathLike)) or self.folder not in str(path):
             return
         if event == "open":
-            writes = args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(args[2], int) else "r" not in args[1]
+            writes = (
+                args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(args[2], int) else "r" not in args[1]
+            )
             self.note("write" if writes else "read")
         else:
             self.note(AUDITED[event])

@@ -19,13 +19,20 @@ def counted(found: list[dict]) -> dict[tuple[str, str], Counter]:
     return cells
 
 
+BESIDE = "beside a run"  # the fault of a verb
+
+
 def command(verdict: dict) -> str:
     """What does it again."""
+    if verdict["fault"] == BESIDE:
+        return f".venv/bin/python -m pytest tests/test_survival.py -k 'beside and {verdict['subject']}'"
     return f".venv/bin/python tests/test_survival.py {verdict['subject']!r} {verdict['fault']!r} {verdict['seed']}"
 
 
 def as_text(found: list[dict]) -> str:
     """One row a subject, one column a fault: identical + refused, and failures with a mark."""
+    beside = [v for v in found if v["fault"] == BESIDE]
+    found = [v for v in found if v["fault"] != BESIDE]
     cells = counted(found)
     subjects, faults = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     width = max(map(len, subjects)) + 2
@@ -39,10 +46,16 @@ def as_text(found: list[dict]) -> str:
     lines = [" " * width + "".join(f"{fault:>13}" for fault in faults)]
     lines += [f"{s:<{width}}" + "".join(f"{cell(cells[s, f]):>13}" for f in faults) for s in subjects if s]
     total = sum((cells[key] for key in cells), Counter())
-    failures = [f"\n{v['subject']}: {v['what']}: {v['why']:.240}\n    {command(v)}" for v in found if v["result"] == "failed"]
+    failures = [
+        f"\n{v['subject']}: {v['what']}: {v['why']:.240}\n    {command(v)}"
+        for v in found + beside
+        if v["result"] == "failed"
+    ]
+    names = {r: ", ".join(v["subject"] for v in beside if v["result"] == r) for r in ("identical", "refused", "failed")}
+    verbs = [f"beside a run, {r}: {text}" for r, text in names.items() if text]
     end = f"{total.total()} faults: {total['identical']} bit-identical, {total['refused']} refused with an FTNBError, "
     lines += ["each cell: bit-identical + refused with an FTNBError; ! did harm; . cannot happen, or is not tried"]
-    return "\n".join([*lines, f"{end}{total['failed']} did harm", *failures, ""])
+    return "\n".join([*lines, f"{end}{total['failed']} did harm", *verbs, *failures, ""])
 
 
 def write_table(file: Path, found: list[dict], seed: int) -> None:
