@@ -81,9 +81,8 @@ def begin_or_resume(folder: Path, event: int | None) -> str:
     torch.set_num_threads(1)
     if event:
         kill_at(event)
-    if (folder / "run" / "run.json").exists() and checkpoints_in(folder):
+    if (folder / "run").exists():  # with or without a checkpoint
         return digest(resume(folder, callbacks=[Steps(folder)], progress=False))
-    shutil.rmtree(folder, ignore_errors=True)  # it died before the first checkpoint
     return digest(begin(checkpoint=folder, checkpoint_every=EVERY, callbacks=[Steps(folder)]))
 
 

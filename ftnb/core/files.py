@@ -4,7 +4,7 @@
 
 # %% ../../nbs/core/files.ipynb #c06539ad
 from __future__ import annotations
-import contextlib, csv, hashlib, io, json, os, re, secrets, tempfile
+import contextlib, csv, errno, hashlib, io, json, os, re, secrets, tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +31,10 @@ def check_path(
         raise FTNBError(f'{name}={str(value)!r:.80}', 'no path can hold a zero character', 'Take it out.')
     try: os.fsencode(value)
     except UnicodeEncodeError: check_utf8(str(value), f'{name}={str(value)!r:.80}', 'Choose another name.')
+    try: os.lstat(value)
+    except OSError as e:
+        if e.errno != errno.ENAMETOOLONG: return Path(value)   # it need not be there
+        raise FTNBError(f'{name}={str(value)!r:.80}', 'it is too long for this system', 'Choose another name.') from e
     return Path(value)
 
 # %% ../../nbs/core/files.ipynb #7e2131be

@@ -4,7 +4,8 @@
 
 # %% ../../nbs/training/resuming.ipynb #d0f1688f
 from __future__ import annotations
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 import torch
@@ -44,15 +45,26 @@ def _continue(run: Run, callbacks: Sequence[Any], background: bool) -> Run:
     run.learner.callbacks = [*first, *mine[:last], *given, *mine[last:]]
     return fit_in_background(run) if background else fit_run(run)
 
+# %% ../../nbs/training/resuming.ipynb #f365f1e8
+@contextlib.contextmanager
+def _made_from(folder: Path) -> Iterator[None]:
+    "One clear error if the configuration or the tokenizer in a folder is of no use."
+    try: yield
+    except Exception as e:
+        why = str(e).strip().partition('\n')[0][:200]
+        raise FTNBError(f'folder {str(folder)!r}', f'the model of the run cannot be made from it ({why})',
+                        'Restore the folder from a copy.') from e
+
 # %% ../../nbs/training/resuming.ipynb #f113fab5
 def _untrained_lm(folder: Path, facts: dict) -> LM:
     "A model of the run's configuration, with random weights."
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     auto = AutoModelForSeq2SeqLM if facts['seq2seq'] else AutoModelForCausalLM
-    config, dtype = load_config(folder), getattr(torch, facts['dtype'])
-    with quiet_transformers(): model = auto.from_config(config, dtype=dtype)
+    dtype = getattr(torch, facts['dtype'])
+    with _made_from(folder), quiet_transformers():
+        model, tok = auto.from_config(load_config(folder), dtype=dtype), load_tokenizer(folder)
     placement = choose_device(dtype=dtype)
-    return LM(model.eval().to(placement.device), load_tokenizer(folder), facts['name'], placement)
+    return LM(model.eval().to(placement.device), tok, facts['name'], placement)
 
 # %% ../../nbs/training/resuming.ipynb #b1d1f2d3
 def _saved(file: Path) -> dict[str, torch.Tensor]:
@@ -93,7 +105,7 @@ def _check_given(lm: Any, folder: Path) -> None:
     "Refuse what is no model, is in use, or reads and writes other tokens than those of the rows."
     check_lm(lm)
     check_not_training(lm)
-    own, given = load_tokenizer(folder / 'model'), lm.tokenizer
+    with _made_from(folder / 'model'): own, given = load_tokenizer(folder / 'model'), lm.tokenizer
     if own.get_vocab() == given.get_vocab() and own.eos_token_id == given.eos_token_id: return
     raise FTNBError(f'model {lm.name!r}', 'its tokenizer is not that of the run',
                     'Give the model as it was: resume(folder, lm=...).')

@@ -8,7 +8,6 @@ import contextlib, dataclasses, json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-import torch
 import xxhash
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
