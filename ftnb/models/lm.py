@@ -4,10 +4,10 @@
 
 # %% ../../nbs/models/lm.ipynb #b650cc42
 from __future__ import annotations
-import contextlib, json, threading, warnings, weakref
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib, functools, json, threading, warnings, weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 import torch
 import xxhash
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -17,9 +17,10 @@ from ..core.machine import Placement
 from .chat_templates import end_of_turn_id
 
 # %% auto #0
-__all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainable_parameters', 'count_parameters',
+__all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainable_parameters', 'count_parameters', 'model_lock',
+           'locked_model', 'check_not_training', 'claim_model', 'changing_model', 'begin_training', 'end_training',
            'module_inside', 'own_weights', 'adapter_weights', 'Identity', 'identity', 'fingerprint', 'active_adapters',
-           'active_weights_hash', 'model_lock', 'eval_mode', 'quiet_transformers']
+           'active_weights_hash', 'evaluating', 'eval_mode', 'quiet_transformers']
 
 # %% ../../nbs/models/lm.ipynb #e4b95afc
 @dataclass(repr=False)
@@ -97,6 +98,97 @@ def count_parameters(
 ) -> int:  # each shared tensor is counted once
     "Count a module's parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+# %% ../../nbs/models/lm.ipynb #de48c33c
+_LOCKS: Any = weakref.WeakKeyDictionary()
+
+def model_lock(
+    model: torch.nn.Module,  # any torch module
+) -> threading.RLock:
+    "The lock that a thread holds while it computes with a model."
+    return _LOCKS.setdefault(model, threading.RLock())
+
+# %% ../../nbs/models/lm.ipynb #366767a3
+_Function = TypeVar('_Function', bound=Callable)
+
+def locked_model(
+    function: _Function,  # its first parameter is an `LM`, or a torch module
+) -> _Function:
+    "The same function, which holds the model's lock until it returns: it sees the weights of one step."
+    @functools.wraps(function)
+    def locked(*args: Any, **options: Any) -> Any:
+        first = args[0] if args else next(iter(options.values()), None)
+        model = getattr(first, 'model', first)
+        if not isinstance(model, torch.nn.Module): return function(*args, **options)   # it will refuse
+        with model_lock(model): return function(*args, **options)
+    return cast(_Function, locked)
+
+# %% ../../nbs/models/lm.ipynb #fc6d9538
+@dataclass
+class _Claim:
+    "Says that a model is trained, or changed."
+    rule: str  # 'a run is training it'
+    thread: int  # that does it
+    run: Any = None  # a weak reference to the run, once it has begun
+
+_CLAIMS: Any = weakref.WeakKeyDictionary()   # torch module -> its claim
+_CLAIMING = threading.Lock()
+
+def check_not_training(
+    lm: LM,  # that is to be changed
+    within: bool = False,  # allow it to the thread of the run itself
+) -> None:
+    "Refuse a model that a run is training, or that another thread is changing."
+    claim = _CLAIMS.get(lm.model)
+    if claim is None or (claim.thread == threading.get_ident() and (within or not claim.run)): return
+    raise FTNBError(f'model {lm.name!r}', claim.rule, 'Wait until that is over, or stop it.')
+
+# %% ../../nbs/models/lm.ipynb #ec8c25d9
+@contextlib.contextmanager
+def claim_model(
+    lm: LM,  # that will be trained or changed
+    rule: str,  # what others are told: 'find_lr is training it'
+    keep: bool = False,  # give it back only if the block fails: a run goes on with it
+    within: bool = False,  # allow it to the thread of a run, too
+) -> Iterator[None]:
+    "Nobody else may change a model inside the block."
+    with _CLAIMING:
+        check_not_training(lm, within)
+        if mine := lm.model not in _CLAIMS: _CLAIMS[lm.model] = _Claim(rule, threading.get_ident())
+    try: yield
+    except BaseException: keep = False; raise
+    finally:
+        if mine and not keep: _CLAIMS.pop(lm.model, None)
+
+@contextlib.contextmanager
+def changing_model(
+    lm: LM,  # that is changed in the block
+    within: bool = False,  # allow it to the thread of a run
+) -> Iterator[None]:
+    "Claim a model, and hold its lock."
+    with claim_model(lm, 'another call is changing it', within=within), model_lock(lm.model): yield
+
+# %% ../../nbs/models/lm.ipynb #0abb2c4f
+def begin_training(
+    lm: LM,  # its model
+    run: Any,  # that begins, or goes on in this thread
+    rule: str = 'a run is training it',  # what others are told
+) -> None:
+    "Claim a model for a run, in this thread."
+    with _CLAIMING:
+        claim = _CLAIMS.get(lm.model)
+        own = claim and claim.run and claim.run() is run
+        if not own: check_not_training(lm)
+        _CLAIMS[lm.model] = _Claim(claim.rule if own else rule, threading.get_ident(), weakref.ref(run))
+
+def end_training(
+    lm: LM,  # its model
+    run: Any,  # that has ended
+) -> None:
+    "Give a model back."
+    with _CLAIMING:
+        claim = _CLAIMS.get(lm.model)
+        if claim and (not claim.run or claim.run() in (run, None)): _CLAIMS.pop(lm.model)
 
 # %% ../../nbs/models/lm.ipynb #fe82c641
 def module_inside(
@@ -190,6 +282,7 @@ class Identity:
         return '; '.join(what + _first(names) for what, names in parts.items() if names)
 
 # %% ../../nbs/models/lm.ipynb #b824770f
+@locked_model
 def identity(
     model: torch.nn.Module,  # any torch module, with or without adapters
 ) -> Identity:
@@ -209,6 +302,7 @@ def _first(names: Iterable[str]) -> str:
     return ', '.join(some[:3]) + (f' and {len(some) - 3} more' if len(some) > 3 else '')
 
 # %% ../../nbs/models/lm.ipynb #6d5c1d99
+@locked_model
 def fingerprint(
     model: torch.nn.Module,  # any torch module, with or without adapters
     adapters: bool = False,  # count the weights of adapters as well
@@ -227,6 +321,7 @@ def active_adapters(
     return ''.join(sorted({str(getattr(m, 'active_adapters', '')) for m in layers}))
 
 # %% ../../nbs/models/lm.ipynb #ee2d94e8
+@locked_model
 def active_weights_hash(
     model: torch.nn.Module,  # any
 ) -> str:
@@ -238,43 +333,58 @@ def active_weights_hash(
     text = fingerprint(model, adapters=True) + str(scales)
     return xxhash.xxh3_64_hexdigest(text.encode()) + active
 
-# %% ../../nbs/models/lm.ipynb #de48c33c
-_LOCKS: Any = weakref.WeakKeyDictionary()
-
-def model_lock(
-    model: torch.nn.Module,  # any torch module
-) -> threading.RLock:
-    "The lock that a thread holds while it computes with a model."
-    return _LOCKS.setdefault(model, threading.RLock())
-
-# %% ../../nbs/models/lm.ipynb #f4331717
+# %% ../../nbs/models/lm.ipynb #b652babc
 @contextlib.contextmanager
-def eval_mode(
-    lm: LM,  # a loaded model
+def evaluating(
+    model: torch.nn.Module,  # any
     modules: Sequence[torch.nn.Module] | None = None,  # all of the model's, if the caller has a list
 ) -> Iterator[None]:
-    "Dropout off, and the model's autocast format, inside the block; every module's mode comes back after it."
-    fmt = lm.placement.autocast
-    autocast = torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None,
-                              cache_enabled=False)
-    with model_lock(lm.model), autocast:
-        training = [m for m in modules or lm.model.modules() if m.training]
+    "Dropout off inside the block, which holds the lock; every module's mode comes back after it."
+    with model_lock(model):
+        training = [m for m in modules or model.modules() if m.training]
         for m in training: m.training = False
         try: yield
         finally:
             for m in training: m.training = True
 
-# %% ../../nbs/models/lm.ipynb #a5825fd0
+@contextlib.contextmanager
+def eval_mode(
+    lm: LM,  # a loaded model
+    modules: Sequence[torch.nn.Module] | None = None,  # all of the model's, if the caller has a list
+) -> Iterator[None]:
+    "`evaluating`, in the number format that the model's placement says."
+    fmt = lm.placement.autocast
+    autocast = torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None,
+                              cache_enabled=False)
+    with evaluating(lm.model, modules), autocast: yield
+
+# %% ../../nbs/models/lm.ipynb #a2e6ee5f
+_QUIET: dict[str, Any] = {'lock': threading.Lock(), 'inside': 0}   # how many threads, and what was before
+_NO_DEPRECATIONS = ('ignore', None, FutureWarning, None, 0)   # a filter of `warnings`, found by its identity
+
+def _begin_quiet() -> None:
+    "Switch bars, log lines and deprecations of other libraries off."
+    from transformers.utils import logging
+    _QUIET.update(bars=logging.is_progress_bar_enabled(), level=logging.get_verbosity(), filters=warnings.filters)
+    logging.disable_progress_bar(); logging.set_verbosity_error()
+    cast(list, warnings.filters).insert(0, _NO_DEPRECATIONS)
+
+def _end_quiet() -> None:
+    "Switch on again what was on."
+    from transformers.utils import logging
+    if logging.get_verbosity() == logging.ERROR: logging.set_verbosity(_QUIET['level'])
+    if _QUIET['bars']: logging.enable_progress_bar()
+    for filters in (_QUIET.pop('filters'), warnings.filters):   # somebody may have put a copy there
+        filters[:] = [f for f in filters if f is not _NO_DEPRECATIONS]
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     "No progress bars and log lines of transformers inside the block; errors still come through."
-    from transformers.utils import logging
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar(); logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():   # of deprecations in what other libraries call
-            warnings.simplefilter('ignore', FutureWarning)
-            yield
+    with _QUIET['lock']:
+        if not _QUIET['inside']: _begin_quiet()
+        _QUIET['inside'] += 1
+    try: yield
     finally:
-        logging.set_verbosity(level)
-        if bars: logging.enable_progress_bar()
+        with _QUIET['lock']:
+            _QUIET['inside'] -= 1
+            if not _QUIET['inside']: _end_quiet()
