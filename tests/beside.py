@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +247,7 @@ def beside(verb: str, folder: Path, lora: int | None, expected: str) -> dict[str
             if verb not in ELSEWHERE:
                 call(run.lm, None)
             call(other, want)
+            time.sleep(0.002)  # let the run have its turn
     try:
         run.wait(60)
     except BaseException as error:
