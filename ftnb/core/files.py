@@ -4,7 +4,7 @@
 
 # %% ../../nbs/core/files.ipynb #c06539ad
 from __future__ import annotations
-import contextlib, csv, errno, hashlib, io, json, os, re, secrets, tempfile
+import contextlib, csv, errno, glob, hashlib, io, json, os, re, shutil, tempfile, threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 from filelock import FileLock, Timeout
 from .errors import FTNBError, check_utf8, describe_value
+from .machine import defer_interrupts
 
 # %% auto #0
-__all__ = ['FORMULA_STARTS', 'check_path', 'atomic_file', 'atomic_folder', 'cache_folder', 'checksum', 'write_checksums',
-           'find_damage', 'file_lock', 'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv',
-           'read_csv', 'escape_cell', 'unescape_cell', 'write_csv']
+__all__ = ['FORMULA_STARTS', 'check_path', 'is_disk_error', 'clear_leftovers', 'atomic_files', 'atomic_file', 'atomic_folder',
+           'cache_folder', 'checksum', 'sealed', 'is_sealed', 'write_checksums', 'listed_files', 'find_damage',
+           'file_lock', 'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv', 'read_csv',
+           'escape_cell', 'unescape_cell', 'write_csv']
 
 # %% ../../nbs/core/files.ipynb #c7aefd63
 def check_path(
@@ -54,51 +56,151 @@ def _rename_new(aside: Path, file: Path) -> None:
         file.open('x').close()
         os.replace(aside, file)
 
-# %% ../../nbs/core/files.ipynb #9859e420
+# %% ../../nbs/core/files.ipynb #5c4e44f3
+def is_disk_error(
+    error: BaseException,  # what was raised while something was written
+) -> bool:
+    "Whether an exception comes from a disk that takes no more."
+    words = ('No space left', 'file write failed', 'File too large', 'Disk quota', 'unexpected pos',
+             'SafetensorError')
+    if error.__cause__ and is_disk_error(error.__cause__): return True
+    return isinstance(error, OSError) or any(w in f'{type(error).__name__} {error}' for w in words)
+
+# %% ../../nbs/core/files.ipynb #b5f1f959
+_REMEDIES = {errno.ENOSPC: 'Make room on the disk', errno.EDQUOT: 'Make room within your quota',
+             errno.EACCES: 'Give a folder of yours', errno.EPERM: 'Give a folder of yours',
+             errno.EROFS: 'Give a folder that is not read-only', errno.ENOTDIR: 'Correct the path',
+             errno.EISDIR: 'Correct the path'}
+
 @contextlib.contextmanager
+def _disk_errors(what: str) -> Iterator[None]:
+    "One clear error for whatever a disk refuses inside the block."
+    try: yield
+    except FileExistsError: raise   # of a file that is not to be replaced
+    except Exception as e:
+        if isinstance(e, FTNBError) or not is_disk_error(e): raise
+        why, number = str(getattr(e, 'strerror', None) or e), getattr(e, 'errno', None)
+        remedy = _REMEDIES.get(number, 'Make room, or name another place')  # type: ignore[arg-type]
+        raise FTNBError(what, f'it cannot be written ({why})', f'{remedy}. What was there is as before.') from e
+
+# %% ../../nbs/core/files.ipynb #72504e0e
+def _real(path: Path) -> Path:
+    "Where a path leads, if it is a link; what is neither file nor folder is refused."
+    real = path.resolve() if path.is_symlink() else path
+    if not real.exists() or real.is_file() or real.is_dir(): return real
+    raise FTNBError(f'path {str(path)!r}', 'it is a device, a pipe or a socket', 'Name a file.')
+
+# %% ../../nbs/core/files.ipynb #30c16366
+_MARK = '.ftnb-writing'   # the lock in a folder in which something is being written
+
+def _beside(target: Path) -> str:
+    "What the names of folders begin with in which a file or folder is being written."
+    name, long = target.name, len(os.fsencode(target.name)) > 200   # most systems take 255 bytes
+    return f'.{hashlib.md5(os.fsencode(name)).hexdigest() if long else name}-'
+
+def _try_lock(folder: Path) -> FileLock | None:
+    "The lock of a folder in which something is, or was, being written; None: somebody has it."
+    lock = FileLock(folder / _MARK, timeout=0, thread_local=False)
+    try: lock.acquire()
+    except (Timeout, OSError): return None
+    return lock
+
+# %% ../../nbs/core/files.ipynb #edb4e50a
+_COMPLETE = '.ftnb-complete'   # says that what lies beside it only waits to be renamed
+
+def _rename_all(aside: Path, folder: Path) -> None:
+    "Move finished files into their folder; if that breaks off, it can be done again."
+    (aside / _COMPLETE).touch()
+    _fsync(aside)
+    for file in sorted(aside.iterdir()):
+        if file.name not in (_MARK, _COMPLETE): os.replace(file, folder / file.name)
+
+# %% ../../nbs/core/files.ipynb #d315116d
+def clear_leftovers(
+    target: Path,  # a file or folder that is about to be written, or read
+) -> None:
+    "Remove what killed writers of it have left, after what they had begun to rename is in its place."
+    for aside in target.parent.glob(glob.escape(_beside(target)) + '[a-z0-9_]' * 8):
+        if not (aside / _MARK).is_file() or not (lock := _try_lock(aside)): continue
+        try:
+            if (old := aside / 'old').exists() and not target.exists(): old.rename(target)
+            if (aside / _COMPLETE).exists(): _rename_all(aside, target.parent)
+        finally: lock.release()
+        shutil.rmtree(aside, ignore_errors=True)
+
+# %% ../../nbs/core/files.ipynb #b7bf2e89
+@contextlib.contextmanager
+def _folder_aside(target: Path) -> Iterator[Path]:
+    "A new folder beside `target`, locked, and removed after the block."
+    try: target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as e: raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from e
+    clear_leftovers(target)
+    lock, aside = None, target
+    while lock is None:   # again, if somebody took it for a leftover
+        aside = Path(tempfile.mkdtemp(prefix=_beside(target), dir=target.parent))
+        lock = _try_lock(aside)
+        if not aside.is_dir() and lock: lock.release(); lock = None
+    try: yield aside
+    finally:
+        lock.release()
+        shutil.rmtree(aside, ignore_errors=True)
+
+# %% ../../nbs/core/files.ipynb #eaafe5ae
+@contextlib.contextmanager
+def atomic_files(
+    *files: str | Path,  # to write, in one folder
+    replace: bool = True,  # False: `FileExistsError` if the first is there already
+) -> Iterator[list[Path]]:  # temporary files of the same names, to be written in the block
+    "Write files that appear whole or not at all, and together."
+    real = [_real(check_path('file', file)) for file in files]
+    with _disk_errors(f'file {str(files[0])!r}'), _folder_aside(real[0]) as aside:
+        new = [aside / file.name for file in real]
+        for file in new: file.touch()
+        yield new
+        for file in new: _fsync(file)
+        with defer_interrupts():
+            if not replace: _rename_new(new[0], real[0])
+            elif len(new) == 1: os.replace(new[0], real[0])
+            else: _rename_all(aside, real[0].parent)
+            _fsync(real[0].parent)
+
+# %% ../../nbs/core/files.ipynb #2b57e05b
 def atomic_file(
     file: str | Path,  # the file to write
     replace: bool = True,  # False: `FileExistsError` if it is there already
-) -> Iterator[Path]:  # a temporary file beside it with the same ending, to be written in the block
+) -> contextlib.AbstractContextManager[Path]:  # a temporary file of the same name, to be written in the block
     "Write a file that appears whole or not at all: written aside, flushed to disk, renamed."
-    file = check_path('file', file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f'.{file.stem}-{secrets.token_hex(4)}{file.suffix}')
-    aside.touch(exist_ok=False)
-    try:
-        yield aside
-        _fsync(aside)
-        if replace: os.replace(aside, file)
-        else: _rename_new(aside, file)
-        _fsync(file.parent)
-    finally: aside.unlink(missing_ok=True)
+    return _only(atomic_files(file, replace=replace))
 
-# %% ../../nbs/core/files.ipynb #3a559e53
+@contextlib.contextmanager
+def _only(files: Any) -> Iterator[Path]:
+    "The one file of a block that writes files."
+    with files as (file,): yield file
+
+# %% ../../nbs/core/files.ipynb #8aa6be88
 def _replace_folder(new: Path, folder: Path, old: Path) -> None:
     "Rename `new` to `folder`; what was there goes to `old`, and comes back if that fails."
-    if folder.exists(): folder.rename(old)
-    try: new.rename(folder)
-    except BaseException:
-        if old.exists() and not folder.exists(): old.rename(folder)
-        raise
-    _fsync(folder.parent)
+    with defer_interrupts():
+        if folder.exists(): folder.rename(old)
+        try: new.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists(): old.rename(folder)
+            raise
+        _fsync(folder.parent)
 
-# %% ../../nbs/core/files.ipynb #5c64c7d7
+# %% ../../nbs/core/files.ipynb #888f45d2
 @contextlib.contextmanager
 def atomic_folder(
     folder: str | Path,  # the folder to make, or to replace
     replace: bool = True,  # False: if another process has made it meanwhile, keep that one
 ) -> Iterator[Path]:  # a temporary folder beside it, to be filled in the block
     "Make a folder that appears whole or not at all: written aside, flushed to disk, renamed."
-    folder = check_path('folder', folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent,
-                                     ignore_cleanup_errors=True) as aside:
-        new = Path(aside) / 'new'
-        new.mkdir()
+    folder = _real(check_path('folder', folder))
+    with _disk_errors(f'folder {str(folder)!r}'), _folder_aside(folder) as aside:
+        (new := aside / 'new').mkdir()
         yield new
         for file in [*new.rglob('*'), new]: _fsync(file)
-        if replace or not folder.exists(): _replace_folder(new, folder, Path(aside) / 'old')
+        if replace or not folder.exists(): _replace_folder(new, folder, aside / 'old')
 
 # %% ../../nbs/core/files.ipynb #5cc51017
 def cache_folder() -> Path:
@@ -114,6 +216,20 @@ def checksum(
     "The BLAKE2b checksum of a file."
     with file.open('rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()[:digits]
 
+# %% ../../nbs/core/files.ipynb #08511b9c
+def sealed(
+    facts: dict,  # what JSON can hold
+) -> dict:  # with its checksum, `sum`
+    "The same, with a checksum of itself."
+    text = json.dumps({k: v for k, v in facts.items() if k != 'sum'}, sort_keys=True)
+    return facts | {'sum': hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+
+def is_sealed(
+    facts: Any,  # read from JSON
+) -> bool:
+    "Whether it is what `sealed` gave, and nothing of it has changed."
+    return isinstance(facts, dict) and 'sum' in facts and sealed(facts)['sum'] == facts['sum']
+
 # %% ../../nbs/core/files.ipynb #5e4a7d78
 def _files_in(folder: Path) -> dict[str, Path]:
     "The files in a folder and below it, by their paths from there, without its list of checksums."
@@ -121,9 +237,7 @@ def _files_in(folder: Path) -> dict[str, Path]:
     files.pop('checksums.json', None)
     return files
 
-def _sum_of(sums: dict[str, list]) -> str:
-    "A checksum of a list of checksums, which may be damaged like any other file."
-    return hashlib.blake2b(json.dumps(sums, sort_keys=True).encode(), digest_size=16).hexdigest()
+
 
 # %% ../../nbs/core/files.ipynb #355b43ac
 def write_checksums(
@@ -131,15 +245,17 @@ def write_checksums(
 ) -> None:
     "Note the sizes and the checksums of the files in a folder and below it."
     sums = {name: [f.stat().st_size, checksum(f)] for name, f in _files_in(folder).items()}
-    (folder / 'checksums.json').write_text(json.dumps({'files': sums, 'sum': _sum_of(sums)}, indent=1))
+    (folder / 'checksums.json').write_text(json.dumps(sealed({'files': sums}), indent=1))
 
 # %% ../../nbs/core/files.ipynb #3281588e
-def _read_checksums(folder: Path) -> dict[str, list]:
-    "The list of checksums of a folder; empty, if there is none that is as it was written."
+def listed_files(
+    folder: Path,  # in which `write_checksums` may have been
+) -> dict[str, list]:  # path from there -> its size and checksum
+    "The files of a folder by its list of checksums; empty, if there is none that is as it was written."
     try:
         noted = json.loads((folder / 'checksums.json').read_text('utf-8'))
         files = {str(name): [int(size), str(digest)] for name, (size, digest) in noted['files'].items()}
-        return files if noted['sum'] == _sum_of(files) else {}
+        return files | {'checksums.json': []} if is_sealed(noted) else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError): return {}
 
 # %% ../../nbs/core/files.ipynb #c72bdafb
@@ -149,10 +265,10 @@ def find_damage(
     folder: Path,  # with what `write_checksums` has written
 ) -> str:  # '' if there is none
     "What is wrong with the files of a folder."
-    if not (sums := _read_checksums(folder)): return 'checksums.json, its list of checksums, cannot be read'
+    if not (sums := listed_files(folder)): return 'checksums.json, its list of checksums, cannot be read'
     try:
         found = _files_in(folder)
-        for name, (size, expected) in sums.items():
+        for name, (size, expected) in list(sums.items())[:-1]:
             if name not in found: return f'{name} is missing'
             if (n := found[name].stat().st_size) != size: return f'{name} has {n:,} bytes, not {size:,}'
             if checksum(found[name]) != expected: return f'{name} has been changed'
@@ -240,14 +356,17 @@ def check_unique_columns(
         raise FTNBError(f'column {column!r} of {table}', f'there are {n} of this name', 'Rename them.')
 
 # %% ../../nbs/core/files.ipynb #3aeaf011
+_CSV_LIMIT = threading.Lock()   # the longest cell is a setting of the whole process
+
 def _csv_cells(text: str, separator: str, strict: bool, name: str) -> list[list[str]]:
     "The cells of CSV text, row by row."
-    limit = csv.field_size_limit(2**31 - 1)
     lines = io.StringIO(text, newline='')  # a cell keeps the line ends that it has
-    try: return list(csv.reader(lines, delimiter=separator, strict=strict))
-    except csv.Error as e:
-        raise FTNBError(f'file {name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
-    finally: csv.field_size_limit(limit)
+    with _CSV_LIMIT:
+        limit = csv.field_size_limit(2**31 - 1)
+        try: return list(csv.reader(lines, delimiter=separator, strict=strict))
+        except csv.Error as e:
+            raise FTNBError(f'file {name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
+        finally: csv.field_size_limit(limit)
 
 # %% ../../nbs/core/files.ipynb #3781cd9d
 def parse_csv(

@@ -168,7 +168,11 @@ def _cached(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: Encode
         return _encode(lm, splits, task, settings)
     folder = cache_folder() / 'encoded' / key
     if find_damage(folder):
-        save_encoded(_encode(lm, splits, task, settings), folder, replace=folder.exists())
+        data = _encode(lm, splits, task, settings)
+        try: save_encoded(data, folder, replace=folder.exists())
+        except FTNBError as e:
+            warnings.warn(f'the encoded rows are not kept: {e}', stacklevel=3)
+            return data
     data = load_encoded(folder, lm, task)
     check_token_ids(lm, [arrow_table(data.train), arrow_table(data.valid)])
     return data

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/evaluation/benchmark.ipynb #60445973
 from __future__ import annotations
-import contextlib, copy, io, logging, math, os, warnings
+import contextlib, copy, io, logging, math, os, threading, warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,12 +130,14 @@ def _check_lm_eval_task(task: str, config: Mapping, samples: Sequence[Mapping],
                       'look at the names in metric_list.', stacklevel=4)   # points to the call of `benchmark`
 
 # %% ../../nbs/evaluation/benchmark.ipynb #9dd4086d
+_ALONE = threading.RLock()   # lm-eval's switches and generators are the whole process's
+
 def _run_tasks(lm: LM, tasks: Sequence[str], manager: Any, limit: int | None, shots: int | None,
                batch_size: int, chat: bool, seed: int) -> dict:
     "lm-eval's report on a model in memory."
     import lm_eval
     from lm_eval.models.huggingface import HFLM
-    with _quiet_lm_eval(), seeded(seed), eval_mode(lm):
+    with eval_mode(lm), _ALONE, _quiet_lm_eval(), seeded(seed):
         wrapped = HFLM(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer),
                        batch_size=batch_size, max_length=context_length(lm))
         with _explained(tasks, shots):

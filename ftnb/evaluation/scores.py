@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_choice, check_number, did_you_mean
 from ..core.display import Card, html_table, shorten
-from ..core.files import atomic_file, check_path, checksum
+from ..core.files import atomic_files, check_path, checksum, clear_leftovers, is_sealed, sealed
 from .metric import TextMetric, without_version
 from .metrics import METRICS, metrics_by_name, text_metric
 from .statistics import (
@@ -115,14 +115,10 @@ class Scores(Card):
         "Write rows, metrics and statistics, from which `load_scores` makes the same scores again."
         file, beside = _score_files(path)
         write, _ = FORMATS[file.suffix]
-        try:
-            with atomic_file(beside) as facts, atomic_file(file) as table:   # whole, or not at all
-                write(self.rows, table)
-                text = json.dumps(_description(self, checksum(table, 32)), ensure_ascii=False)
-                facts.write_text(text, encoding='utf-8')
-        except (PermissionError, NotADirectoryError, FileExistsError) as e:
-            raise FTNBError(f'path={str(path)!r}', f'nothing can be written there ({e.strerror})',
-                            'Give a file in a folder of yours.') from e
+        with atomic_files(file, beside) as (table, facts):   # whole, or not at all
+            write(self.rows, table)
+            text = json.dumps(sealed(_description(self, checksum(table, 32))), ensure_ascii=False)
+            facts.write_text(text, encoding='utf-8')
         return file
 
 # %% ../../nbs/evaluation/scores.ipynb #952433d3
@@ -289,7 +285,7 @@ def _read_description(file: Path, beside: Path) -> dict:
         raise FTNBError(f'{str(file)!r}', 'there is no such file',
                         'Give the path that scores.save was given.')
     try: facts = json.loads(beside.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise FTNBError(f'{beside.name}', f'it cannot be read ({type(e).__name__})',
                         'Give the path that scores.save was given; both files are needed.') from e
     form = facts.get('ftnb_scores') if isinstance(facts, dict) else None
@@ -297,6 +293,9 @@ def _read_description(file: Path, beside: Path) -> dict:
                                   'Save the scores again, or use the ftnb that wrote them.')
     if missing := _missing_parts(facts):
         raise FTNBError(f'{beside.name}', f'it lacks {", ".join(missing)}',
+                        'Restore it, or score the texts again.')
+    if not is_sealed(facts):
+        raise FTNBError(f'{beside.name}', 'it was changed after it was saved',
                         'Restore it, or score the texts again.')
     return facts
 
@@ -316,6 +315,7 @@ def load_scores(
 ) -> Scores:
     "Scores that were saved, as they were."
     file, beside = _score_files(path)
+    clear_leftovers(file)
     facts = _read_description(file, beside)
     own = metrics_by_name(metrics) if not isinstance(metrics, Sequence) or metrics else {}
     _check_table(file, beside, facts['checksum'])

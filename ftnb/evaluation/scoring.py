@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_names, check_number, check_utf8, require
-from ..models.lm import LM, context_length, is_seq2seq
+from ..models.lm import LM, context_length, is_seq2seq, locked_model
 from ..data.turns import last_answer
 from ..data.tasks import Task, check_lm_and_task, complete_task
 from ..data.rows import CheckedRows, check_not_columns, check_rows, read_rows
@@ -268,6 +268,7 @@ def _label_rows(rows: CheckedRows, labels: Sequence[str]) -> CheckedRows:
     return each
 
 # %% ../../nbs/evaluation/scoring.ipynb #bd93de39
+@locked_model
 def row_label_probs(
     lm: LM,  # a loaded model
     task: Task,  # with labels
@@ -332,6 +333,7 @@ def check_generate_options(
     Decoding(**{f.name: options[f.name] for f in fields(Decoding) if f.name in options})
 
 # %% ../../nbs/evaluation/scoring.ipynb #6af4aeeb
+@locked_model
 def score(
     lm: LM,  # a loaded model
     rows: Any,  # held-out rows: Dataset, list of dicts, or list of str

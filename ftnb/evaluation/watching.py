@@ -4,7 +4,7 @@
 
 # %% ../../nbs/evaluation/watching.ipynb #2ee16f46
 from __future__ import annotations
-import time
+import contextlib, threading, time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -92,7 +92,8 @@ class ScoreMonitor(Monitor):
         if self.records and self.records[-1][0] == learner.step: return
         if self.records and learner.status != 'finished' and not self.due: return
         start = time.perf_counter()
-        with seeded(0): scores = self.measure() if self.n else self.first()
+        main = threading.current_thread() is threading.main_thread()   # the generators are the whole process's
+        with seeded(0) if main else contextlib.nullcontext(): scores = self.measure() if self.n else self.first()
         seconds = time.perf_counter() - start
         if self.measurements: self.spent += seconds
         values = {k: [scores.values[k], *map(float, scores.intervals[k])] for k in scores.metrics}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, require
-from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, is_seq2seq
+from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, is_seq2seq, model_lock
 from ..models.tokens import check_text
 from ..data.templates import SPEAKERS, uses_chat_template, waiting_prompt
 from ..data.applications import dialogue
@@ -114,7 +114,7 @@ class Chat:
             raise FTNBError('this answer', 'something else has been said since it was asked for', 'Ask again.')
         this = self._current = object()
         self.attempt, answer = attempt, ''
-        weights, prefilled = active_weights_hash(self.lm.model), self._prefill(ids)
+        with model_lock(self.lm.model): weights, prefilled = active_weights_hash(self.lm.model), self._prefill(ids)
         with_answer = lambda: [*turns, {'role': 'assistant', 'content': answer}]
         try:
             with contextlib.closing(self._pieces(ids, prefilled, lambda: self._current is not this)) as pieces:
@@ -141,7 +141,7 @@ class Chat:
 
     def __call__(self, text: str) -> str:
         "Say something; the model's answer."
-        return ''.join(self.stream(text))
+        with model_lock(self.lm.model): return ''.join(self.stream(text))
 
     def stop(self) -> None:
         "End the answer that is being written (in another thread, say) at its next token."
@@ -158,7 +158,7 @@ class Chat:
 
     def again(self) -> str:
         "Another answer to the last turn; with a temperature, a different one."
-        return ''.join(self.stream_again())
+        with model_lock(self.lm.model): return ''.join(self.stream_again())
 
 # %% ../../nbs/generation/chat.ipynb #6bc7dde0
 def transcript(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 import torch
 from ..core.errors import FTNBError
-from ..models.lm import LM, eval_mode, is_seq2seq
+from ..models.lm import LM, eval_mode, is_seq2seq, locked_model
 
 # %% auto #0
 __all__ = ['forward_accepts', 'can_crop_cache', 'DecodingState', 'decoder_start_id', 'Seq2SeqState', 'model_logits_processors',
@@ -238,6 +238,7 @@ def _repeated(state: DecodingState, logits: torch.Tensor, unique: list[list[int]
 _CAN_PAD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()   # model -> the result of the test
 
 # %% ../../nbs/generation/kv_cache.ipynb #651573e8
+@locked_model
 def can_left_pad(
     lm: LM,  # a loaded model
 ) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ..core.errors import check_names, check_number, require
 from ..core.display import Card
-from ..models.lm import LM, check_lm, eval_mode, is_seq2seq
+from ..models.lm import LM, check_lm, eval_mode, is_seq2seq, locked_model
 from ..models.tokens import continuation_ids
 from ..data.batches import token_batches
 from .decoding import Decoding, logits_processors
@@ -73,6 +73,7 @@ def _batch_nats(lm: LM, rows: list[list[int]], answers: list[Sequence[list[int]]
     for j in others: yield j, _nats_after(state, logits, [a[j] for a in answers])
 
 # %% ../../nbs/generation/likelihood.ipynb #61c59053
+@locked_model
 @torch.inference_mode()
 def token_nats(
     lm: LM,  # a loaded model
@@ -99,6 +100,7 @@ def _batches(lm: LM, rows: list[list[int]], answers: Sequence[Sequence[list[int]
     return token_batches(lengths, budget if len(rows) == 1 or can_left_pad(lm) else 1)
 
 # %% ../../nbs/generation/likelihood.ipynb #cec7382d
+@locked_model
 def answer_nats(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of the prompts
@@ -118,6 +120,7 @@ def normalized_probs(
     return odds / odds.sum(1, keepdims=True)
 
 # %% ../../nbs/generation/likelihood.ipynb #404d7cb4
+@locked_model
 def label_probs(
     lm: LM,  # a loaded model
     prompt: str | Sequence[Prompt],  # a prompt, or a list of them
@@ -178,6 +181,7 @@ def _probability_bars(tokens: list[str], probs: list[float], drawn: list[float],
     return f'<div style="max-width:640px">{head}{"".join(map(_bar_row, tokens, probs, drawn))}</div>'
 
 # %% ../../nbs/generation/likelihood.ipynb #504759ad
+@locked_model
 @torch.inference_mode()
 def next_tokens(
     lm: LM,  # a loaded model

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError, check_utf8, require
 from ..models.chat_templates import end_of_turn_stops
-from ..models.lm import LM, active_adapters, eos_ids, is_seq2seq
+from ..models.lm import LM, active_adapters, eos_ids, is_seq2seq, model_lock
 from ..models.tokens import decode_continuation
 
 # %% auto #0
@@ -106,7 +106,8 @@ def refuse_adapter_switch(
     def checked() -> Iterator[str]:
         with contextlib.closing(pieces):  # type: ignore[type-var]
             while True:
-                if active_adapters(modules) != active: raise FTNBError(
+                with model_lock(modules[0]): now = active_adapters(modules)   # not while they are off for another
+                if now != active: raise FTNBError(
                     'this stream', 'adapters have been switched on or off since it was asked for',
                     'Read it where you ask for it.')
                 if (piece := next(pieces, None)) is None: return

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from ..core.errors import FTNBError, check_number, require
 from ..core.display import Card, in_notebook
-from ..models.lm import LM, is_seq2seq
+from ..models.lm import LM, is_seq2seq, locked_model
 from .decoding import Decoding
 from .likelihood import NextTokens, next_tokens
 from .writing import generate
@@ -160,6 +160,7 @@ def _columns(texts: Mapping[str, str]) -> str:
     return f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin-top:8px">{columns}</div>'
 
 # %% ../../nbs/generation/windows.ipynb #ebb500b1
+@locked_model
 def strategies(
     lm: LM,  # a loaded model
     prompt: str,  # what to go on from

@@ -12,7 +12,7 @@ import numpy as np
 from ..core.errors import FTNBError, check_choice, check_number, require
 from ..core.files import check_path
 from ..core.display import Card, html_table
-from ..models.lm import LM, active_weights_hash, eos_ids
+from ..models.lm import LM, active_weights_hash, eos_ids, locked_model
 from ..models.tokens import tokenizer_hash
 from .decoding import Decoding, sampling_uniforms
 from .constraints import make_constraint, schema_dict
@@ -132,6 +132,7 @@ def generate(
     **options: Unpack[_Options]) -> Any: ...
 
 # %% ../../nbs/generation/writing.ipynb #973980f6
+@locked_model
 def generate(
     lm,  # a loaded model
     prompt,  # a string; or a list of strings or of lists of token ids

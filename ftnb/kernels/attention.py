@@ -119,14 +119,15 @@ def packed_attention(
     "Let `model` attend within documents inside the block; restore its own attention after it."
     from transformers import AttentionInterface
     AttentionInterface.register(ATTENTION_NAME, document_attention)   # it gets no mask
-    own, pad = model.config._attn_implementation, getattr(model.config, 'pad_token_id', None)
-    try:
-        with defer_interrupts(): model.set_attn_implementation(ATTENTION_NAME)
-        model.config.pad_token_id = None   # with one, transformers searches ids: a GPU waits
-        yield
-    finally:
-        model.config.pad_token_id = pad
-        with defer_interrupts(): model.set_attn_implementation(own)
+    with model_lock(model):   # others would attend in this way, too
+        own, pad = model.config._attn_implementation, getattr(model.config, 'pad_token_id', None)
+        try:
+            with defer_interrupts(): model.set_attn_implementation(ATTENTION_NAME)
+            model.config.pad_token_id = None   # with one, transformers searches ids: a GPU waits
+            yield
+        finally:
+            model.config.pad_token_id = pad
+            with defer_interrupts(): model.set_attn_implementation(own)
 
 # %% ../../nbs/kernels/attention.ipynb #002ca0c9
 def hidden_states(

@@ -4,14 +4,16 @@
 
 # %% ../../nbs/kernels/nats.ipynb #29139986
 from __future__ import annotations
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..core.machine import is_out_of_memory, seeded
-from ..models.lm import LM, eval_mode, is_seq2seq, quiet_transformers
+from ..core.machine import is_out_of_memory
+from ..models.lm import (
+    LM, active_adapters, eval_mode, evaluating, is_seq2seq, locked_model, quiet_transformers)
 from ..data.batches import IGNORE, PackedBatch, Seq2SeqBatch, pack, pad_seq2seq, plan_epoch
 from .attention import compute_context, hidden_states, packed_attention
 from .loss import finish_logits, linear_cross_entropy, output_layer, output_module_loss
@@ -124,40 +126,58 @@ def _probe(model: Any, seed: int) -> PackedBatch:
     "Three short documents of random tokens; `seed` decides the tokens of the first one only."
     vocabulary = model.get_input_embeddings().weight.shape[0]
     def document(seed: int, n: int) -> list[int]:
-        with seeded(seed): return torch.randint(min(5, vocabulary - 1), vocabulary, (n,)).tolist()
+        own = torch.Generator().manual_seed(seed)   # others' draws are left alone
+        return torch.randint(min(5, vocabulary - 1), vocabulary, (n,), generator=own).tolist()
     documents = [document(seed, 7), document(100, 12), document(101, 4)]
     device = next(model.parameters()).device
     return pack([{'input_ids': d, 'labels': d} for d in documents]).to(device)
 
 # %% ../../nbs/kernels/nats.ipynb #fb2994cd
+@locked_model
 def packing_is_exact(
     model: Any,  # a transformers causal language model
     tolerance: float = 1e-3,  # largest difference in nats in float32; 50 times as much in 16 bits
 ) -> bool:
     "Whether packed documents have the same loss as alone, and know nothing of their neighbours."
-    batch, changed, training = _probe(model, 0), _probe(model, 1), model.training
+    batch, changed = _probe(model, 0), _probe(model, 1)
     autocast = torch.is_autocast_enabled(batch.targets.device.type)
     if next(model.parameters()).dtype != torch.float32 or autocast: tolerance *= 50
-    model.eval()
     try:
-        with torch.no_grad(): alone = padded_nats(model, batch)
-        with quiet_transformers(), packed_attention(model):
-            together, beside = packed_nats(model, batch), packed_nats(model, changed)
+        with evaluating(model), torch.no_grad():
+            alone = padded_nats(model, batch)
+            with quiet_transformers(), packed_attention(model):
+                together, beside = packed_nats(model, batch), packed_nats(model, changed)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ImportError):
         return False   # the model refuses
-    finally: model.train(training)
     leak = (together - beside)[batch.lengths[0] - 1:].abs().max()
     return bool((alone - together).abs().max() < tolerance and leak < 1e-5)
 
-# %% ../../nbs/kernels/nats.ipynb #6b0772db
+# %% ../../nbs/kernels/nats.ipynb #ba33612b
+_PACKS: Any = weakref.WeakKeyDictionary()   # model -> what the answer depends on, and the answer
+
+def _way_of_computing(lm: LM) -> tuple:
+    "What decides how a model computes, apart from its numbers."
+    model, modules = lm.model, list(lm.model.modules())
+    layers = [(type(m), m.__dict__.get('forward')) for m in modules]
+    formats = {(t.dtype, t.device) for t in model.parameters()}
+    config = model.config.to_json_string(use_diff=False), model.config._attn_implementation
+    return (*config, layers, formats, active_adapters(modules), lm.placement.autocast)
+
+def _try_packing(lm: LM) -> bool:
+    "Have a model compute packed documents, in float32 and in its number format."
+    with torch.autocast(lm.device.type, enabled=False): exact = packing_is_exact(lm.model)
+    if not exact or lm.placement.autocast is None: return exact
+    with compute_context(lm, packed=False): return packing_is_exact(lm.model, tolerance=0.02)
+
+@locked_model
 def can_pack(
     lm: LM,  # a loaded model
 ) -> bool:
     "Whether this model computes packed documents, in its number format; else it needs padding."
     if is_seq2seq(lm): return False
-    with torch.autocast(lm.device.type, enabled=False): exact = packing_is_exact(lm.model)
-    if not exact or lm.placement.autocast is None: return exact
-    with compute_context(lm, packed=False): return packing_is_exact(lm.model, tolerance=0.02)
+    way, kept = _way_of_computing(lm), _PACKS.get(lm.model)
+    if kept is None or kept[0] != way: kept = _PACKS[lm.model] = way, _try_packing(lm)
+    return kept[1]
 
 # %% ../../nbs/kernels/nats.ipynb #fe747853
 def _seq2seq(model: Any, batch: Seq2SeqBatch, smoothing: float,
@@ -199,6 +219,7 @@ def _target_counts(batch: PackedBatch | Seq2SeqBatch) -> list[int]:
     return [int((t != IGNORE).sum()) for t in targets]
 
 # %% ../../nbs/kernels/nats.ipynb #7d9cd270
+@locked_model
 def row_nats(
     lm: LM,  # a loaded model
     rows: Sequence[Mapping],  # token rows with `input_ids` and `labels`
@@ -221,6 +242,7 @@ def row_nats(
     return nats, targets
 
 # %% ../../nbs/kernels/nats.ipynb #3e1e4f5c
+@locked_model
 def held_out_loss(
     lm: LM,  # a loaded model
     rows: datasets.Dataset,  # token rows: `data.valid` of an `Encoded`

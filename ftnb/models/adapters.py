@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, import_optional
 from .lm import (
-    LM, adapter_weights, is_seq2seq, module_inside, own_weights, quiet_transformers)
+    LM, adapter_weights, changes_model, is_seq2seq, model_lock, module_inside, own_weights, quiet_transformers)
 
 # %% auto #0
 __all__ = ['PEFT_PREFIX', 'lora_config', 'adapter_layers', 'replaced_weights', 'adapter_in_float32', 'attach_adapter', 'add_lora',
@@ -96,6 +96,7 @@ def _own_half(module: torch.nn.Module) -> torch.dtype | None:
     "The 16-bit format of a model's own weights, or of one of its layers'; None: they have none."
     return next((t.dtype for t in own_weights(module).values() if t.dtype in _HALF), None)
 
+@changes_model
 def adapter_in_float32(
     lm: LM,  # with an adapter, or without; changed in place
 ) -> LM:  # the same
@@ -112,6 +113,7 @@ def adapter_in_float32(
     return lm
 
 # %% ../../nbs/models/adapters.ipynb #e7d124fe
+@changes_model
 def attach_adapter(
     lm: LM,  # changed in place; its own weights are frozen
     config: Any,  # a peft configuration
@@ -161,6 +163,7 @@ def _check_usable(model: torch.nn.Module) -> None:
         raise ValueError('trainable_token_indices and modules_to_save want the same tied layer')
 
 # %% ../../nbs/models/adapters.ipynb #4eadd7c5
+@changes_model
 def add_lora(
     lm: LM,  # a loaded model; it is changed in place, and its own weights are frozen
     lora: Any = 8,  # the rank, or a `peft.LoraConfig`, from `lora_config` or your own
@@ -194,14 +197,15 @@ def _as_before(model: torch.nn.Module) -> Iterator[None]:
 def without_adapter(
     lm: LM,  # a model, with or without an adapter
 ) -> Iterator[None]:
-    "Switch a model's adapter off inside the block."
-    layers = adapter_layers(lm.model)
-    before = [m._disable_adapters for m in layers]
-    for m in layers: m._disable_adapters = True
-    try:
-        with _as_before(lm.model): yield
-    finally:
-        for m, disabled in zip(layers, before): m._disable_adapters = disabled
+    "Switch a model's adapter off inside the block; a run that trains it in the background waits meanwhile."
+    with model_lock(lm.model):
+        layers = adapter_layers(lm.model)
+        before = [m._disable_adapters for m in layers]
+        for m in layers: m._disable_adapters = True
+        try:
+            with _as_before(lm.model): yield
+        finally:
+            for m, disabled in zip(layers, before): m._disable_adapters = disabled
 
 # %% ../../nbs/models/adapters.ipynb #ed54ba1c
 def _own_module(layer: Any) -> torch.nn.Module:
@@ -216,6 +220,7 @@ def _restore_layers(model: torch.nn.Module, choose: Callable = _own_module) -> N
     for parent, name, child in new: setattr(parent, name, child)
 
 # %% ../../nbs/models/adapters.ipynb #6d0d4553
+@changes_model
 def remove_adapter(
     lm: LM,  # a model with an adapter; it is changed in place
 ) -> LM:  # the same, as it was before `add_lora`, and ready to be trained
@@ -279,6 +284,7 @@ def _settle_ties(model: Any) -> None:
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 # %% ../../nbs/models/adapters.ipynb #3808ea90
+@changes_model
 def merge_adapter(
     lm: LM,  # a model with an adapter; it is changed in place
 ) -> LM:  # the same, without an adapter; its weights hold what the adapter has learned
@@ -304,6 +310,7 @@ def transformer_blocks(
     raise FTNBError(f'model {type(model).__name__}', 'its layers cannot be found', 'Freeze by hand.')
 
 # %% ../../nbs/models/adapters.ipynb #af3c6522
+@changes_model
 def freeze(
     lm: LM,  # a loaded model; changed in place
     layers: int,  # how many of the lowest blocks; the embeddings are frozen as well

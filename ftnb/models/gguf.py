@@ -4,12 +4,12 @@
 
 # %% ../../nbs/models/gguf.ipynb #71fa3707
 from __future__ import annotations
-import contextlib, hashlib, io
+import contextlib, hashlib, io, threading
 from pathlib import Path
 import torch
 from ..core.errors import OPTIONAL, FTNBError, import_optional
 from ..core.display import StatusLine
-from ..core.files import atomic_folder, cache_folder
+from ..core.files import atomic_folder, cache_folder, find_damage, write_checksums
 from .lm import quiet_transformers
 
 # %% auto #0
@@ -26,11 +26,13 @@ def _gguf_hash(file: Path) -> str:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../../nbs/models/gguf.ipynb #5918e787
+_ALONE = threading.Lock()   # stderr is the whole process's
+
 def _read_gguf(file: Path) -> tuple:
     "Model and tokenizer of a `.gguf` file, as transformers reads them."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     try:
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):   # one bar ignores the setting
+        with _ALONE, quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):   # one bar ignores the setting
             tok = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             options = dict(gguf_file=file.name, dtype=torch.float32)
             return AutoModelForCausalLM.from_pretrained(file.parent, **options), tok
@@ -65,7 +67,9 @@ def convert_gguf(
     "Convert a `.gguf` file to safetensors, once; later calls return the cached folder at once."
     file = Path(file)
     folder = cache_folder() / 'gguf' / f'{file.stem}-{_gguf_hash(file)[:16]}'
-    if not folder.exists():
+    if find_damage(folder):   # or it is not there
         import_optional('gguf', OPTIONAL['gguf'][1], 'to read .gguf files')
-        with atomic_folder(folder, replace=False) as new: _convert(file, new)
+        with atomic_folder(folder) as new:
+            _convert(file, new)
+            write_checksums(new)
     return folder

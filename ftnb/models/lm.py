@@ -18,9 +18,10 @@ from .chat_templates import end_of_turn_id
 
 # %% auto #0
 __all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainable_parameters', 'count_parameters', 'model_lock',
-           'locked_model', 'check_not_training', 'claim_model', 'changing_model', 'begin_training', 'end_training',
-           'module_inside', 'own_weights', 'adapter_weights', 'Identity', 'identity', 'fingerprint', 'active_adapters',
-           'active_weights_hash', 'evaluating', 'eval_mode', 'quiet_transformers']
+           'has_lock', 'locked_model', 'check_not_training', 'in_training', 'claim_model', 'changing_model',
+           'changes_model', 'begin_training', 'end_training', 'module_inside', 'own_weights', 'adapter_weights',
+           'Identity', 'identity', 'fingerprint', 'active_adapters', 'active_weights_hash', 'evaluating', 'eval_mode',
+           'quiet_transformers']
 
 # %% ../../nbs/models/lm.ipynb #e4b95afc
 @dataclass(repr=False)
@@ -108,6 +109,12 @@ def model_lock(
     "The lock that a thread holds while it computes with a model."
     return _LOCKS.setdefault(model, threading.RLock())
 
+def has_lock(
+    model: torch.nn.Module,  # any torch module
+) -> bool:
+    "Whether this thread holds the lock: nobody who needs it can go on meanwhile."
+    return getattr(model_lock(model), '_is_owned')()
+
 # %% ../../nbs/models/lm.ipynb #366767a3
 _Function = TypeVar('_Function', bound=Callable)
 
@@ -143,6 +150,12 @@ def check_not_training(
     if claim is None or (claim.thread == threading.get_ident() and (within or not claim.run)): return
     raise FTNBError(f'model {lm.name!r}', claim.rule, 'Wait until that is over, or stop it.')
 
+def in_training(
+    lm: LM,  # any
+) -> bool:
+    "Whether a run, or another call, has claimed a model."
+    return lm.model in _CLAIMS
+
 # %% ../../nbs/models/lm.ipynb #ec8c25d9
 @contextlib.contextmanager
 def claim_model(
@@ -163,10 +176,23 @@ def claim_model(
 @contextlib.contextmanager
 def changing_model(
     lm: LM,  # that is changed in the block
+    rule: str = 'another call is changing it',  # what others are told
     within: bool = False,  # allow it to the thread of a run
 ) -> Iterator[None]:
     "Claim a model, and hold its lock."
-    with claim_model(lm, 'another call is changing it', within=within), model_lock(lm.model): yield
+    with claim_model(lm, rule, within=within), model_lock(lm.model): yield
+
+# %% ../../nbs/models/lm.ipynb #44b114bf
+def changes_model(
+    function: _Function,  # its first parameter is an `LM`
+) -> _Function:
+    "The same function, which is refused while a run trains the model, and holds the lock until it returns."
+    @functools.wraps(function)
+    def asking(*args: Any, **options: Any) -> Any:
+        lm = args[0] if args else next(iter(options.values()), None)
+        if not isinstance(lm, LM): return function(*args, **options)   # it will refuse
+        with changing_model(lm): return function(*args, **options)
+    return cast(_Function, asking)
 
 # %% ../../nbs/models/lm.ipynb #0abb2c4f
 def begin_training(
@@ -188,7 +214,9 @@ def end_training(
     "Give a model back."
     with _CLAIMING:
         claim = _CLAIMS.get(lm.model)
-        if claim and (not claim.run or claim.run() in (run, None)): _CLAIMS.pop(lm.model)
+        if not claim: return
+        mine = claim.run() in (run, None) if claim.run else claim.thread == threading.get_ident()
+        if mine: _CLAIMS.pop(lm.model)
 
 # %% ../../nbs/models/lm.ipynb #fe82c641
 def module_inside(

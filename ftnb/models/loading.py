@@ -4,23 +4,25 @@
 
 # %% ../../nbs/models/loading.ipynb #61618439
 from __future__ import annotations
-import json, os, re, shutil, socket, urllib.parse, urllib.request
+import contextlib, json, os, re, shutil, socket, urllib.parse, urllib.request
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from ..core.errors import FTNBError, did_you_mean, import_optional, package_folder, require
-from ..core.files import atomic_folder
+from ..core.files import (
+    atomic_folder, check_path, clear_leftovers, find_damage, listed_files, write_checksums)
 from ..core.machine import Placement, choose_device, seeded
-from .lm import LM, Identity, identity, module_inside, own_weights, quiet_transformers
+from .lm import (
+    LM, Identity, changes_model, identity, locked_model, module_inside, own_weights, quiet_transformers)
 from .adapters import PEFT_PREFIX, adapter_in_float32, attach_adapter
 from .gguf import convert_gguf
 
 # %% auto #0
-__all__ = ['EMBEDDED', 'ADAPTER', 'NOTE', 'SAVED_SUFFIXES', 'find_model', 'load_tokenizer', 'load_config', 'kept_settings',
-           'restore_beside', 'changed_weights', 'resize_to', 'embeddings_name', 'fill_own', 'load_lm', 'save_lm',
-           'random_gpt2']
+__all__ = ['EMBEDDED', 'ADAPTER', 'NOTE', 'find_model', 'load_tokenizer', 'load_config', 'kept_settings', 'restore_beside',
+           'changed_weights', 'resize_to', 'embeddings_name', 'fill_own', 'load_lm', 'save_lm', 'random_gpt2']
 
 # %% ../../nbs/models/loading.ipynb #51cf620b
 EMBEDDED = {  # name: (module, file in it, package)
@@ -46,7 +48,7 @@ def _is_path(name: str | Path) -> bool:
 
 # %% ../../nbs/models/loading.ipynb #2526d85c
 def _check_folder(folder: Path) -> Path:
-    "Check that a folder holds a model in the hub's layout."
+    "Check that a folder holds a model in the hub's layout, and that it is as it was saved."
     what = f'model folder {str(folder)!r}'
     if not any((folder / name).is_file() for name in ('config.json', ADAPTER)):
         remedy = 'Give a folder that save_lm or save_pretrained has written.'
@@ -54,6 +56,9 @@ def _check_folder(folder: Path) -> Path:
     if not list(folder.glob('*.safetensors*')):
         rule = 'it has no .safetensors weights (pickled weights can run code)'
         raise FTNBError(what, rule, 'Convert it once with transformers: save_pretrained(folder).')
+    if (folder / 'checksums.json').is_file() and (problem := find_damage(folder)):
+        raise FTNBError(what, f'it is damaged: {problem}', 'Restore that file from a copy, or save the model again. '
+                        'If you have changed it on purpose, delete checksums.json.')
     return folder
 
 # %% ../../nbs/models/loading.ipynb #3c80ea4a
@@ -62,7 +67,8 @@ def find_model(
 ) -> tuple[str, str | Path]:  # ('hub' | 'folder' | 'gguf', where)
     "Decide what kind of model `name` names, and where it is."
     if str(name).lower() in EMBEDDED: return 'gguf', _embedded(str(name).lower())
-    path, what = Path(name).expanduser(), f'model {str(name)!r}'
+    path, what = check_path('name', name).expanduser(), f'model {str(name)!r}'
+    if not path.exists(): clear_leftovers(path)   # a save that was killed may have moved it away
     if path.is_file():
         if path.suffix == '.gguf': return 'gguf', path
         raise FTNBError(what, 'a file must be a .gguf file', 'Give the folder with its config.json.')
@@ -182,6 +188,7 @@ def kept_settings(
     return {k: v for k, v in config.to_dict().items() if keep(k)}
 
 # %% ../../nbs/models/loading.ipynb #9ffcd94c
+@changes_model
 def restore_beside(
     lm: LM,  # changed in place
     folder: Path,  # with a tokenizer and a generation configuration; what is not there stays
@@ -196,6 +203,7 @@ def restore_beside(
     for name, value in settings.items(): setattr(lm.model.config, name, value)
 
 # %% ../../nbs/models/loading.ipynb #12983c4c
+@locked_model
 def changed_weights(
     lm: LM,  # with an adapter, or without
 ) -> dict[str, torch.Tensor]:  # by their names without an adapter, each tensor once
@@ -206,6 +214,7 @@ def changed_weights(
     return {k: own[k] for k in changed.values()}
 
 # %% ../../nbs/models/loading.ipynb #19293db9
+@changes_model
 def resize_to(
     lm: LM,  # changed in place
     rows: int | None,  # of its embeddings; None: as they are
@@ -223,6 +232,7 @@ def embeddings_name(
     return next(k for k, t in own_weights(lm.model).items() if t is module.weight)
 
 # %% ../../nbs/models/loading.ipynb #b0a3e017
+@changes_model
 @torch.no_grad()
 def fill_own(
     lm: LM,  # changed in place
@@ -266,9 +276,22 @@ def _read_note(folder: Path) -> dict:
     note = folder / NOTE
     return json.loads(note.read_text()) if note.is_file() else {}
 
-def _named_base(folder: Path, what: str, **options: Any) -> LM:
+def _base_name(folder: Path) -> str:
+    "What an adapter folder calls the model that it belongs to."
+    return str(json.loads((folder / ADAPTER).read_text('utf-8'))['base_model_name_or_path'])
+
+@contextlib.contextmanager
+def _readable(what: str) -> Iterator[None]:
+    "One clear error if files are of no use."
+    try: yield
+    except FTNBError: raise
+    except Exception as e:
+        why = (str(e).strip().splitlines() or [''])[0][:200]
+        raise FTNBError(what, f'its files cannot be read ({type(e).__name__}: {why})',
+                        'Save it again, or copy it again from where it came.') from e
+
+def _named_base(base: str, what: str, **options: Any) -> LM:
     "The model that an adapter folder names."
-    base = json.loads((folder / ADAPTER).read_text())['base_model_name_or_path']
     try: return load_lm(base, **options)
     except FTNBError as e:
         rule = f'the model that it belongs to, {base!r}, cannot be loaded ({e.rule})'
@@ -276,6 +299,7 @@ def _named_base(folder: Path, what: str, **options: Any) -> LM:
         raise FTNBError(what, rule, remedy) from e
 
 # %% ../../nbs/models/loading.ipynb #4ace1ee0
+@changes_model
 def _in_format(lm: LM, place: Placement) -> LM:
     "A model with an adapter, with its own weights in another format."
     own, before = own_weights(lm.model), identity(lm.model).weights
@@ -293,13 +317,16 @@ def _with_adapter(folder: Path, name: str, dtype: torch.dtype | None, **options:
     "The model that an adapter folder names, with the adapter."
     import_optional('peft', 'pip install peft', 'to load adapters')
     from peft import PeftConfig
-    what, note = f'adapter {str(folder)!r}', _read_note(folder)
-    saved_dtype = getattr(torch, note['dtype']) if note else dtype
-    lm = _named_base(folder, what, dtype=saved_dtype, **options)
-    restore_beside(lm, folder, note.get('settings', {}))
-    weights = load_file(folder / 'adapter_model.safetensors')
+    what = f'adapter {str(folder)!r}'
+    with _readable(what):
+        note, base = _read_note(folder), _base_name(folder)
+        weights = load_file(folder / 'adapter_model.safetensors')
+        with quiet_transformers(): config = PeftConfig.from_pretrained(str(folder))
+        saved_dtype = getattr(torch, note['dtype']) if note else dtype
+    lm = _named_base(base, what, dtype=saved_dtype, **options)
+    with _readable(what): restore_beside(lm, folder, note.get('settings', {}))
     resize_to(lm, _embedding_rows(lm, weights))
-    with quiet_transformers(): attach_adapter(lm, PeftConfig.from_pretrained(folder), what, weights)
+    with quiet_transformers(): attach_adapter(lm, config, what, weights)
     _check_base(what, lm.name, lm, note.get('model'))
     _check_complete(name, lm.model, lm.tokenizer, {})
     lm.model.eval()
@@ -356,16 +383,29 @@ def load_lm(
     lm.name, lm.source = _short_name(name, kind), _absolute_source(name, kind)
     return lm
 
-# %% ../../nbs/models/loading.ipynb #41562ea7
-SAVED_SUFFIXES = {'.json', '.safetensors', '.jinja', '.txt', '.model'}  # what a saved model consists of
-
+# %% ../../nbs/models/loading.ipynb #2eff80b5
 def _check_replaceable(folder: Path) -> None:
-    "Refuse to replace anything but a folder that holds a saved model and nothing else."
+    "Refuse to replace anything but a folder in which each file was written by `save_lm`."
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return
-    is_model = folder.is_dir() and any((folder / name).exists() for name in ('config.json', ADAPTER))
-    if is_model and all(p.is_file() and p.suffix in SAVED_SUFFIXES for p in folder.iterdir()): return
-    rule = 'it holds more than a saved model, and saving would replace it'
-    raise FTNBError(f'folder {str(folder)!r}', rule, 'Choose another folder.')
+    what, ours = f'folder {str(folder)!r}', listed_files(folder)
+    if not ours:
+        raise FTNBError(what, 'it was not written by save_lm, which would replace it',
+                        'Choose another folder, or delete this one.')
+    below = (f.relative_to(folder) for f in folder.rglob('*') if not f.is_dir())
+    if other := sorted(str(f) for f in below if f.as_posix() not in ours):
+        raise FTNBError(what, f'{other[0]!r} in it was not written by save_lm, which would delete it',
+                        'Choose another folder, or move that file.')
+
+# %% ../../nbs/models/loading.ipynb #4dc99478
+@contextlib.contextmanager
+def _model_folder(folder: str | Path) -> Iterator[Path]:
+    "A folder for a model, to be filled in the block; it appears whole, with its checksums."
+    path = check_path('folder', folder).expanduser()
+    clear_leftovers(path)
+    _check_replaceable(path)
+    with atomic_folder(path) as new, quiet_transformers():
+        yield new
+        write_checksums(new)
 
 # %% ../../nbs/models/loading.ipynb #9918dc3c
 def _cannot_be_found(lm: LM) -> str:
@@ -398,20 +438,19 @@ def _save_adapter(lm: LM, folder: Path) -> None:
     (folder / NOTE).write_text(json.dumps(note, indent=1))
 
 # %% ../../nbs/models/loading.ipynb #874af95f
+@locked_model
 def save_lm(
     lm: LM,  # what to save
     folder: str | Path,  # where; a model that is there already is replaced once the new one is whole
 ) -> Path:  # the folder
     "Save model (or its adapter, if it has one) and tokenizer as safetensors in the hub's layout, atomically."
-    folder = Path(folder).expanduser()
-    _check_replaceable(folder)
     adapter = hasattr(lm.model, 'peft_config')
     if adapter: _check_adapter(lm)
-    with atomic_folder(folder) as new, quiet_transformers():
+    with _model_folder(folder) as new:
         if adapter: _save_adapter(lm, new)
         else: lm.model.save_pretrained(new)
         lm.tokenizer.save_pretrained(new)
-    return folder
+    return Path(folder).expanduser()
 
 # %% ../../nbs/models/loading.ipynb #1145e2c6
 def _gpt2_tokenizer_files() -> Path:
@@ -428,9 +467,8 @@ def random_gpt2(
     "Write a randomly initialised GPT-2 with GPT-2's real tokenizer to a folder in the hub's layout."
     from transformers import GPT2Config, GPT2LMHeadModel
     data = _gpt2_tokenizer_files()
-    _check_replaceable(Path(folder))
     with seeded(seed): model = GPT2LMHeadModel(GPT2Config(**config))
-    with atomic_folder(folder) as new, quiet_transformers():
+    with _model_folder(folder) as new:
         model.save_pretrained(new)
         shutil.copy(data / 'encoder.json', new / 'vocab.json')
         shutil.copy(data / 'vocab.bpe', new / 'merges.txt')

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ..core.errors import FTNBError, check_number, check_utf8, require
 from ..core.files import check_path
-from ..models.lm import LM, check_lm, context_length
+from ..models.lm import LM, check_lm, context_length, locked_model
 from ..data.tasks import Task
 from ..data.rows import check_rows
 from ..data.tokenizing import prompt_and_target_ids
@@ -80,6 +80,7 @@ def _check_judge(lm: Any, question: Any, name: Any) -> None:
         if is_text: check_utf8(text, k)
 
 # %% ../../nbs/people/judge.ipynb #2acfa380
+@locked_model
 def judge(
     lm: LM,  # the judge; preferably none of the systems
     a: Scores,  # one system's answers

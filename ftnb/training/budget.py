@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError
 from ..core.machine import free_memory, is_out_of_memory, memory_peak
-from ..models.lm import LM
+from ..models.lm import LM, changing_model
 from ..data.batches import pack, pad_seq2seq, plan_epoch
 from ..data.encoded import Encoded
 from ..kernels.attention import compute_context
@@ -75,15 +75,16 @@ def token_budget(
     packed: bool | None = None,  # packed batches; None: if the model can take them
 ) -> tuple[int, list[Measured]]:  # tokens in a step; what was measured
     "Measure how many tokens in one forward and backward pass pay."
-    packed = can_pack(lm) if packed is None else packed
     measured: list[Measured] = []
-    was_training = lm.model.training
-    lm.model.train()
-    try:
-        for one in _measurements(lm, data, smallest, packed):
-            measured.append(one)
-            if not _larger_may_pay(measured, free_memory(lm.device)): break
-    finally: lm.model.train(was_training)
+    with changing_model(lm, 'token_budget is measuring it'):
+        packed = can_pack(lm) if packed is None else packed
+        was_training = lm.model.training
+        lm.model.train()
+        try:
+            for one in _measurements(lm, data, smallest, packed):
+                measured.append(one)
+                if not _larger_may_pay(measured, free_memory(lm.device)): break
+        finally: lm.model.train(was_training)
     return _smallest_fast(measured), measured
 
 # %% ../../nbs/training/budget.ipynb #66bcce63

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from ..core.errors import FTNBError, did_you_mean, import_optional
-from ..models.lm import trainable_parameters
+from ..models.lm import model_lock, trainable_parameters
 from .learner import Callback, Learner, StopTraining
 
 # %% auto #0
@@ -84,7 +84,8 @@ class EarlyStopping(Callback):
         step, loss = self.held_out.records[-1]
         if self.best and not loss < self.best[1]: return
         self.best, trained = (step, loss), trainable_parameters(learner.model)
-        self.weights = {name: p.detach().to('cpu', copy=True) for name, p in trained.items()}
+        with model_lock(learner.model):
+            self.weights = {name: p.detach().to('cpu', copy=True) for name, p in trained.items()}
 
     def after_step(self, learner: Learner) -> None:
         self.keep_best(learner)
@@ -93,12 +94,17 @@ class EarlyStopping(Callback):
         if measured_since >= self.patience: raise StopTraining
 
     def before_fit(self, learner: Learner) -> None: self.keep_best(learner)
+
+    def before_step(self, learner: Learner) -> None:
+        if learner.step: self.after_step(learner)   # which an interrupt may have prevented
+
     def after_epoch(self, learner: Learner) -> None: self.after_step(learner)
 
     @torch.no_grad()
     def restore(self, learner: Learner) -> None:
         "Put the best weights back."
-        for name, p in trainable_parameters(learner.model).items(): p.copy_(self.weights[name])
+        with model_lock(learner.model):
+            for name, p in trainable_parameters(learner.model).items(): p.copy_(self.weights[name])
 
     def after_fit(self, learner: Learner) -> None:
         self.keep_best(learner)
@@ -188,8 +194,9 @@ class Controls(Callback):
 
     def serve(self) -> None:
         "Do what was asked."
-        while not self.requests.empty():
-            function, future = self.requests.get()
+        while True:
+            try: function, future = self.requests.get_nowait()   # another thread may serve, too
+            except queue.Empty: return
             try: future.set_result(function())
             except Exception as e: future.set_exception(e)
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder, file_lock, find_damage, write_checksums
-from ..models.lm import trainable_parameters
+from ..core.files import atomic_folder, file_lock, find_damage, is_disk_error, write_checksums
+from ..models.lm import model_lock, trainable_parameters
 from .learner import Callback, Learner
 
 # %% auto #0
-__all__ = ['save_state', 'load_state', 'checkpoints_in', 'newest_checkpoint', 'newest_weights', 'Checkpoint', 'is_disk_error']
+__all__ = ['save_state', 'load_state', 'checkpoints_in', 'newest_checkpoint', 'newest_weights', 'Checkpoint']
 
 # %% ../../nbs/training/checkpoints.ipynb #d2f6846d
 def _stateful_callbacks(callbacks: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -166,7 +166,7 @@ class Checkpoint(Callback):
 
     def before_fit(self, learner: Learner) -> None:
         if not self.lock.is_held: self.lock.acquire()
-        for leftover in self.folder.glob('.step-*'):   # of a process that was killed
+        for leftover in (*self.folder.glob('.step-*'), *self.folder.glob('.run-*')):   # of a killed process
             shutil.rmtree(leftover, ignore_errors=True)
         for name, callback in _stateful_callbacks(learner.callbacks):
             if trouble := _unreadable(callback): raise _refused(name, trouble)
@@ -176,7 +176,8 @@ class Checkpoint(Callback):
     def write(self, learner: Learner) -> None:
         "Write a checkpoint; if the disk is full, say so, and train on."
         try:
-            with atomic_folder(self.folder / self.name(learner)) as new: save_state(learner, new)
+            with model_lock(learner.model), atomic_folder(self.folder / self.name(learner)) as new:
+                save_state(learner, new)
         except Exception as e:
             if not is_disk_error(e): raise
             before = f'the last good one is {self.path}' if self.path else 'there is none before it'
@@ -201,12 +202,3 @@ class Checkpoint(Callback):
         try:
             if learner.step and not self.is_written(learner): self.write(learner)
         finally: self.lock.release()
-
-# %% ../../nbs/training/checkpoints.ipynb #a467bcc3
-def is_disk_error(
-    error: BaseException,  # what was raised while something was written
-) -> bool:
-    "Whether an exception comes from a disk that takes no more."
-    words = ('No space left', 'file write failed', 'File too large', 'Disk quota', 'unexpected pos',
-             'SafetensorError')
-    return isinstance(error, OSError) or any(w in f'{type(error).__name__} {error}' for w in words)

@@ -52,12 +52,11 @@ class CachedFeatures:
         batch: PackedBatch,  # rows, packed
     ) -> list[torch.Tensor]:  # [tokens, hidden] of each row, on the CPU
         "What reaches the first trained block."
-        hook = self.blocks[self.first].register_forward_pre_hook(_stop_here, with_kwargs=True)
-        try:
-            with eval_mode(self.lm), compute_context(self.lm, packed=True):
-                hidden_states(self.lm.model, batch.to(self.lm.device))
-        except _FirstTrainedBlock as reached: features = reached.features[0].cpu()
-        finally: hook.remove()
+        with eval_mode(self.lm), compute_context(self.lm, packed=True):   # nobody else meets the hook
+            hook = self.blocks[self.first].register_forward_pre_hook(_stop_here, with_kwargs=True)
+            try: hidden_states(self.lm.model, batch.to(self.lm.device))
+            except _FirstTrainedBlock as reached: features = reached.features[0].cpu()
+            finally: hook.remove()
         return [f.clone() for f in features.split(batch.lengths)]
 
     @contextlib.contextmanager

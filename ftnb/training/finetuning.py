@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from ..core.errors import check_number
-from ..models.lm import LM
+from ..models.lm import LM, claim_model
 from ..data.encoded import Encoded
 from .runs import Run, fit_run
 from .panel import fit_in_background
@@ -57,7 +57,8 @@ def finetune(
         weight_decay=weight_decay, label_smoothing=label_smoothing, clip=clip, valid_every=valid_every,
         patience=patience, samples=samples, recompute=recompute, compile=compile, seed=seed))
     check_number('checkpoint_every', checkpoint_every, 1, none=True)
-    with new_run_folder(checkpoint, checkpoint_every) as checkpointer, trained_part(lm, lora, frozen, seed, keep=True):
+    with (claim_model(lm, 'another call is training it', keep=True),
+          new_run_folder(checkpoint, checkpoint_every) as checkpointer, trained_part(lm, lora, frozen, seed, keep=True)):
         if tokens_per_step == 'auto': s = with_token_budget(lm, data, s, progress)
         run = prepare_run(lm, data, s, callbacks, progress, checkpointer, background)
         if checkpointer: write_run_folder(run, data, checkpointer.folder)

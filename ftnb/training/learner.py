@@ -221,7 +221,7 @@ class Learner:
         permanent, training = self.callbacks, self.model.training
         self.callbacks, self.status = [*permanent, *callbacks], 'running'
         self.ended_early = False
-        self.model.train()
+        with model_lock(self.model): self.model.train()
         try:
             self('before_fit')
             while self.epoch < epochs: self.one_epoch()
@@ -232,7 +232,7 @@ class Learner:
         except KeyboardInterrupt: self.collect_losses(); self.status = 'interrupted'
         finally:
             with defer_interrupts():
-                self.model.train(training)
+                with model_lock(self.model): self.model.train(training)
                 try: self.end()
                 finally: self.callbacks = permanent
         return self

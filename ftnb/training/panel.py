@@ -7,9 +7,11 @@ from __future__ import annotations
 import atexit, threading, weakref
 from collections.abc import Callable
 from typing import Any
+from ..core.errors import FTNBError
 from ..core.display import in_notebook, text_html
+from ..models.lm import begin_training
 from ..generation.writing import generate
-from .runs import IN_TRAINING, Run, background_controls, fit_run
+from .runs import Run, background_controls, fit_run, let_go
 
 # %% auto #0
 __all__ = ['fit_in_background', 'control_panel']
@@ -21,25 +23,38 @@ def _stop_at_exit(run: Callable[[], Run | None]) -> None:
         alive.stop()
         alive.done.wait(60)
 
-# %% ../../nbs/training/panel.ipynb #67427e08
+# %% ../../nbs/training/panel.ipynb #0e1a8dad
 def fit_in_background(
     run: Run,  # with `controls`
 ) -> Run:  # the same, at once
     "Have a thread train."
+    begin_training(run.lm, run, 'a run in the background is training it')
+    run.learner.status = 'running'
+    run.done.clear()
+    try: _start_thread(run)
+    except BaseException:
+        run.learner.status, run.thread = 'failed', None
+        let_go(run), run.done.set()
+        raise
+    atexit.register(_stop_at_exit, weakref.ref(run))
+    return run
+
+def _start_thread(run: Run) -> None:
+    "Show the panel, and begin."
     def work() -> None:
         try: fit_run(run)
         except BaseException as error: run.error = error
         finally:
-            close_panel()
-            run.done.set()
-    run.learner.status, IN_TRAINING[run.lm.model] = 'running', run
-    run.done.clear()
-    atexit.register(_stop_at_exit, weakref.ref(run))
+            try: close_panel()
+            finally: run.done.set()
     run.progress.line.update('getting ready ...')   # in the cell that asked for it
     close_panel = _show_panel(run)
     run.thread = threading.Thread(target=work, daemon=True, name='ftnb run')
-    run.thread.start()
-    return run
+    try: run.thread.start()
+    except (RuntimeError, MemoryError) as error:
+        close_panel()
+        raise FTNBError('background=True', f'no thread can be started ({error})',
+                        'Leave it out, or end what else this process does.') from error
 
 # %% ../../nbs/training/panel.ipynb #713cf2cb
 def _button(text: str, icon: str, tip: str, action: Callable[[], Any]) -> Any:

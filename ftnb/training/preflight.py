@@ -12,7 +12,7 @@ import torch
 from ..core.errors import FTNBError, check_number
 from ..core.display import Card, format_seconds, loss_curve
 from ..core.machine import free_memory, memory_peak
-from ..models.lm import LM
+from ..models.lm import LM, changing_model
 from ..data.encoded import Encoded
 from ..kernels.nats import held_out_loss
 from .learner import Learner, NotFinite
@@ -33,7 +33,7 @@ def _trial_run(lm: LM, data: Encoded, options: Mapping[str, Any]) -> Iterator[Ru
         raise FTNBError('data', 'it is a stream, whose rows are not known',
                         'Try with the first rows: encode(lm, list(...)).')
     s, lora, frozen = check_options(lm, data, options)
-    with trained_part(lm, lora, frozen, s.seed):
+    with changing_model(lm, 'another call is trying to train it'), trained_part(lm, lora, frozen, s.seed):
         s = dataclasses.replace(s, samples=(), patience=None)
         run = prepare_run(lm, data, s, progress=False)
         run.learner.schedule, run.learner.callbacks = None, []   # the trial sets the rates itself

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from ..core.errors import FTNBError
+from ..core.files import is_disk_error
 from ..core.machine import choose_device
 from ..models.lm import (
-    LM, Identity, adapter_weights, check_lm, identity, own_weights, quiet_transformers)
+    LM, Identity, adapter_weights, check_lm, claim_model, identity, own_weights, quiet_transformers)
 from ..models.adapters import (
     adapter_in_float32, adapter_layers, attach_adapter, remove_adapter, replaced_weights)
 from ..models.loading import fill_own, load_config, load_lm, load_tokenizer, restore_beside
@@ -23,7 +24,7 @@ from .learner import Learner
 from .callbacks import Controls, check_callbacks
 from .checkpoints import Checkpoint, checkpoints_in, load_state, newest_checkpoint, newest_weights
 from .settings import Settings, check_match, check_settings
-from .runs import Run, check_not_training, fit_run
+from .runs import Run, fit_run, let_go
 from .panel import fit_in_background
 from .setup import prepare_run
 from .steps import other_rows
@@ -35,14 +36,15 @@ __all__ = ['resume', 'load_checkpoint']
 # %% ../../nbs/training/resuming.ipynb #cdc2cbd1
 def _continue(run: Run, callbacks: Sequence[Any], background: bool) -> Run:
     "Go on with a run that is still in memory."
-    ended = [run.controls, *(run.user_callbacks if callbacks else [])]
-    mine = [c for c in run.learner.callbacks if not any(c is e for e in ended)]
-    given = check_callbacks(callbacks)
-    run.user_callbacks = given or run.user_callbacks
-    run.controls, run.thread, run.error = Controls() if background else None, None, None
-    first = [run.controls] if run.controls else []
-    last = next((i for i, c in enumerate(mine) if c in (run.stream_read, run.limit, run.checkpointer)), len(mine))
-    run.learner.callbacks = [*first, *mine[:last], *given, *mine[last:]]
+    with claim_model(run.lm, 'another call is training it', keep=True):
+        ended = [run.controls, *(run.user_callbacks if callbacks else [])]
+        mine = [c for c in run.learner.callbacks if not any(c is e for e in ended)]
+        given = check_callbacks(callbacks)
+        run.user_callbacks = given or run.user_callbacks
+        run.controls, run.thread, run.error = Controls() if background else None, None, None
+        first = [run.controls] if run.controls else []
+        last = next((i for i, c in enumerate(mine) if c in (run.stream_read, run.limit, run.checkpointer)), len(mine))
+        run.learner.callbacks = [*first, *mine[:last], *given, *mine[last:]]
     return fit_in_background(run) if background else fit_run(run)
 
 # %% ../../nbs/training/resuming.ipynb #f365f1e8
@@ -50,6 +52,7 @@ def _continue(run: Run, callbacks: Sequence[Any], background: bool) -> Run:
 def _made_from(folder: Path) -> Iterator[None]:
     "One clear error if the configuration or the tokenizer in a folder is of no use."
     try: yield
+    except FTNBError: raise
     except Exception as e:
         why = str(e).strip().partition('\n')[0][:200]
         raise FTNBError(f'folder {str(folder)!r}', f'the model of the run cannot be made from it ({why})',
@@ -102,9 +105,7 @@ def _check_same(lm: LM, facts: dict, begun: bool) -> None:
                         'Give the model of that run, or leave `lm` out.')
 
 def _check_given(lm: Any, folder: Path) -> None:
-    "Refuse what is no model, is in use, or reads and writes other tokens than those of the rows."
-    check_lm(lm)
-    check_not_training(lm)
+    "Refuse a model that reads and writes other tokens than those of the rows."
     with _made_from(folder / 'model'): own, given = load_tokenizer(folder / 'model'), lm.tokenizer
     if own.get_vocab() == given.get_vocab() and own.eos_token_id == given.eos_token_id: return
     raise FTNBError(f'model {lm.name!r}', 'its tokenizer is not that of the run',
@@ -155,6 +156,16 @@ def _restored_data(folder: Path, facts: dict, lm: LM, data: Encoded | None) -> E
     if not data.streamed or first_row(data) != facts['first_row']: raise other_rows()
     return data
 
+# %% ../../nbs/training/resuming.ipynb #759db925
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    "One clear error if the disk does not give what is in a folder."
+    try: yield
+    except Exception as e:
+        if isinstance(e, FTNBError) or not is_disk_error(e): raise
+        raise FTNBError(f'folder {str(folder)!r}', f'it cannot be read ({e})',
+                        'Try again, or restore it from a copy.') from e
+
 # %% ../../nbs/training/resuming.ipynb #f67d2920
 def _load_newest(learner: Learner, checkpointer: Checkpoint) -> None:
     "Put a learner where the newest good checkpoint was written."
@@ -163,11 +174,17 @@ def _load_newest(learner: Learner, checkpointer: Checkpoint) -> None:
     checkpointer.path = newest
 
 # %% ../../nbs/training/resuming.ipynb #852be283
+def _claim_given(lm: Any) -> contextlib.AbstractContextManager:
+    "Claim the model for the run; refuse what is no model, or is in use."
+    if lm is None: return contextlib.nullcontext()
+    check_lm(lm)
+    return claim_model(lm, 'another call is training it', keep=True)
+
 def _continue_folder(folder: str | Path, lm: LM | None, data: Encoded | None,
                      callbacks: Sequence[Any], progress: bool, background: bool) -> Run:
     "Go on with the run of a folder."
     path, facts = read_run_folder(folder)
-    with locked_folder(path, facts['every']) as checkpointer:
+    with _claim_given(lm), _reading(path), locked_folder(path, facts['every']) as checkpointer:
         begun = bool(checkpoints_in(path))
         lm = _restored_lm(path / 'run', facts, lm, begun)
         data = _restored_data(path / 'run', facts, lm, data)
@@ -176,7 +193,7 @@ def _continue_folder(folder: str | Path, lm: LM | None, data: Encoded | None,
         check_settings(s, data)
         run = prepare_run(lm, data, s, callbacks, progress, checkpointer, background)
         if begun: _load_newest(run.learner, checkpointer)
-        if run.status == 'finished': checkpointer.lock.release(); return run
+        if run.status == 'finished': let_go(run); return run
     return fit_in_background(run) if background else fit_run(run)
 
 # %% ../../nbs/training/resuming.ipynb #e8db0e25
@@ -202,8 +219,7 @@ def load_checkpoint(
 ) -> LM:
     "The model as the newest good checkpoint has it."
     path, facts = read_run_folder(folder)
-    weights = newest_weights(path)
-    lm = _restored_lm(path / 'run', facts, None)
+    with _reading(path): weights, lm = newest_weights(path), _restored_lm(path / 'run', facts, None)
     with torch.no_grad():
         for name, p in lm.model.named_parameters():
             if name in weights: p.copy_(weights[name])

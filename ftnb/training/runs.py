@@ -4,15 +4,16 @@
 
 # %% ../../nbs/training/runs.ipynb #71402e48
 from __future__ import annotations
-import math, sys, threading, weakref
-from collections.abc import Sequence
+import contextlib, math, sys, threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number
 from ..core.display import Card, format_seconds, loss_curve
-from ..models.lm import LM, count_parameters, is_seq2seq, quiet_transformers
+from ..models.lm import (
+    LM, begin_training, changing_model, count_parameters, end_training, has_lock, is_seq2seq, quiet_transformers)
 from ..kernels.nats import balances_routers, router_weight
 from ..generation.writing import generate
 from .learner import Learner, NotFinite
@@ -22,7 +23,7 @@ from .checkpoints import Checkpoint
 from .settings import Settings
 
 # %% auto #0
-__all__ = ['IN_TRAINING', 'Run', 'set_recompute', 'check_not_training', 'fit_run', 'batches_in_words', 'background_controls']
+__all__ = ['Run', 'set_recompute', 'fit_run', 'let_go', 'batches_in_words', 'background_controls']
 
 # %% ../../nbs/training/runs.ipynb #a94a4981
 @dataclass(repr=False)
@@ -113,13 +114,17 @@ class Run(Card):
     ) -> str:
         "Have the model, as it is now, continue a prompt; while it is trained, between two steps."
         write = lambda: generate(self.lm, prompt, max_new_tokens, progress=False, **decoding)
-        return self.controls.ask(write).result() if self.controls else write()
+        mine = threading.current_thread() is self.thread or has_lock(self.lm.model)   # nobody else would answer
+        return write() if mine or not self.controls else self.controls.ask(write).result()
 
     def wait(self,
         seconds: float | None = None,  # the longest time; None: until it is over
     ) -> Run:
         "Wait until a run in the background is over; raise what ended it, if that was an error."
         check_number('seconds', seconds, 0, whole=False, none=True)
+        if self.thread and not self.done.is_set() and has_lock(self.lm.model):
+            raise FTNBError('this run', 'it waits for its model, which this thread holds',
+                            'Leave the block (of without_adapter, say) first.')
         if self.thread: self.done.wait(seconds)
         if self.error: raise self.error
         return self
@@ -135,37 +140,39 @@ def set_recompute(
 ) -> bool:  # whether anything has changed
     "Have the model keep few activations, and compute them again for the gradient."
     if _is_recomputing(lm) == yes or not lm.model.supports_gradient_checkpointing: return False
-    with quiet_transformers():
+    with changing_model(lm, within=True), quiet_transformers():   # a run that lacks memory does it
         if yes: lm.model.gradient_checkpointing_enable({'use_reentrant': False})
         else: lm.model.gradient_checkpointing_disable()
     return True
 
-# %% ../../nbs/training/runs.ipynb #5816dcf0
-IN_TRAINING: Any = weakref.WeakKeyDictionary()   # torch module -> the run that trains it
-
-def check_not_training(
-    lm: LM,  # that is to be changed
-) -> None:
-    "Refuse a model that another run is training."
-    if lm.model not in IN_TRAINING: return
-    raise FTNBError(f'model {lm.name!r}', 'a run in the background is training it',
-                    'Wait for that run, or stop it.')
-
-# %% ../../nbs/training/runs.ipynb #4c9f5358
+# %% ../../nbs/training/runs.ipynb #178bce51
 def fit_run(
     run: Run,  # one that is new, or was interrupted
 ) -> Run:  # the same
     "Begin a run, or go on with it."
-    IN_TRAINING[run.lm.model] = run
-    if run.settings.recompute is True: set_recompute(run.lm)
-    try: run.learner.fit(sys.maxsize if run.streamed else run.settings.epochs)
-    except NotFinite as error: raise _naming_rows(run, error) from None
-    finally:
-        if run.checkpointer: run.checkpointer.lock.release()   # whatever has happened
-        IN_TRAINING.pop(run.lm.model, None)
-        if run.settings.recompute is not False: set_recompute(run.lm, False)
-        if run.status == 'finished': run.learner.optimizer.state.clear()   # twice the weights' size
+    with _owned(run):
+        if run.settings.recompute is True: set_recompute(run.lm)
+        try: run.learner.fit(sys.maxsize if run.streamed else run.settings.epochs)
+        except NotFinite as error: raise _naming_rows(run, error) from None
+        finally:
+            if run.settings.recompute is not False: set_recompute(run.lm, False)
+            if run.status == 'finished': run.learner.optimizer.state.clear()   # twice the weights' size
     return run
+
+@contextlib.contextmanager
+def _owned(run: Run) -> Iterator[None]:
+    "The run has its model inside the block; then others may have that and the folder."
+    begin_training(run.lm, run)
+    try: yield
+    finally: let_go(run)
+
+def let_go(
+    run: Run,  # that is over, or could not begin
+) -> None:
+    "Give the folder and the model back; do what was asked of the run too late."
+    if run.checkpointer: run.checkpointer.lock.release()
+    end_training(run.lm, run)
+    if run.controls: run.controls.after_fit(run.learner)
 
 # %% ../../nbs/training/runs.ipynb #4634b30b
 def _single_rows(batches: Sequence) -> Sequence:

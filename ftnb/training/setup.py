@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError
 from ..core.machine import free_memory
-from ..models.lm import LM, is_seq2seq
+from ..models.lm import LM, changing_model, check_not_training, is_seq2seq
 from ..models.adapters import (
     adapter_in_float32, adapter_layers, add_lora, freeze, remove_adapter)
 from ..data.encoded import Encoded
@@ -28,7 +28,7 @@ from .settings import (
     Settings, check_match, check_settings, check_trainable, make_optimizer,
     make_schedule, read_options)
 from .steps import Steps, StreamRead, prefetch
-from .runs import Run, check_not_training, set_recompute
+from .runs import Run, set_recompute
 
 # %% auto #0
 __all__ = ['check_options', 'trained_part', 'choose_loss', 'save_memory', 'make_learner', 'tokens_at_a_time', 'ordered_callbacks',
@@ -75,10 +75,11 @@ def _undo(lm: LM) -> Callable[[], None]:
     had_adapter, training = bool(adapter_layers(lm.model)), lm.model.training
     before = [(p, p.requires_grad) for p in lm.model.parameters()]
     def undo() -> None:
-        if not had_adapter and adapter_layers(lm.model): remove_adapter(lm)
-        for p, yes in before: p.requires_grad_(yes).grad = None
-        lm.model.train(training)
-        set_recompute(lm, False)
+        with changing_model(lm):
+            if not had_adapter and adapter_layers(lm.model): remove_adapter(lm)
+            for p, yes in before: p.requires_grad_(yes).grad = None
+            lm.model.train(training)
+            set_recompute(lm, False)
     return undo
 
 # %% ../../nbs/training/setup.ipynb #8ee7b16d
