@@ -449,6 +449,8 @@ class Bench:
             verdict.why = f"then, an error that is no FTNBError: {last_line(read)}"
         elif read["kind"] == "value" and not self.is_right(read["value"], between):
             verdict.why = f"then, silently, another result: {read['value']!r:.300}"
+        elif read["kind"] == "refused" and between and self.subject.always_there:
+            verdict.why = f"neither the old nor the new is there: {read['why']}"
         else:
             verdict.result = "identical" if read["kind"] == "value" else "refused"
             verdict.why = read["left"] or (read["why"] if read["kind"] == "refused" else "")

@@ -67,6 +67,7 @@ class KillAt(StopAt):
 class Subject:
     """Something that is written to a folder, and read again."""
 
+    always_there = True  # the old or the new, also while it is being written
     keeps_others = True  # files that somebody puts beside its own
 
     def __init__(self, name: str) -> None:
@@ -331,6 +332,8 @@ class SavedRatings(Subject):
 
 class Sheet(Subject):
     """A sheet that is filled in. `read` has no file to go by but the sheet, and asks for what it says."""
+
+    always_there = False  # there is none before the first
 
     def ratings(self, folder: Path) -> Any:
         return rate(scored(0), scored(1), file=Path(tempfile.mkdtemp()) / "ratings.db")
