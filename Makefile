@@ -9,10 +9,13 @@ PIP := $(PY) -m pip install --disable-pip-version-check
 STAMP := .venv/.ftnb-installed
 # processes that run tests beside each other
 WORKERS ?= 2
+# how many faults `make survival` injects, and the seed that they are drawn from
+FAULTS ?= 400
+SEED ?= 0
 # a list of requirements from settings.ini
 setting = $$($(PY) -c 'import configparser as c; p = c.ConfigParser(interpolation=None); p.read("settings.ini"); print(p["DEFAULT"]["$(1)"])')
 
-.PHONY: help env quickstart test test-quick rhythm lab docs nbs export clean
+.PHONY: help env quickstart test test-quick survival rhythm lab docs nbs export clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -60,6 +63,10 @@ nbs: env  ## refresh everything made from notebooks: ftnb/, their stored outputs
 
 export: env  ## write ftnb/ from the notebooks, and tidy the notebooks
 	@$(PY) .ci/nb.py export
+
+survival: env  ## inject faults into all that the library writes: make survival FAULTS=2000 SEED=7 (about a second a fault)
+	@$(PY) -m pytest tests/test_survival.py -n $(WORKERS) --tb=no -q --faults $(FAULTS) --faults-seed $(SEED) \
+	  --faults-table nbs/benchmarks/survival.csv
 
 rhythm: env  ## how much code comes at once in each notebook, and what comes between
 	@$(PY) .ci/rhythm.py

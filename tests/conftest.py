@@ -1,5 +1,6 @@
 """What the tests share: the project's paths, its notebook tool, and `--force`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,9 @@ sys.path.insert(0, str(ROOT / ".ci"))  # tests import the notebook tool as `nb`
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="changed notebooks, and the tests that take seconds")
     parser.addoption("--force", default="", help="notebook flags whose cells run as well, such as 'slow cuda'")
+    parser.addoption("--faults", type=int, help="about so many faults in tests/test_survival.py")
+    parser.addoption("--faults-seed", type=int, default=0, help="from which those faults are drawn")
+    parser.addoption("--faults-table", help="a .csv file for the table of what survived")
 
 
 # files of tests that take seconds
@@ -43,6 +47,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if Path(item.path).stem in QUICK or is_touched(item, touched)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table of what survived which faults, if any were injected."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
+    found = [
+        json.loads(text) for r in reports for name, text in getattr(r, "user_properties", ()) if name == "survival"
+    ]
+    if not found:
+        return
+    from survival_table import as_text, write_table
+
+    terminalreporter.section(f"what survived (seed {config.getoption('--faults-seed')})")
+    terminalreporter.write(as_text(found))
+    if file := config.getoption("--faults-table"):
+        write_table(Path(file), found, config.getoption("--faults-seed"))
 
 
 def is_touched(item: pytest.Item, touched: set[str]) -> bool:

@@ -1,9 +1,6 @@
 """Runs that end badly: killed, interrupted, out of memory, on a full disk, on a damaged checkpoint. None may lose more
 than it must, and each must end with the weights of a run that nothing happened to, bit for bit."""
 
-import hashlib
-import json
-import multiprocessing
 import os
 import random
 import resource
@@ -13,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +18,8 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from faults import in_process
+from subjects import TEXTS, StopAt, digest
 
 from ftnb import finetune, load_lm, resume, save_lm, score, tiny_lm
 from ftnb.core.errors import FTNBError
@@ -31,9 +29,6 @@ from ftnb.training.checkpoints import checkpoints_in, newest_checkpoint
 from ftnb.training.learner import Callback, Learner
 
 EVERY = 2  # steps between checkpoints
-TEXTS = ["To be, or not to be, that is the question: " + "whether 'tis nobler " * (n % 4) for n in range(24)]
-PROCESSES = multiprocessing.get_context("forkserver")  # a new process a trial, without importing everything again
-PROCESSES.set_forkserver_preload(["ftnb.training.finetuning", "transformers.models.gpt2.modeling_gpt2"])
 
 
 def begin(**options: Any) -> Any:
@@ -42,39 +37,6 @@ def begin(**options: Any) -> Any:
     lm = tiny_lm("gpt2", resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
     settings: dict[str, Any] = {"epochs": 2, "lr": 1e-2, "batch_size": 2, "valid_every": 5, "progress": False}
     return finetune(lm, encode(lm, {"train": TEXTS, "valid": TEXTS[:2]}), **settings | options)
-
-
-def digest(run: Any) -> str:
-    """A name for what came out of a run: hashes of weights, losses, and held-out losses."""
-    weights = b"".join(p.detach().numpy().tobytes() for p in run.lm.model.parameters())
-    parts = weights, json.dumps(run.losses).encode(), json.dumps(run.valid).encode()
-    return " ".join(hashlib.sha256(part).hexdigest()[:16] for part in parts)
-
-
-def answer(pipe: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    try:
-        pipe.send(("value", work(*args)))
-    except BaseException:
-        pipe.send(("error", traceback.format_exc()))
-
-
-def in_process(work: Callable[..., Any], *args: Any, killed_after: float | None = None) -> Any:
-    """What `work` returns in a process of its own; None if that was killed."""
-    read, write = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=answer, args=(write, work, args))
-    process.start()
-    write.close()
-    if killed_after is not None:
-        process.join(killed_after)
-        process.kill()
-    try:
-        kind, value = read.recv()
-    except EOFError:
-        kind, value = "killed", None
-    process.join(120)
-    if kind == "error":
-        pytest.fail(value)
-    return value
 
 
 def undisturbed() -> str:
@@ -149,17 +111,6 @@ def test_kill_9(tmp_path: Path, expected: str) -> None:
         assert finished == expected
         runs += 1
     assert not list(tmp_path.rglob(".step-*")), "what killed processes left behind is cleared away"
-
-
-class StopAt(Callback):
-    """Press Ctrl-C after a step."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def after_step(self, learner: Learner) -> None:
-        if learner.step == self.step:
-            raise KeyboardInterrupt
 
 
 def interrupted(shares: list[float]) -> tuple[str, int]:
