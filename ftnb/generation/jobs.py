@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib, hashlib, json, os
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 import numpy as np
 import torch
 from ..core.errors import FTNBError
@@ -138,7 +137,7 @@ class AnswersFile:
         try: answer = json.loads(line)
         except (ValueError, RecursionError): answer = None
         what, remedy = f'line {n} of {self.path}', 'Delete this line; its text is written again.'
-        if not is_sealed(answer) or not _FIELDS <= set(answer):
+        if not is_sealed(answer) or not set(answer) >= _FIELDS:
             raise FTNBError(what, 'it is not as it was written', remedy)
         key = answer['prompt'], answer['copy']
         if self.answers.setdefault(key, answer) != answer:
