@@ -124,7 +124,7 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
         lambda lm, d: compare(*(score_texts(["a"], ["b"], prompts=[p]) for p in "pq")),
         ["texts", "prompts are not", "Score both"],
     ),
-    "saving over a thesis": (lambda lm, d: save_lm(lm, d), ["holds more than a saved model", "Choose another folder"]),
+    "saving over a thesis": (lambda lm, d: save_lm(lm, d), ["was not written by save_lm", "Choose another folder"]),
 }
 
 

@@ -16,14 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ['Randomness', 'own_randomness', 'recompute_context', 'watched_randomness']
 
 # %% ../../nbs/core/randomness.ipynb #dca23d5b
-_T, _init = torch.Tensor, torch.nn.init
+_T = torch.Tensor
 _DRAWING = {  # functions that take a generator
     *(getattr(torch, n) for n in ('rand', 'randn', 'randint', 'randperm', 'rand_like', 'randn_like', 'randint_like',
                                   'bernoulli', 'multinomial', 'normal', 'poisson', 'binomial')),
     *(getattr(_T, n) for n in ('bernoulli', 'bernoulli_', 'uniform_', 'normal_', 'exponential_', 'random_',
-                               'geometric_', 'cauchy_', 'log_normal_', 'multinomial')),
-    *(getattr(_init, n) for n in ('uniform_', 'normal_', 'trunc_normal_', 'xavier_uniform_', 'xavier_normal_',
-                                  'kaiming_uniform_', 'kaiming_normal_', 'orthogonal_', 'sparse_'))}
+                               'geometric_', 'cauchy_', 'log_normal_', 'multinomial'))}
+_FIRST_VALUES = {  # functions of `torch.nn.init` that take one; transformers puts wrappers in their place
+    f'{prefix}{kind}_' for prefix, kinds in {'': ('uniform', 'normal', 'trunc_normal', 'orthogonal', 'sparse'),
+                                            'xavier_': ('uniform', 'normal'), 'kaiming_': ('uniform', 'normal')}.items()
+    for kind in kinds}
 
 # %% ../../nbs/core/randomness.ipynb #7495c51c
 class Randomness:
@@ -100,11 +102,17 @@ class _HandIn(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _OWN: return _OWN[func](self.own, *args, **kwargs)
-        if func in _DRAWING and kwargs.get('generator') is None:
+        if self.takes_generator(func) and kwargs.get('generator') is None:
             first = args[0] if args and isinstance(args[0], torch.Tensor) else None
             where = kwargs.get('device') or (None if first is None else first.device)
             kwargs = kwargs | {'generator': self.own.on(where)}
         return func(*args, **kwargs)
+
+    def takes_generator(self, func: Any) -> bool:
+        "Whether a function draws, and can be handed a generator."
+        if func in _DRAWING: return True
+        of = getattr(func, '__module__', '') in ('torch.nn.init', 'transformers.initialization')
+        return of and func.__name__ in _FIRST_VALUES
 
 # %% ../../nbs/core/randomness.ipynb #c2c0c62e
 _HERE = threading.local()   # `.own`: the randomness of the block that this thread is in
