@@ -735,7 +735,7 @@ CASES = {  # name: (what is done, words that the value, the rule and the remedy 
         ["prompts of 1 text", "each of 12 rows", "Change prompts"],
     ),
     "no folder": (lambda: rate(ONE, TWO, file="no/r.db"), ["no/r.db", "folder does not exist", "Make the folder"]),
-    "a folder as a file": (lambda: rate(ONE, TWO, file="."), ["'.'", "SQLite says", "file="]),
+    "a folder as a file": (lambda: rate(ONE, TWO, file="."), ["'.'", "it is no file", "Name another"]),
     "no file": (lambda: open_ratings("r.db"), ["r.db", "no such file", "rate("]),
     "unknown choice": (lambda: rate(ONE, TWO).record(rate(ONE, TWO).next(), "C"), ["'C'", "'A', 'B', 'tie'", "Change"]),
     "NaN as a choice": (lambda: rate(ONE, TWO).record(rate(ONE, TWO).next(), float("nan")), ["nan", "'tie'", "Change"]),

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/people/ratings.ipynb #95ce30f8
 from __future__ import annotations
-import hashlib, json, os, re
+import json, os, re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_names, check_number, check_utf8, describe_value, require
-from ..core.files import check_path
+from ..core.files import check_path, sealed
 from ..evaluation.scores import Scores
 from .store import (
-    and_list, connect, overview, plural, prepare_file)
+    and_list, comparison_id, connect, overview, plural, prepare_file, read_sets)
 from .session import BlindComparison, check_rater
 from .win_rates import bradley_terry_ranking, win_rate_table
 from .marks import mark_difference_table, mean_marks
@@ -120,12 +120,6 @@ def comparison_content(
                 prompts=pick(asked), references=pick(references),
                 outputs=[pick(s.rows['prediction'][:]) for s in systems.values()])
 
-# %% ../../nbs/people/ratings.ipynb #d311bcc6
-def _comparison_id(content: Mapping[str, Any]) -> str:
-    "A hash of the texts and the criteria."
-    identity = [content['criteria'], content['prompts'], sorted(content['outputs'])]
-    return hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
-
 # %% ../../nbs/people/ratings.ipynb #9bc71319
 def _check_worth(ratings: Ratings) -> None:
     "Refuse a comparison in which there is nothing to ask, or too little for its checks."
@@ -146,15 +140,14 @@ def begin_ratings(
     content: dict[str, Any],  # of `comparison_content`, with 'checks' (None: those it was begun with)
 ) -> Ratings:
     "Put a comparison into a file, unless it is there; check that it was begun in the same way."
-    id, new = _comparison_id(content), content | {'checks': content['checks'] or 0}
+    id, new = comparison_id(content), content | {'checks': content['checks'] or 0}
     _check_worth(Ratings(file, id, rater, **new))
     prepare_file(file)
     with connect(file, write=True) as db:
         now = datetime.now(UTC).isoformat(timespec='seconds')
         db.execute('INSERT OR IGNORE INTO sets (id, content, at) VALUES (?, ?, ?)',
-                   (id, json.dumps(new), now))
-        text, = db.execute('SELECT content FROM sets WHERE id = ?', [id]).fetchone()
-    there = json.loads(text)
+                   (id, json.dumps(sealed(new)), now))
+        there = read_sets(db, file)[id]
     for k in ('seed', 'checks'):
         same = content[k] in (None, there[k])
         require(k, content[k], same, f'this comparison was begun with {k}={there[k]}')
@@ -191,10 +184,10 @@ def open_ratings(
     if not path.is_file():
         raise FTNBError(f'ratings file {str(file)!r}', 'there is no such file', begin)
     prepare_file(path)
-    with connect(path) as db: sets = dict(db.execute('SELECT id, content FROM sets'))
+    with connect(path) as db: sets = read_sets(db, path)
     if which is None and len(sets) == 1: which = next(iter(sets))
     if isinstance(which, str) and which in sets:
-        return Ratings(path, which, check_rater(rater), **json.loads(sets[which]))
+        return Ratings(path, which, check_rater(rater), **sets[which])
     raise FTNBError(describe_value('which', which),
                     f'the file holds {plural(len(sets), "comparison")}',
                     f'Choose: {overview(path)}.' if sets else begin)

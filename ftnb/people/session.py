@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_number, check_utf8, describe_value, require
 from ..core.display import Card
-from .store import connect
+from .store import Verdict, add_verdicts, connect, last_verdicts, read_verdicts
 
 # %% auto #0
 __all__ = ['WORDS', 'Source', 'BlindComparison', 'Item', 'check_ratings', 'check_rater', 'store_verdicts', 'current_verdicts',
@@ -244,11 +244,9 @@ def store_verdicts(
 ) -> None:
     "Add verdicts to the file: all, or none. When this returns, they are on the disk."
     now = datetime.now(UTC).isoformat(timespec='seconds')
-    lines = [(ratings.id, ratings.rater, key, int(flipped), choice, now, seconds)
+    lines = [Verdict(0, ratings.id, ratings.rater, key, int(flipped), choice, now, seconds)
              for key, flipped, choice, seconds in verdicts]
-    with connect(ratings.file, write=True) as db:
-        db.executemany('INSERT INTO ratings (set_id, rater, item, flipped, choice, at, seconds) '
-                       'VALUES (?, ?, ?, ?, ?, ?, ?)', lines)
+    with connect(ratings.file, write=True) as db: add_verdicts(db, ratings.file, lines)
 
 # %% ../../nbs/people/session.ipynb #89ea6e93
 def current_verdicts(
@@ -257,12 +255,10 @@ def current_verdicts(
 ) -> pd.DataFrame:  # rater, item, flipped, choice, at, seconds; in the order of time
     "The verdicts that count now, as the file has them: the last one of each rater on each item."
     check_ratings(ratings)
-    columns = ['rater', 'item', 'flipped', 'choice', 'at', 'seconds']
-    last = 'SELECT max(n) FROM ratings WHERE set_id = ? GROUP BY rater, item'
-    query = (f'SELECT {", ".join(columns)} FROM ratings WHERE n IN ({last}) '
-             'AND choice IS NOT NULL ORDER BY n')
-    with connect(ratings.file) as db: lines = db.execute(query, [ratings.id]).fetchall()
-    return pd.DataFrame([line for line in lines if rater in (None, line[0])], columns=columns)
+    with connect(ratings.file) as db: last = last_verdicts(read_verdicts(db, ratings.file))
+    mine = [v for v in last if v.set_id == ratings.id and rater in (None, v.rater)]
+    lines = [(v.rater, v.item, v.flipped, v.choice, v.at, v.seconds) for v in mine]
+    return pd.DataFrame(lines, columns=['rater', 'item', 'flipped', 'choice', 'at', 'seconds'])
 
 # %% ../../nbs/people/session.ipynb #c46db0a3
 def find_item(

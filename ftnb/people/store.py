@@ -4,13 +4,16 @@
 
 # %% ../../nbs/people/store.ipynb #52d7f7a7
 from __future__ import annotations
-import contextlib, itertools, json, os, sqlite3
+import contextlib, hashlib, itertools, json, os, sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 from ..core.errors import FTNBError
+from ..core.files import is_sealed, sealed
 
 # %% auto #0
-__all__ = ['REMEDIES', 'DAMAGED', 'APPLICATION_ID', 'SCHEMAS', 'connect', 'prepare_file', 'plural', 'and_list', 'overview']
+__all__ = ['REMEDIES', 'DAMAGED', 'APPLICATION_ID', 'SCHEMAS', 'connect', 'Verdict', 'read_verdicts', 'add_verdicts',
+           'last_verdicts', 'comparison_id', 'read_sets', 'prepare_file', 'plural', 'and_list', 'overview']
 
 # %% ../../nbs/people/store.ipynb #f1a7e987
 REMEDIES = {  # a word in SQLite's message: what to do
@@ -48,6 +51,7 @@ SCHEMAS = {  # version: the SQL that leads there from the version before
               at TEXT NOT NULL)''',
     2: 'ALTER TABLE ratings ADD COLUMN seconds REAL',
     3: 'ALTER TABLE sets ADD COLUMN at TEXT',  # when the comparison was begun
+    4: 'ALTER TABLE ratings ADD COLUMN sum TEXT',  # a checksum; contents of sets have theirs, too
 }
 
 # %% ../../nbs/people/store.ipynb #b1c5fad8
@@ -66,6 +70,95 @@ def _schema_version(file: Path, db: sqlite3.Connection) -> int:
         raise refuse(f'it is damaged ({report.splitlines()[-1]})', 'Go back to a copy of it. It was left as it is.')
     return version
 
+# %% ../../nbs/people/store.ipynb #197f7e81
+class Verdict(NamedTuple):
+    "A line of the table `ratings`."
+    n: int  # its number, from 1
+    set_id: str  # of the comparison
+    rater: str  # who gave it
+    item: str  # the key of what was shown
+    flipped: int  # 1: the sides were exchanged
+    choice: str | None  # None: it was taken back
+    at: str  # when, in UTC
+    seconds: float | None  # how long it took; None: not known
+
+def _checksum(verdict: Verdict, before: str) -> str:
+    "The checksum of a verdict; `before` is that of the one before it."
+    return hashlib.blake2b(repr([before, *verdict]).encode(), digest_size=8).hexdigest()
+
+# %% ../../nbs/people/store.ipynb #3638ffa5
+def read_verdicts(
+    db: sqlite3.Connection,  # of a prepared file
+    file: Path,  # its name, for messages
+) -> list[Verdict]:  # in the order in which they were given
+    "All verdicts, also those that count no more; refused, if one is not as it was given."
+    columns, last = ', '.join(Verdict._fields), ''
+    lines = db.execute(f'SELECT {columns}, sum FROM ratings ORDER BY n').fetchall()
+    kept = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'ratings'").fetchone()
+    verdicts = [Verdict(*line) for *line, _ in lines]
+    for verdict, (*_, noted) in zip(verdicts, lines):
+        last = _checksum(verdict, last)
+        if noted != last: raise _damaged(file, f'verdict {verdict.n} is not as it was given')
+    if (kept[0] if kept else 0) != (verdicts[-1].n if verdicts else 0): raise _damaged(file, 'verdicts are missing')
+    return verdicts
+
+def _damaged(file: Path, what: str) -> FTNBError:
+    "The error about a file in which something has changed."
+    return FTNBError(f'ratings file {str(file)!r}', f'it is damaged: {what}', 'Go back to a copy of it.')
+
+# %% ../../nbs/people/store.ipynb #006084b6
+def add_verdicts(
+    db: sqlite3.Connection,  # of a prepared file, for writing
+    file: Path,  # its name, for messages
+    verdicts: Sequence[Verdict],  # their numbers are not looked at
+) -> None:
+    "Add verdicts to a file, with their numbers and checksums."
+    query = 'SELECT n, sum FROM ratings ORDER BY n DESC LIMIT 1'
+    n, last = db.execute(query).fetchone() or (0, '')
+    for n, verdict in enumerate(verdicts, n + 1):
+        verdict = verdict._replace(n=n)
+        last = _checksum(verdict, last)
+        db.execute(f'INSERT INTO ratings ({", ".join(Verdict._fields)}, sum) VALUES ({"?, " * 8}?)', [*verdict, last])
+
+def last_verdicts(
+    verdicts: Sequence[Verdict],  # in the order in which they were given
+) -> list[Verdict]:
+    "Those that count: the last one of each rater on each item, if it was not taken back."
+    last = {(v.set_id, v.rater, v.item): v for v in verdicts}
+    return sorted(v for v in last.values() if v.choice is not None)
+
+# %% ../../nbs/people/store.ipynb #78ace227
+def comparison_id(
+    content: dict[str, Any],  # of a comparison
+) -> str:
+    "A hash of the texts and the criteria."
+    identity = [content['criteria'], content['prompts'], sorted(content['outputs'])]
+    return hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
+
+def read_sets(
+    db: sqlite3.Connection,  # of a prepared file
+    file: Path,  # its name, for messages
+) -> dict[str, dict]:  # id -> content
+    "The comparisons of a file; refused, if one is not as it was begun."
+    sets = {}
+    for id, text in db.execute('SELECT id, content FROM sets ORDER BY rowid'):
+        try: content = json.loads(text)
+        except (ValueError, TypeError, RecursionError): content = None
+        if not is_sealed(content) or comparison_id(content) != id:
+            raise _damaged(file, f'comparison {id!r} is not as it was begun')
+        sets[id] = {k: v for k, v in content.items() if k != 'sum'}
+    return sets
+
+# %% ../../nbs/people/store.ipynb #5f3fc0f6
+def _add_checksums(db: sqlite3.Connection) -> None:
+    "Give checksums to what an older ftnb has written."
+    last = ''
+    for line in db.execute(f'SELECT {", ".join(Verdict._fields)} FROM ratings ORDER BY n').fetchall():
+        last = _checksum(Verdict(*line), last)
+        db.execute('UPDATE ratings SET sum = ? WHERE n = ?', [last, line[0]])
+    for id, text in db.execute('SELECT id, content FROM sets').fetchall():
+        db.execute('UPDATE sets SET content = ? WHERE id = ?', [json.dumps(sealed(json.loads(text))), id])
+
 # %% ../../nbs/people/store.ipynb #9f4f38bc
 def _keep_copy(file: Path, version: int) -> None:
     "Copy a file to ratings.db.v1, or ratings.db.v1-1 if that name is taken."
@@ -81,9 +174,11 @@ def prepare_file(
     file: Path,  # a new file, or one that is there
 ) -> None:
     "Make a file, or check the one that is there and bring it to the present schema: whole, or not at all."
+    what = f'ratings file {str(file)!r}'
     if not file.parent.is_dir():
-        raise FTNBError(f'ratings file {str(file)!r}', 'its folder does not exist',
-                        'Make the folder, or correct file=...')
+        raise FTNBError(what, 'its folder does not exist', 'Make the folder, or correct file=...')
+    if file.exists() and not file.is_file():
+        raise FTNBError(what, 'it is no file', 'Name another one.')
     with connect(file, 'rwc') as db:
         if _schema_version(file, db) == max(SCHEMAS): return
     with connect(file, write=True) as db:
@@ -91,6 +186,7 @@ def prepare_file(
         if 0 < version < max(SCHEMAS): _keep_copy(file, version)
         for step in range(version + 1, max(SCHEMAS) + 1):
             for sql in SCHEMAS[step].split(';'): db.execute(sql)
+        if 0 < version < 4: _add_checksums(db)
         db.execute(f'PRAGMA application_id = {APPLICATION_ID}')
         db.execute(f'PRAGMA user_version = {max(SCHEMAS)}')
 
@@ -114,13 +210,13 @@ def overview(
     path: Path,  # a prepared file
 ) -> str:
     "The comparisons of a file: whose, by which criteria, when each was begun, and how many verdicts there are."
-    current = '''SELECT set_id, count(*), min(at) FROM ratings WHERE choice IS NOT NULL AND n IN
-                 (SELECT max(n) FROM ratings GROUP BY set_id, rater, item) GROUP BY set_id'''
     with connect(path) as db:
-        verdicts = {id: (n, first) for id, n, first in db.execute(current)}
-        sets = db.execute('SELECT id, content, at FROM sets ORDER BY rowid').fetchall()
-    return '; '.join(_overview_line(id, json.loads(content), at, *verdicts.get(id, (0, None)))
-                     for id, content, at in sets)
+        begun = dict(db.execute('SELECT id, at FROM sets'))
+        sets, current = read_sets(db, path), last_verdicts(read_verdicts(db, path))
+    first: dict[str, list[str]] = {id: [] for id in sets}
+    for v in current: first.setdefault(v.set_id, []).append(v.at)
+    return '; '.join(_overview_line(id, content, begun[id], len(first[id]), min(first[id], default=None))
+                     for id, content in sets.items())
 
 # %% ../../nbs/people/store.ipynb #87b843ce
 def _overview_line(id: str, content: dict, at: str | None, n: int, first: str | None) -> str:
