@@ -183,8 +183,8 @@ def test_flipped_bits_of_ratings(rated: Path) -> None:
         file.write_bytes(bytes(flipped))
         try:
             assert found(file) == before, f"bit {bit} of byte {bit // 8}"
-        except (FTNBError, sqlite3.Error) as error:  # sqlite3: the ids that this test asks for itself
-            assert isinstance(error, sqlite3.Error) or "flipped.db" in str(error), error
+        except (FTNBError, sqlite3.Error, UnicodeDecodeError) as error:  # the last two: from this test's own reading
+            assert not isinstance(error, FTNBError) or "flipped.db" in str(error), error
             refused += 1
     assert refused > 100
 
