@@ -15,10 +15,10 @@ from .errors import FTNBError, check_utf8, describe_value
 from .machine import defer_interrupts
 
 # %% auto #0
-__all__ = ['FORMULA_STARTS', 'check_path', 'is_disk_error', 'clear_leftovers', 'atomic_files', 'atomic_file', 'atomic_folder',
-           'cache_folder', 'checksum', 'sealed', 'is_sealed', 'write_checksums', 'listed_files', 'find_damage',
-           'file_lock', 'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv', 'read_csv',
-           'escape_cell', 'unescape_cell', 'write_csv']
+__all__ = ['FORMULA_STARTS', 'check_path', 'is_disk_error', 'read_errors', 'clear_leftovers', 'atomic_files', 'atomic_file',
+           'atomic_folder', 'cache_folder', 'checksum', 'sealed', 'is_sealed', 'write_checksums', 'listed_files',
+           'find_damage', 'file_lock', 'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv',
+           'read_csv', 'escape_cell', 'unescape_cell', 'write_csv']
 
 # %% ../../nbs/core/files.ipynb #c7aefd63
 def check_path(
@@ -82,6 +82,18 @@ def _disk_errors(what: str) -> Iterator[None]:
         why, number = str(getattr(e, 'strerror', None) or e), getattr(e, 'errno', None)
         remedy = _REMEDIES.get(number, 'Make room, or name another place')  # type: ignore[arg-type]
         raise FTNBError(what, f'it cannot be written ({why})', f'{remedy}. What was there is as before.') from e
+
+# %% ../../nbs/core/files.ipynb #da3d194b
+@contextlib.contextmanager
+def read_errors(
+    what: str,  # that is read, for the message: "folder 'run'"
+) -> Iterator[None]:
+    "One clear error for what a disk does not give inside the block."
+    try: yield
+    except Exception as e:
+        if isinstance(e, FTNBError) or not is_disk_error(e): raise
+        why = getattr(e, 'strerror', None) or e
+        raise FTNBError(what, f'it cannot be read ({why})', 'Try again, or restore it from a copy.') from e
 
 # %% ../../nbs/core/files.ipynb #72504e0e
 def _real(path: Path) -> Path:
@@ -271,7 +283,9 @@ def listed_files(
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError): return {}
 
 # %% ../../nbs/core/files.ipynb #c72bdafb
-_LOOKED_FOR = {'.json', '.safetensors', '.jinja', '.model', '.arrow', '.pt'}
+_LOOKED_FOR = {'config.json', 'generation_config.json', 'adapter_config.json', 'ftnb.json', 'tokenizer.json',
+               'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'vocab.txt',
+               'merges.txt', 'chat_template.jinja', 'chat_template.json', 'model.safetensors.index.json'}
 
 def find_damage(
     folder: Path,  # with what `write_checksums` has written
@@ -285,7 +299,8 @@ def find_damage(
             if (n := found[name].stat().st_size) != size: return f'{name} has {n:,} bytes, not {size:,}'
             if checksum(found[name]) != expected: return f'{name} has been changed'
     except OSError as e: return f'{e.filename} cannot be read ({e.strerror})'
-    added = [name for name, f in found.items() if name not in sums and f.suffix in _LOOKED_FOR]
+    added = [name for name, f in found.items() if name not in sums
+             and (f.name in _LOOKED_FOR or f.suffix in ('.safetensors', '.model'))]
     return f'{added[0]} has been added' if added else ''
 
 # %% ../../nbs/core/files.ipynb #1072c60c

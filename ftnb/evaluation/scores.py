@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_choice, check_number, did_you_mean
 from ..core.display import Card, html_table, shorten
-from ..core.files import atomic_files, check_path, checksum, clear_leftovers, is_sealed, sealed
+from ..core.files import atomic_files, check_path, checksum, clear_leftovers, is_sealed, read_errors, sealed
 from .metric import TextMetric, without_version
 from .metrics import METRICS, metrics_by_name, text_metric
 from .statistics import (
@@ -304,7 +304,8 @@ def _check_table(file: Path, beside: Path, saved_checksum: str) -> None:
     "Refuse a table that is missing, or that somebody has edited."
     if not file.is_file():
         raise FTNBError(f'{file.name}', 'it is missing', f'Put it beside {beside.name}.')
-    if checksum(file, 32) != saved_checksum:
+    with read_errors(file.name): now = checksum(file, 32)
+    if now != saved_checksum:
         raise FTNBError(f'{file.name}', 'it was changed after it was saved, and no longer fits its statistics',
                         'Restore it, or score its texts again with score_texts.')
 
@@ -321,7 +322,7 @@ def load_scores(
     _check_table(file, beside, facts['checksum'])
     known = {k: _metric_again(k, m['signature'], own) for k, m in facts['metrics'].items()}
     features, (_, read) = datasets.Features.from_dict(facts['features']), FORMATS[file.suffix]
-    rows = datasets.Dataset.from_dict(read(file, features), features=features)
+    with read_errors(file.name): rows = datasets.Dataset.from_dict(read(file, features), features=features)
     stats, intervals = {}, {}
     for k, m in facts['metrics'].items():
         stats[k] = np.array([list(map(float, row)) for row in m['stats']])

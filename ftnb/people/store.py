@@ -38,7 +38,7 @@ def connect(
         with contextlib.closing(db), db:   # commits, or rolls back
             if write: db.execute('BEGIN IMMEDIATE')
             yield db
-    except (sqlite3.Error, UnicodeDecodeError) as e:   # the latter while it words the former
+    except (sqlite3.Error, UnicodeDecodeError, OSError) as e:   # the second while it words the first
         remedy = next((text for word, text in REMEDIES.items() if word in str(e)), DAMAGED)
         raise FTNBError(f'ratings file {str(file)!r}', f'SQLite says: {e}', remedy) from e
 

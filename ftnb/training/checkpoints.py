@@ -166,27 +166,34 @@ class Checkpoint(Callback):
 
     def before_fit(self, learner: Learner) -> None:
         if not self.lock.is_held: self.lock.acquire()
-        for leftover in (*self.folder.glob('.step-*'), *self.folder.glob('.run-*')):   # of a killed process
-            shutil.rmtree(leftover, ignore_errors=True)
+        self.clear()
         for name, callback in _stateful_callbacks(learner.callbacks):
             if trouble := _unreadable(callback): raise _refused(name, trouble)
 
     def name(self, learner: Learner) -> str: return f'step-{learner.step:08}'
 
+    def clear(self) -> None:
+        "Remove what a process that was killed has left, while the folder is locked."
+        for leftover in (*self.folder.glob('.step-*'), *self.folder.glob('.run-*')):
+            shutil.rmtree(leftover, ignore_errors=True)
+
     def write(self, learner: Learner) -> None:
         "Write a checkpoint; if the disk is full, say so, and train on."
         try:
-            with model_lock(learner.model), atomic_folder(self.folder / self.name(learner)) as new:
+            with model_lock(learner.model), atomic_folder(path := self.folder / self.name(learner)) as new:
                 save_state(learner, new)
+                for notes in _notes_in(path):   # a change of theirs is no damage: they are not in the list
+                    (shutil.copytree if notes.is_dir() else shutil.copy2)(notes, new / notes.name)
         except Exception as e:
             if not is_disk_error(e): raise
             before = f'the last good one is {self.path}' if self.path else 'there is none before it'
             warnings.warn(f'step {learner.step}: no checkpoint could be written ({e}). Training goes '
                           f'on, and the next one is tried in {self.every} steps; {before}', stacklevel=2)
             return
-        self.path = self.folder / self.name(learner)
+        self.path = path
         steps = checkpoints_in(self.folder)
-        for old in steps[steps.index(self.path) + self.keep:]: shutil.rmtree(old, ignore_errors=True)
+        for old in steps[steps.index(self.path) + self.keep:]:
+            if not _notes_in(old): shutil.rmtree(old, ignore_errors=True)
 
     def is_written(self, learner: Learner) -> bool:
         "Whether the newest checkpoint is what the model is now."
@@ -202,3 +209,11 @@ class Checkpoint(Callback):
         try:
             if learner.step and not learner.broken and not self.is_written(learner): self.write(learner)
         finally: self.lock.release()
+
+# %% ../../nbs/training/checkpoints.ipynb #9bd6efe9
+_FILES = {'weights.safetensors', 'state.pt', 'checksums.json'}   # of a checkpoint
+
+def _notes_in(checkpoint: Path) -> list[Path]:
+    "What is in the folder of a checkpoint, and no part of it."
+    if not checkpoint.is_dir(): return []
+    return [f for f in checkpoint.iterdir() if f.name not in _FILES or f.is_dir()]

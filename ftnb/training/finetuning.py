@@ -31,7 +31,7 @@ def finetune(
     frozen: int = 0,  # freeze the embeddings and so many of the lowest blocks (`lm.model.requires_grad_()` frees them)
     tokens_per_step: int | str | None = None,  # fill a step to this many tokens instead; 'auto': measure what pays
     max_steps: int | None = None,  # so many optimizer steps at most; a stream is read again until they are done
-    micro_tokens: int = 4096,  # most tokens in a forward pass; halved if memory runs out (same gradient, but for dropout)
+    micro_tokens: int = 4096,  # most tokens in a forward pass; halved if memory runs out (dropout: other masks)
     optimizer: str = 'adamw',  # or 'adafactor', 'sgd'; with torchao 'adamw8bit', 'adamw4bit', 'adamwfp8'
     schedule: str = 'linear',  # 'linear', 'cosine', 'constant' or another one of `SCHEDULES`
     warmup: float = 0.1,  # share of the steps in which the learning rate rises

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from ..core.errors import FTNBError, imports_undisturbed
-from ..core.files import is_disk_error
+from ..core.files import read_errors
 from ..core.machine import choose_device
 from ..core.randomness import own_randomness
 from ..models.lm import (
@@ -157,16 +157,6 @@ def _restored_data(folder: Path, facts: dict, lm: LM, data: Encoded | None) -> E
     if not data.streamed or first_row(data) != facts['first_row']: raise other_rows()
     return data
 
-# %% ../../nbs/training/resuming.ipynb #759db925
-@contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    "One clear error if the disk does not give what is in a folder."
-    try: yield
-    except Exception as e:
-        if isinstance(e, FTNBError) or not is_disk_error(e): raise
-        raise FTNBError(f'folder {str(folder)!r}', f'it cannot be read ({e})',
-                        'Try again, or restore it from a copy.') from e
-
 # %% ../../nbs/training/resuming.ipynb #f67d2920
 def _load_newest(learner: Learner, checkpointer: Checkpoint) -> None:
     "Put a learner where the newest good checkpoint was written."
@@ -185,7 +175,7 @@ def _continue_folder(folder: str | Path, lm: LM | None, data: Encoded | None,
                      callbacks: Sequence[Any], progress: bool, background: bool) -> Run:
     "Go on with the run of a folder."
     path, facts = read_run_folder(folder)
-    with _claim_given(lm), _reading(path), locked_folder(path, facts['every']) as checkpointer:
+    with _claim_given(lm), read_errors(f'folder {str(path)!r}'), locked_folder(path, facts['every']) as checkpointer:
         begun = bool(checkpoints_in(path))
         lm = _restored_lm(path / 'run', facts, lm, begun)
         data = _restored_data(path / 'run', facts, lm, data)
@@ -223,7 +213,8 @@ def load_checkpoint(
 ) -> LM:
     "The model as the newest good checkpoint has it."
     path, facts = read_run_folder(folder)
-    with _reading(path): weights, lm = newest_weights(path), _restored_lm(path / 'run', facts, None)
+    with read_errors(f'folder {str(path)!r}'):
+        weights, lm = newest_weights(path), _restored_lm(path / 'run', facts, None)
     with torch.no_grad():
         for name, p in lm.model.named_parameters():
             if name in weights: p.copy_(weights[name])

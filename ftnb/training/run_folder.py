@@ -11,7 +11,7 @@ from typing import Any
 import xxhash
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder, check_path, find_damage, is_disk_error, write_checksums
+from ..core.files import atomic_folder, check_path, find_damage, is_disk_error, read_errors, write_checksums
 from ..models.lm import (
     LM, adapter_weights, identity, is_seq2seq, locked_model, own_weights, quiet_transformers)
 from ..models.adapters import replaced_weights
@@ -32,7 +32,9 @@ def locked_folder(
     "Hold the lock of a folder; when the block is done, the run has it, unless the block failed."
     checkpointer = Checkpoint(folder, every)
     checkpointer.lock.acquire()
-    try: yield checkpointer
+    try:
+        checkpointer.clear()
+        yield checkpointer
     except BaseException: checkpointer.lock.release(); raise
 
 # %% ../../nbs/training/run_folder.ipynb #966f97a7
@@ -143,4 +145,4 @@ def read_run_folder(
     if problem := find_damage(path / 'run'):
         rule = f'what the run began with, in `run`, is damaged: {problem}'
         raise FTNBError(what, rule, 'Restore that file from a copy, or begin again in another folder.')
-    return path, json.loads((path / 'run' / 'run.json').read_text())
+    with read_errors(what): return path, json.loads((path / 'run' / 'run.json').read_text())
