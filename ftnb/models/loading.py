@@ -23,7 +23,8 @@ from .gguf import convert_gguf
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'ADAPTER', 'NOTE', 'find_model', 'load_tokenizer', 'load_config', 'kept_settings', 'restore_beside',
-           'changed_weights', 'resize_to', 'embeddings_name', 'fill_own', 'load_lm', 'save_lm', 'random_gpt2']
+           'changed_weights', 'resize_to', 'embeddings_name', 'fill_own', 'readable', 'load_lm', 'save_lm',
+           'random_gpt2']
 
 # %% ../../nbs/models/loading.ipynb #51cf620b
 EMBEDDED = {  # name: (module, file in it, package)
@@ -283,14 +284,16 @@ def _base_name(folder: Path) -> str:
     return str(json.loads((folder / ADAPTER).read_text('utf-8'))['base_model_name_or_path'])
 
 @contextlib.contextmanager
-def _readable(what: str) -> Iterator[None]:
+def readable(
+    what: str,  # whose files are read, for the message
+) -> Iterator[None]:
     "One clear error if files are of no use."
     try: yield
     except FTNBError: raise
     except Exception as e:
         why = (str(e).strip().splitlines() or [''])[0][:200]
         raise FTNBError(what, f'its files cannot be read ({type(e).__name__}: {why})',
-                        'Save it again, or copy it again from where it came.') from e
+                        'Save it again, or restore it from a copy.') from e
 
 def _named_base(base: str, what: str, **options: Any) -> LM:
     "The model that an adapter folder names."
@@ -320,13 +323,13 @@ def _with_adapter(folder: Path, name: str, dtype: torch.dtype | None, **options:
     import_optional('peft', 'pip install peft', 'to load adapters')
     from peft import PeftConfig
     what = f'adapter {str(folder)!r}'
-    with _readable(what):
+    with readable(what):
         note, base = _read_note(folder), _base_name(folder)
         weights = load_file(folder / 'adapter_model.safetensors')
         with quiet_transformers(): config = PeftConfig.from_pretrained(str(folder))
         saved_dtype = getattr(torch, note['dtype']) if note else dtype
     lm = _named_base(base, what, dtype=saved_dtype, **options)
-    with _readable(what): restore_beside(lm, folder, note.get('settings', {}))
+    with readable(what): restore_beside(lm, folder, note.get('settings', {}))
     resize_to(lm, _embedding_rows(lm, weights))
     with quiet_transformers(): attach_adapter(lm, config, what, weights)
     _check_base(what, lm.name, lm, note.get('model'))

@@ -5,7 +5,7 @@
 # %% ../../nbs/training/resuming.ipynb #d0f1688f
 from __future__ import annotations
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 import torch
@@ -18,7 +18,7 @@ from ..models.lm import (
     LM, Identity, adapter_weights, check_lm, claim_model, identity, own_weights, quiet_transformers)
 from ..models.adapters import (
     adapter_in_float32, adapter_layers, attach_adapter, remove_adapter, replaced_weights)
-from ..models.loading import fill_own, load_config, load_lm, load_tokenizer, restore_beside
+from ..models.loading import fill_own, load_config, load_lm, load_tokenizer, readable, restore_beside
 from ..data.applications import free_text
 from ..data.encoded import Encoded, load_encoded
 from .learner import Learner
@@ -48,24 +48,13 @@ def _continue(run: Run, callbacks: Sequence[Any], background: bool) -> Run:
         run.learner.callbacks = [*first, *mine[:last], *given, *mine[last:]]
     return fit_in_background(run) if background else fit_run(run)
 
-# %% ../../nbs/training/resuming.ipynb #f365f1e8
-@contextlib.contextmanager
-def _made_from(folder: Path) -> Iterator[None]:
-    "One clear error if the configuration or the tokenizer in a folder is of no use."
-    try: yield
-    except FTNBError: raise
-    except Exception as e:
-        why = str(e).strip().partition('\n')[0][:200]
-        raise FTNBError(f'folder {str(folder)!r}', f'the model of the run cannot be made from it ({why})',
-                        'Restore the folder from a copy.') from e
-
 # %% ../../nbs/training/resuming.ipynb #f113fab5
 def _untrained_lm(folder: Path, facts: dict) -> LM:
     "A model of the run's configuration, with random weights."
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     auto = AutoModelForSeq2SeqLM if facts['seq2seq'] else AutoModelForCausalLM
     dtype = getattr(torch, facts['dtype'])
-    with _made_from(folder), quiet_transformers(), own_randomness(0):
+    with readable(f'folder {str(folder)!r}'), quiet_transformers(), own_randomness(0):
         model, tok = auto.from_config(load_config(folder), dtype=dtype), load_tokenizer(folder)
     placement = choose_device(dtype=dtype)
     return LM(model.eval().to(placement.device), tok, facts['name'], placement)
@@ -107,7 +96,7 @@ def _check_same(lm: LM, facts: dict, begun: bool) -> None:
 
 def _check_given(lm: Any, folder: Path) -> None:
     "Refuse a model that reads and writes other tokens than those of the rows."
-    with _made_from(folder / 'model'): own, given = load_tokenizer(folder / 'model'), lm.tokenizer
+    with readable(f'folder {str(folder)!r}'): own, given = load_tokenizer(folder / 'model'), lm.tokenizer
     if own.get_vocab() == given.get_vocab() and own.eos_token_id == given.eos_token_id: return
     raise FTNBError(f'model {lm.name!r}', 'its tokenizer is not that of the run',
                     'Give the model as it was: resume(folder, lm=...).')
