@@ -4,7 +4,7 @@
 
 # %% ../../nbs/models/lm.ipynb #b650cc42
 from __future__ import annotations
-import contextlib, functools, json, threading, warnings, weakref
+import contextlib, functools, inspect, json, threading, warnings, weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -141,9 +141,10 @@ def locked_model(
     function: _Function,  # its first parameter is an `LM`, or a torch module
 ) -> _Function:
     "The same function, which holds the model's lock until it returns: it sees the weights of one step."
+    name = next(iter(inspect.signature(function).parameters))
     @functools.wraps(function)
     def locked(*args: Any, **options: Any) -> Any:
-        first = args[0] if args else next(iter(options.values()), None)
+        first = args[0] if args else options.get(name)
         model = getattr(first, 'model', first)
         if not isinstance(model, torch.nn.Module): return function(*args, **options)   # it will refuse
         with model_lock(model): return function(*args, **options)
@@ -206,9 +207,10 @@ def changes_model(
     function: _Function,  # its first parameter is an `LM`
 ) -> _Function:
     "The same function, which is refused while a run trains the model, and holds the lock until it returns."
+    name = next(iter(inspect.signature(function).parameters))
     @functools.wraps(function)
     def asking(*args: Any, **options: Any) -> Any:
-        lm = args[0] if args else next(iter(options.values()), None)
+        lm = args[0] if args else options.get(name)
         if not isinstance(lm, LM): return function(*args, **options)   # it will refuse
         with changing_model(lm): return function(*args, **options)
     return cast(_Function, asking)
