@@ -49,12 +49,14 @@ class Randomness:
     @contextlib.contextmanager
     def lent(self,
         device: torch.device,  # a GPU
-    ) -> Iterator[None]:
+    ) -> Iterator[torch.Generator]:
         "Torch's own generator of a device, seeded from ours, for the moment of one call."
         seed = int(torch.randint(2**62, (), generator=self.on('cpu')))
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-            torch.manual_seed(seed)
-            yield
+        cuda = device.type == 'cuda'
+        theirs = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
+        state = theirs.get_state()
+        try: yield theirs.manual_seed(seed)
+        finally: theirs.set_state(state)
 
 # %% ../../nbs/core/randomness.ipynb #337bf09b
 def _dropout(
