@@ -118,9 +118,10 @@ def _try_lock(folder: Path) -> FileLock | None:
     return lock
 
 # %% ../../nbs/core/files.ipynb #34998da4
-def _remove(aside: Path) -> None:
-    "Remove a folder in which nothing is written any more, the mark last: then a kill leaves what can be found."
+def _remove(aside: Path, target: Path) -> None:
+    "Remove a folder in which nothing is written any more; what was moved there from `target` comes back first."
     with contextlib.suppress(OSError):
+        if (old := aside / 'old').exists() and not target.exists(): old.rename(target)   # or stays, if it cannot
         for inside in aside.iterdir():
             if inside.name == _MARK: continue
             if inside.is_dir() and not inside.is_symlink(): shutil.rmtree(inside, ignore_errors=True)
@@ -144,13 +145,12 @@ def clear_leftovers(
 ) -> None:
     "Remove what killed writers of it have left, after what they had begun to rename is in its place."
     for aside in target.parent.glob(glob.escape(_beside(target)) + '[a-z0-9_]' * 8):
-        if not (aside / _MARK).is_file(): _remove(aside); continue   # nothing else is in it
+        if not (aside / _MARK).is_file(): _remove(aside, target); continue   # nothing else is in it
         if not (lock := _try_lock(aside)): continue
         try:
-            if (old := aside / 'old').exists() and not target.exists(): old.rename(target)
             if (aside / _COMPLETE).exists(): _rename_all(aside, target.parent)
         finally: lock.release()
-        _remove(aside)
+        _remove(aside, target)
 
 # %% ../../nbs/core/files.ipynb #b7bf2e89
 @contextlib.contextmanager
@@ -167,7 +167,7 @@ def _folder_aside(target: Path) -> Iterator[Path]:
     try: yield aside
     finally:
         lock.release()
-        _remove(aside)
+        _remove(aside, target)
 
 # %% ../../nbs/core/files.ipynb #eaafe5ae
 @contextlib.contextmanager
