@@ -117,18 +117,6 @@ def _try_lock(folder: Path) -> FileLock | None:
     except (Timeout, OSError): return None
     return lock
 
-# %% ../../nbs/core/files.ipynb #34998da4
-def _remove(aside: Path, target: Path) -> None:
-    "Remove a folder in which nothing is written any more; what was moved there from `target` comes back first."
-    with contextlib.suppress(OSError):
-        if (old := aside / 'old').exists() and not target.exists(): old.rename(target)   # or stays, if it cannot
-        for inside in aside.iterdir():
-            if inside.name == _MARK: continue
-            if inside.is_dir() and not inside.is_symlink(): shutil.rmtree(inside, ignore_errors=True)
-            else: inside.unlink(missing_ok=True)
-        (aside / _MARK).unlink(missing_ok=True)
-        aside.rmdir()
-
 # %% ../../nbs/core/files.ipynb #edb4e50a
 _COMPLETE = '.ftnb-complete'   # says that what lies beside it only waits to be renamed
 
@@ -139,6 +127,19 @@ def _rename_all(aside: Path, folder: Path) -> None:
     for file in sorted(aside.iterdir()):
         if file.name not in (_MARK, _COMPLETE): os.replace(file, folder / file.name)
 
+# %% ../../nbs/core/files.ipynb #34998da4
+def _remove(aside: Path, target: Path) -> None:
+    "Remove a folder in which nothing is written any more; what should be elsewhere is moved there first."
+    with contextlib.suppress(OSError):
+        if (old := aside / 'old').exists() and not target.exists(): old.rename(target)   # or stays, if it cannot
+        if (aside / _COMPLETE).exists(): _rename_all(aside, target.parent)
+        for inside in aside.iterdir():
+            if inside.name == _MARK: continue
+            if inside.is_dir() and not inside.is_symlink(): shutil.rmtree(inside, ignore_errors=True)
+            else: inside.unlink(missing_ok=True)
+        (aside / _MARK).unlink(missing_ok=True)
+        aside.rmdir()
+
 # %% ../../nbs/core/files.ipynb #d315116d
 def clear_leftovers(
     target: Path,  # a file or folder that is about to be written, or read
@@ -147,9 +148,7 @@ def clear_leftovers(
     for aside in target.parent.glob(glob.escape(_beside(target)) + '[a-z0-9_]' * 8):
         if not (aside / _MARK).is_file(): _remove(aside, target); continue   # nothing else is in it
         if not (lock := _try_lock(aside)): continue
-        try:
-            if (aside / _COMPLETE).exists(): _rename_all(aside, target.parent)
-        finally: lock.release()
+        lock.release()
         _remove(aside, target)
 
 # %% ../../nbs/core/files.ipynb #b7bf2e89
