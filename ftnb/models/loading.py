@@ -159,6 +159,15 @@ def load_config(
     config._attn_implementation = config._experts_implementation = None
     return config
 
+# %% ../../nbs/models/loading.ipynb #e12a9e90
+def _read_beside(folder: Path, model: Any, tok: Any) -> None:
+    "Read the settings of generation; fail, if those or the chat template are there and cannot be read."
+    from transformers import GenerationConfig
+    if (folder / 'generation_config.json').is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if (folder / 'chat_template.jinja').is_file() and not tok.chat_template:
+        raise OSError('chat_template.jinja cannot be read')
+
 # %% ../../nbs/models/loading.ipynb #0b8b4ac4
 def _from_pretrained(source: str | Path, name: str, place: Placement, quantized: dict, **options) -> LM:
     "Load model and tokenizer with transformers; turn what can go wrong into one clear error."
@@ -173,6 +182,7 @@ def _from_pretrained(source: str | Path, name: str, place: Placement, quantized:
             model, info = kind.from_pretrained(
                 source, config=config, dtype=place.dtype, use_safetensors=True,
                 output_loading_info=True, **quantized, **options)
+            if isinstance(source, Path): _read_beside(source, model, tok)
     except Exception as e: raise _loading_error(source, e, options.get('local_files_only', False)) from e
     _check_complete(name, model, tok, info)
     if not seq2seq: _check_causal(name, model.eval(), info)
