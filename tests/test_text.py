@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
+import pydantic
 import pytest
 
 from ftnb import (
@@ -116,6 +118,16 @@ DOORS: dict[str, Callable[[str, Path], Any]] = {
     "generate, one stop": lambda x, d: written(LLAMA, stop=x, file=d / "answers.jsonl"),
     "generate, pattern": lambda x, d: written(LLAMA, pattern="a" + x),
     "generate, schema": lambda x, d: written(LLAMA, schema=in_schema({"enum": ["a", x]})),
+    "generate, const": lambda x, d: written(LLAMA, schema={"const": x}),
+    "generate, title": lambda x, d: written(LLAMA, schema={"type": "null", "title": x}),
+    "generate, description": lambda x, d: written(LLAMA, schema=in_schema({"type": "null", "description": x})),
+    "generate, definition": lambda x, d: written(LLAMA, schema={"type": "null", "$defs": {x: {}}}),
+    "generate, class": lambda x, d: written(
+        LLAMA, schema=pydantic.create_model("M", a=(int, pydantic.Field(title=x)))
+    ),
+    "generate, file": lambda x, d: written(LLAMA, pattern="a|" + x, file=d / "answers.jsonl"),
+    "stream, pattern": lambda x, d: list(stream(LLAMA, "a", max_new_tokens=2, pattern="a|" + x)),
+    "stream, schema": lambda x, d: list(stream(LLAMA, "a", max_new_tokens=2, schema={"enum": [x]})),
     "generate, key": lambda x, d: written(LLAMA, schema={"type": "object", "properties": {x: {"type": "null"}}}),
     "stream": lambda x, d: list(stream(LLAMA, x, max_new_tokens=2)),
     "stream, stop": lambda x, d: list(stream(LLAMA, "a", max_new_tokens=2, stop=x)),
@@ -251,3 +263,63 @@ def test_odd_characters_end_no_line(tmp_path: Path) -> None:
 def test_a_row_with_half_of_a_character_can_be_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}\n{"text": "b"}\n')
     assert encode(LLAMA, tmp_path / "a.jsonl", bad_rows="drop").report["dropped_bad_row"] == 1
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": nested(depth - 1)} if depth else {"type": "null"}
+
+
+def endless() -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "array"}
+    schema["items"] = schema
+    return schema
+
+
+class Odd(pydantic.BaseModel):
+    a: Callable[[], int]
+
+
+FORMS: dict[str, tuple[dict[str, Any], str]] = {  # what is asked for: what is said of it
+    "no regular expression": ({"pattern": "(a"}, "cannot be read.*unclosed group.*Correct it"),
+    "another's escape": ({"pattern": r"a\Z"}, "cannot be read.*unrecognized escape"),
+    "half a character, escaped": ({"pattern": r"\ud800"}, "cannot be read.*not a Unicode scalar"),
+    "empty": ({"pattern": ""}, "it is empty"),
+    "look-ahead": ({"pattern": "(?=a)b"}, "look-ahead.*Leave out look-around"),
+    "look-behind": ({"pattern": "(?<!a)b"}, "look-behind.*Leave out look-around"),
+    "word": ({"pattern": r"\ba"}, "lookarounds.*Leave out"),
+    "anchor": ({"pattern": "a$b"}, "lookarounds.*Leave out"),
+    "back-reference": ({"pattern": r"(a)\1"}, "backreferences.*Leave out"),
+    "named back-reference": ({"pattern": "(?P<x>a)(?P=x)"}, "unrecognized flag.*Leave out"),
+    "atomic": ({"pattern": "(?>a)"}, "unrecognized flag.*Leave out"),
+    "too often": ({"pattern": "(a{1000}){1000}"}, "too much for llguidance.*Simplify"),
+    "too many": ({"pattern": "|".join(f"w{i}x" for i in range(300_000))}, "too big.*Simplify"),
+    "too deep": ({"pattern": "(" * 9999 + ")" * 9999}, "cannot be read.*nested"),
+    "what matches nothing": ({"pattern": "[a&&b]"}, "no text matches it"),
+    "a pattern in a schema": ({"schema": {"type": "string", "pattern": "(?=a)b"}}, "look-ahead.*Leave out"),
+    "a set": ({"schema": {"enum": {"a"}}}, "no JSON .set is nothing"),
+    "bytes": ({"schema": {"const": b"a"}}, "no JSON .bytes is nothing"),
+    "not a number": ({"schema": {"const": float("nan")}}, "no JSON"),
+    "endless number": ({"schema": {"type": "number", "minimum": float("-inf")}}, "no JSON"),
+    "a tuple as a key": ({"schema": in_schema({"enum": [{(1,): 2}]})}, "no JSON .keys must be"),
+    "huge number": ({"schema": {"type": "integer", "minimum": 10**400}}, "llguidance cannot read it.*Simplify"),
+    "in itself": ({"schema": endless()}, "no JSON .Circular"),
+    "deep": ({"schema": nested(200)}, "recursion limit.*Simplify"),
+    "very deep": ({"schema": nested(700)}, "nested too deeply|recursion limit"),
+    "no such part": ({"schema": {"$ref": "#/nowhere"}}, "cannot be read.*nowhere"),
+    "a class without a schema": ({"schema": Odd}, "pydantic has no JSON schema"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_that_cannot_be(form: str) -> None:
+    options, said = FORMS[form]
+    for write in (written, lambda lm, **o: list(stream(lm, "a", 2, **o))):
+        with pytest.raises(FTNBError, match=said) as error:
+            write(LLAMA, **options)
+        assert error.value.value and error.value.remedy and len(str(error.value)) < 500
+
+
+def test_forms_as_json_has_them() -> None:
+    """Numbers of NumPy and keys that are numbers are what JSON makes of them."""
+    odd = {"type": "object", "properties": {1: {"const": np.int64(3)}}, "required": ("1",), "additionalProperties": False}
+    assert generate(LLAMA, "a", max_new_tokens=20, schema=odd) == '{"1": 3}'

@@ -21,6 +21,8 @@ __all__ = ['FORMULA_STARTS', 'check_path', 'is_disk_error', 'read_errors', 'clea
            'read_csv', 'escape_cell', 'unescape_cell', 'write_csv']
 
 # %% ../../nbs/core/files.ipynb #c7aefd63
+_NO_NAME = {errno.ENAMETOOLONG: 'it is too long for this system', errno.ELOOP: 'its links lead in a circle'}
+
 def check_path(
     name: str,  # of the parameter
     value: Any,  # what was passed
@@ -33,10 +35,10 @@ def check_path(
         raise FTNBError(f'{name}={str(value)!r:.80}', 'no path can hold a zero character', 'Take it out.')
     try: os.fsencode(value)
     except UnicodeEncodeError: check_utf8(str(value), f'{name}={str(value)!r:.80}', 'Choose another name.')
-    try: os.lstat(value)
+    try: os.stat(value)
     except OSError as e:
-        if e.errno != errno.ENAMETOOLONG: return Path(value)   # it need not be there
-        raise FTNBError(f'{name}={str(value)!r:.80}', 'it is too long for this system', 'Choose another name.') from e
+        if e.errno not in _NO_NAME: return Path(value)   # it need not be there
+        raise FTNBError(f'{name}={str(value)!r:.80}', _NO_NAME[e.errno], 'Choose another name.') from e
     return Path(value)
 
 # %% ../../nbs/core/files.ipynb #7e2131be
@@ -346,7 +348,7 @@ def read_text(
     fallback: str | None = None,  # encoding of what is neither UTF-8 nor UTF-16; None: an error
 ) -> str:  # line ends are left as they are
     "The text of a file, without a byte-order mark."
-    raw = check_path('file', file).read_bytes()
+    raw = _real(check_path('file', file)).read_bytes()
     encoding = 'utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try: return raw.decode(encoding)
     except UnicodeDecodeError as e:
@@ -412,6 +414,7 @@ def parse_csv(
     is_blank = lambda row: not row if strict else not any(map(str.strip, row))
     full = [(n, row) for n, row in enumerate(rows, 2) if not is_blank(row)]
     if strict: _check_widths(full, len(columns), separator, name)
+    else: _check_end(text, [columns, *rows], separator, name)
     table = CSVTable([c for c in columns if c or strict], [], [n for n, _ in full], separator)
     for _, row in full:
         cells = dict(zip(columns, [*row, *[''] * (len(columns) - len(row))]))
@@ -426,6 +429,13 @@ def _check_widths(rows: list[tuple[int, list[str]]], width: int, separator: str,
         rule = f'it has {len(row)} fields, the header {width}'
         remedy = f'Check its quotes, and each {separator!r} outside of them.'
         raise FTNBError(f'file {name!r}, row {n}', rule, remedy)
+
+def _check_end(text: str, rows: list[list[str]], separator: str, name: str) -> None:
+    "Refuse text that breaks off: within quotes, or in a short last row that has no line end."
+    in_quotes = len(_csv_cells(f'{text}\nx', separator, False, name)) == len(rows)
+    short = len(rows[-1]) < len([*filter(None, rows[0])]) and not text.endswith(('\n', '\r'))
+    if not in_quotes and not short: return
+    raise FTNBError(f'file {name!r}, row {len(rows)}', 'the file breaks off there', 'Save or copy it again, as a whole.')
 
 # %% ../../nbs/core/files.ipynb #75fbecc6
 def read_csv(

@@ -4,10 +4,11 @@
 
 # %% ../../nbs/generation/constraints.ipynb #6ce2f813
 from __future__ import annotations
+import json
 from typing import Any
 import numpy as np
 import torch
-from ..core.errors import FTNBError, check_nested_utf8, import_optional, require
+from ..core.errors import FTNBError, check_nested_utf8, check_utf8, import_optional, require
 from ..models.lm import LM, eos_ids, is_seq2seq
 from .decoding import Decoding
 
@@ -39,8 +40,7 @@ class Constraint:
             if r not in self.matchers: self.matchers[r] = LLMatcher(self.vocabulary, self.grammar, log_level=0)
         bits = np.stack([np.frombuffer(self.matchers[r].compute_bitmask(), np.uint8) for r in rows])
         if error := next((e for r in rows if (e := self.matchers[r].get_error())), ''):
-            reason = error.splitlines()[0][:80]
-            raise FTNBError(self.name, f'it is too much for llguidance ({reason})', 'Simplify it.')
+            raise _dead_end(self.name, error)
         allowed = np.unpackbits(bits, axis=1, bitorder='little')[:, :logits.shape[1]].astype(bool)
         return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float('-inf'))
 
@@ -48,6 +48,7 @@ class Constraint:
         "Note the token that each row has got."
         for row, token in tokens.items():
             if self.matchers[row].is_stopped() or self.matchers[row].consume_token(token): continue
+            if 'lexer error' in (error := self.matchers[row].get_error()): raise _dead_end(self.name, error)
             raise FTNBError(f'token {token} in row {row}', 'the form forbids it',
                             'Leave out what else changes the logits.')
 
@@ -61,6 +62,10 @@ class Constraint:
         self.matchers = {}
 
 # %% ../../nbs/generation/constraints.ipynb #bc928e15
+_PLAIN = 'Leave out look-around, back-references, atomic groups, \\b, and ^ or $ in the middle.'
+_REMEDIES = {'look': _PLAIN, 'backref': _PLAIN, 'unrecognized flag': _PLAIN, 'too big': 'Simplify it.',
+             'recursion limit': 'Simplify it.'}
+
 def _llguidance() -> Any:
     "The part of llguidance that reads transformers' tokenizers."
     for module in ('llguidance', 'llguidance.hf'):
@@ -72,21 +77,38 @@ def _grammar(name: str, pattern: str | None, schema: dict | None) -> str:
     "llguidance's grammar of a pattern or a schema, checked."
     from llguidance import LLMatcher
     one_line = {'whitespace_flexible': False, 'item_separator': ', ', 'key_separator': ': '}
-    grammar = (LLMatcher.grammar_from_regex(pattern) if pattern is not None
-               else LLMatcher.grammar_from_json_schema(schema, defaults=one_line))
-    if message := LLMatcher.validate_grammar(grammar):
-        lines = [line.strip() for line in message.splitlines()]
-        errors = [line for line in lines if 'error:' in line and not line.endswith('error:')]
-        raise FTNBError(name, f'it cannot be read ({(errors or lines)[-1]})', 'Correct it.')
+    try: grammar = (LLMatcher.grammar_from_regex(pattern) if pattern is not None
+                    else LLMatcher.grammar_from_json_schema(schema, defaults=one_line))
+    except (ValueError, RecursionError) as e:   # such as a number with hundreds of digits
+        raise FTNBError(name, f'llguidance cannot read it ({e!s:.80})', 'Simplify it.') from e
+    if message := LLMatcher.validate_grammar(grammar): raise _unreadable(name, message)
     return grammar
+
+def _unreadable(name: str, message: str) -> FTNBError:
+    "The error about a form that llguidance cannot read; its message has many lines."
+    lines = [line.strip() for line in message.splitlines()]
+    errors = [line for line in lines if 'error:' in line and not line.endswith('error:')]
+    inner = [line.partition('(in regex): ')[2] for line in lines if '(in regex): ' in line]
+    reason = (errors or inner or lines)[-1]
+    remedy = next((text for word, text in _REMEDIES.items() if word in reason), 'Correct it.')
+    return FTNBError(name, f'it cannot be read ({reason:.160})', remedy)
+
+# %% ../../nbs/generation/constraints.ipynb #deadend1
+def _dead_end(name: str, error: str) -> FTNBError:
+    "The error about a form in which llguidance cannot go on."
+    if error.startswith('NoExtensionBias'): return FTNBError(name, 'no text matches it', 'Correct it.')
+    return FTNBError(name, f'it is too much for llguidance ({error.splitlines()[0]:.80})', 'Simplify it.')
 
 # %% ../../nbs/generation/constraints.ipynb #bc0abab0
 def schema_dict(
     schema: Any,  # a pydantic model, or anything else
 ) -> Any:  # its JSON schema; anything else unchanged
     "A JSON schema; of a pydantic model, its own."
-    is_model = hasattr(schema, 'model_json_schema')
-    return _without_extra_keys(schema.model_json_schema()) if is_model else schema
+    if not hasattr(schema, 'model_json_schema'): return schema
+    try: return _without_extra_keys(schema.model_json_schema())
+    except Exception as e:   # pydantic's, of many kinds
+        raise FTNBError(f'schema {schema!r:.60}', f'pydantic has no JSON schema of it ({e!s:.80})',
+                        'Change its fields.') from e
 
 # %% ../../nbs/generation/constraints.ipynb #85c42f2f
 def _without_extra_keys(schema: Any) -> Any:
@@ -111,6 +133,22 @@ def _check_schema(schema: Any) -> None:
     require('schema', schema, schema is None or isinstance(schema, dict),
             'it must be a dict (of a JSON text: json.loads(text)) or a pydantic model')
 
+# %% ../../nbs/generation/constraints.ipynb #asjson01
+def _json_number(x: Any) -> Any:
+    "A number of NumPy or torch as Python's; nothing else is one."
+    if hasattr(x, 'item'): return x.item()
+    raise TypeError(f'{type(x).__name__} is nothing that JSON can hold')
+
+def _as_json(schema: dict) -> dict:
+    "A schema as JSON has it: keys are texts, numbers are Python's and finite, and all texts are whole."
+    try:
+        same = json.loads(json.dumps(schema, allow_nan=False, default=_json_number))
+        check_nested_utf8(same, 'schema')
+        return same
+    except RecursionError: reason = 'it is nested too deeply'
+    except (TypeError, ValueError) as e: reason = f'it is no JSON ({e!s:.80})'
+    raise FTNBError('schema', reason, 'Change schema.')
+
 # %% ../../nbs/generation/constraints.ipynb #0e1bcccb
 def make_constraint(
     lm: LM,  # a loaded model
@@ -133,5 +171,6 @@ def make_constraint(
             'nothing else may force or forbid tokens')
     require('pattern', pattern, isinstance(pattern, (str, type(None))),
             'it must be a str (instead of re.compile(p, re.I): "(?i)" + p)')
-    check_nested_utf8(value, name)
-    return Constraint(lm, pattern, schema)
+    require('pattern', pattern, pattern != '', 'it is empty: nothing could be written')
+    if pattern is None: return Constraint(lm, None, _as_json(schema))
+    return Constraint(lm, check_utf8(pattern, 'pattern'))

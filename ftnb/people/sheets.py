@@ -32,6 +32,7 @@ def _sheet_path(path: Any) -> Path:
     "Where a sheet may be written: under a name that says what it is, in a folder that is there."
     file = check_path('path', path)
     if file.suffix.lower() != '.csv':
+        if not file.name.strip('.'): file = file / 'sheet'   # '.' and '..' are folders
         raise FTNBError(f'sheet {str(path)!r}', 'it is written as CSV, and its name must end in .csv',
                         f'Write {str(file.with_suffix(".csv"))!r}; any spreadsheet program opens it.')
     if file.parent.is_dir(): return file

@@ -4,12 +4,12 @@
 
 # %% ../../nbs/people/store.ipynb #52d7f7a7
 from __future__ import annotations
-import contextlib, hashlib, itertools, json, os, sqlite3
+import contextlib, hashlib, itertools, json, sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from ..core.errors import FTNBError
-from ..core.files import is_sealed, sealed
+from ..core.files import atomic_file, check_path, clear_leftovers, is_sealed, sealed
 
 # %% auto #0
 __all__ = ['REMEDIES', 'DAMAGED', 'APPLICATION_ID', 'SCHEMAS', 'connect', 'Verdict', 'read_verdicts', 'add_verdicts',
@@ -163,11 +163,11 @@ def _add_checksums(db: sqlite3.Connection) -> None:
 def _keep_copy(file: Path, version: int) -> None:
     "Copy a file to ratings.db.v1, or ratings.db.v1-1 if that name is taken."
     names = (f'{file.name}.v{version}{f"-{i}" * bool(i)}' for i in itertools.count())
-    copy = next(path for path in map(file.with_name, names) if not path.exists())
-    part = copy.with_name(f'{copy.name}.part')
-    with contextlib.closing(sqlite3.connect(file)) as old, contextlib.closing(sqlite3.connect(part)) as new:
-        old.backup(new)
-    os.replace(part, copy)
+    for copy in map(file.with_name, names):
+        clear_leftovers(copy)   # somebody may have been killed when it was written
+        if not copy.exists(): break
+    with atomic_file(copy, replace=False) as aside, contextlib.closing(sqlite3.connect(file)) as old:
+        with contextlib.closing(sqlite3.connect(aside)) as new: old.backup(new)
 
 # %% ../../nbs/people/store.ipynb #a2167263
 def prepare_file(
@@ -179,6 +179,7 @@ def prepare_file(
         raise FTNBError(what, 'its folder does not exist', 'Make the folder, or correct file=...')
     if file.exists() and not file.is_file():
         raise FTNBError(what, 'it is no file', 'Name another one.')
+    check_path('file', f'{file}-journal')   # SQLite needs that name, too
     with connect(file, 'rwc') as db:
         if _schema_version(file, db) == max(SCHEMAS): return
     with connect(file, write=True) as db:
