@@ -201,7 +201,9 @@ class Saved(Subject):
 class SavedAdapter(Saved):
     def save(self, folder: Path, seed: int) -> Any:
         lm = load_lm(folder / "base")
-        finetune(lm, encode(lm, TEXTS[:8]), lora=2, lr=1e-2, seed=seed, progress=False)
+        run = finetune(lm, encode(lm, TEXTS[:8]), lora=2, lr=1e-2, seed=seed, progress=False)
+        if run.status == "interrupted":  # then there is nothing to save yet
+            raise KeyboardInterrupt
         save_lm(lm, folder / "model")
         return self.read(folder)
 

@@ -122,9 +122,7 @@ DOORS: dict[str, Callable[[str, Path], Any]] = {
     "generate, title": lambda x, d: written(LLAMA, schema={"type": "null", "title": x}),
     "generate, description": lambda x, d: written(LLAMA, schema=in_schema({"type": "null", "description": x})),
     "generate, definition": lambda x, d: written(LLAMA, schema={"type": "null", "$defs": {x: {}}}),
-    "generate, class": lambda x, d: written(
-        LLAMA, schema=pydantic.create_model("M", a=(int, pydantic.Field(title=x)))
-    ),
+    "generate, class": lambda x, d: written(LLAMA, schema=pydantic.create_model("M", a=(int, pydantic.Field(title=x)))),
     "generate, file": lambda x, d: written(LLAMA, pattern="a|" + x, file=d / "answers.jsonl"),
     "stream, pattern": lambda x, d: list(stream(LLAMA, "a", max_new_tokens=2, pattern="a|" + x)),
     "stream, schema": lambda x, d: list(stream(LLAMA, "a", max_new_tokens=2, schema={"enum": [x]})),
@@ -321,5 +319,10 @@ def test_forms_that_cannot_be(form: str) -> None:
 
 def test_forms_as_json_has_them() -> None:
     """Numbers of NumPy and keys that are numbers are what JSON makes of them."""
-    odd = {"type": "object", "properties": {1: {"const": np.int64(3)}}, "required": ("1",), "additionalProperties": False}
+    odd = {
+        "type": "object",
+        "properties": {1: {"const": np.int64(3)}},
+        "required": ("1",),
+        "additionalProperties": False,
+    }
     assert generate(LLAMA, "a", max_new_tokens=20, schema=odd) == '{"1": 3}'

@@ -435,7 +435,8 @@ def _check_end(text: str, rows: list[list[str]], separator: str, name: str) -> N
     in_quotes = len(_csv_cells(f'{text}\nx', separator, False, name)) == len(rows)
     short = len(rows[-1]) < len([*filter(None, rows[0])]) and not text.endswith(('\n', '\r'))
     if not in_quotes and not short: return
-    raise FTNBError(f'file {name!r}, row {len(rows)}', 'the file breaks off there', 'Save or copy it again, as a whole.')
+    what, remedy = f'file {name!r}, row {len(rows)}', 'Save or copy it again, as a whole.'
+    raise FTNBError(what, 'the file breaks off there', remedy)
 
 # %% ../../nbs/core/files.ipynb #75fbecc6
 def read_csv(

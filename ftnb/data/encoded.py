@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from ..core.errors import FTNBError, check_choice, check_number
 from ..core.display import Card, length_histogram
-from ..core.files import atomic_folder, find_damage, write_checksums
+from ..core.files import atomic_folder, find_damage, read_errors, write_checksums
 from ..models.lm import LM, is_seq2seq
 from .tasks import Task
 from .batches import IGNORE, supervised_count
@@ -240,8 +240,9 @@ def load_encoded(
         raise FTNBError(f'encoded rows in {str(folder)!r}', f'they are damaged: {problem}',
                         'Restore the folder from a copy, or encode the rows again.')
     load = lambda name: datasets.Dataset.from_file(str(Path(folder) / f'{name}.arrow'))
-    report = json.loads((Path(folder) / 'report.json').read_text())
-    return Encoded(load('train'), load('valid'), report, lm.tokenizer, task, is_seq2seq(lm))
+    with read_errors(f'encoded rows in {str(folder)!r}'):
+        report = json.loads((Path(folder) / 'report.json').read_text())
+        return Encoded(load('train'), load('valid'), report, lm.tokenizer, task, is_seq2seq(lm))
 
 # %% ../../nbs/data/encoded.ipynb #6811edc2
 def _supervised_tokens(row: dict) -> list[tuple[int, bool]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 import datasets
 from ..core.errors import FTNBError, check_choice, check_names, check_number
-from ..core.files import cache_folder, checksum, clear_leftovers, find_damage
+from ..core.files import cache_folder, checksum, clear_leftovers
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq
 from ..models.tokens import SpecialText, token_ids
 from .tasks import Task, check_lm_and_task, complete_task
@@ -168,13 +168,12 @@ def _cached(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: Encode
         return _encode(lm, splits, task, settings)
     folder = cache_folder() / 'encoded' / key
     clear_leftovers(folder)
-    if find_damage(folder):
+    try: data = load_encoded(folder, lm, task)
+    except FTNBError:   # there are none, or they are damaged
         data = _encode(lm, splits, task, settings)
         try: save_encoded(data, folder, replace=folder.exists())
-        except FTNBError as e:
-            warnings.warn(f'the encoded rows are not kept: {e}', stacklevel=3)
-            return data
-    data = load_encoded(folder, lm, task)
+        except FTNBError as e: warnings.warn(f'the encoded rows are not kept: {e}', stacklevel=3)
+        return data
     check_token_ids(lm, [arrow_table(data.train), arrow_table(data.valid)])
     return data
 

@@ -166,8 +166,8 @@ def _keep_copy(file: Path, version: int) -> None:
     for copy in map(file.with_name, names):
         clear_leftovers(copy)   # somebody may have been killed when it was written
         if not copy.exists(): break
-    with atomic_file(copy, replace=False) as aside, contextlib.closing(sqlite3.connect(file)) as old:
-        with contextlib.closing(sqlite3.connect(aside)) as new: old.backup(new)
+    with (atomic_file(copy, replace=False) as aside, contextlib.closing(sqlite3.connect(file)) as old,
+          contextlib.closing(sqlite3.connect(aside)) as new): old.backup(new)
 
 # %% ../../nbs/people/store.ipynb #a2167263
 def prepare_file(
