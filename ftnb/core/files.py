@@ -45,7 +45,7 @@ def check_path(
 def _fsync(path: Path) -> None:
     "Make sure that a file's or folder's contents are on the disk."
     if os.name == 'nt' and path.is_dir(): return  # Windows cannot open folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    handle = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 
@@ -148,23 +148,30 @@ def clear_leftovers(
 ) -> None:
     "Remove what killed writers of it have left, after what they had begun to rename is in its place."
     for aside in target.parent.glob(glob.escape(_beside(target)) + '[a-z0-9_]' * 8):
-        if not (aside / _MARK).is_file(): _remove(aside, target); continue   # nothing else is in it
+        if not (aside / _MARK).is_file():   # nothing else is in it, unless somebody has just begun
+            with contextlib.suppress(OSError): aside.rmdir()
+            continue
         if not (lock := _try_lock(aside)): continue
         lock.release()
         _remove(aside, target)
 
-# %% ../../nbs/core/files.ipynb #b7bf2e89
+# %% ../../nbs/core/files.ipynb #0ac0b3e1
+def _locked_aside(target: Path) -> tuple[Path, FileLock]:
+    "A new folder beside `target`, and its lock."
+    for _ in range(9):   # again, if somebody took it for a leftover
+        aside = Path(tempfile.mkdtemp(prefix=_beside(target), dir=target.parent))
+        if (lock := _try_lock(aside)) and aside.is_dir(): return aside, lock
+        if lock: lock.release()
+        shutil.rmtree(aside, ignore_errors=True)
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
 @contextlib.contextmanager
 def _folder_aside(target: Path) -> Iterator[Path]:
     "A new folder beside `target`, locked, and removed after the block."
     try: target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as e: raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from e
     clear_leftovers(target)
-    lock, aside = None, target
-    while lock is None:   # again, if somebody took it for a leftover
-        aside = Path(tempfile.mkdtemp(prefix=_beside(target), dir=target.parent))
-        lock = _try_lock(aside)
-        if not aside.is_dir() and lock: lock.release(); lock = None
+    aside, lock = _locked_aside(target)
     try: yield aside
     finally:
         lock.release()

@@ -80,10 +80,11 @@ def _attention_weights(
     return scores.softmax(-1)
 
 def _attention(
-    own: Randomness, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: Any = None,
+    own: Randomness, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None,
     dropout_p: float = 0., is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> torch.Tensor:
     "`scaled_dot_product_attention`, with random numbers of one's own."
+    q, k, v = query, key, value   # torch's names, as they may be given by name
     if not dropout_p or q.device.type == 'cuda':
         with own.lent(q.device) if dropout_p else contextlib.nullcontext():
             return F.scaled_dot_product_attention(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder, file_lock, find_damage, is_disk_error, write_checksums
+from ..core.files import atomic_folder, clear_leftovers, file_lock, find_damage, is_disk_error, write_checksums
 from ..models.lm import model_lock, trainable_parameters
 from .learner import Callback, Learner
 
@@ -174,8 +174,9 @@ class Checkpoint(Callback):
 
     def clear(self) -> None:
         "Remove what a process that was killed has left, while the folder is locked."
-        for leftover in (*self.folder.glob('.step-*'), *self.folder.glob('.run-*')):
-            shutil.rmtree(leftover, ignore_errors=True)
+        ours = re.compile(r'\.(step-\d+|run)-ftnb-[a-z0-9_]{8}')
+        found = (ours.fullmatch(path.name) for path in self.folder.glob('.*-ftnb-*'))
+        for name in {match[1] for match in found if match}: clear_leftovers(self.folder / name)
 
     def write(self, learner: Learner) -> None:
         "Write a checkpoint; if the disk is full, say so, and train on."

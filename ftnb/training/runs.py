@@ -173,8 +173,9 @@ def let_go(
     run: Run,  # that is over, or could not begin
 ) -> None:
     "Give the folder and the model back; do what was asked of the run too late."
-    if run.checkpointer: run.checkpointer.lock.release()
-    end_training(run.lm, run)
+    try:
+        if run.checkpointer: run.checkpointer.lock.release()
+    finally: end_training(run.lm, run)
     if run.controls: run.controls.after_fit(run.learner)
 
 # %% ../../nbs/training/runs.ipynb #4634b30b
