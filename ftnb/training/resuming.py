@@ -113,19 +113,24 @@ def _add_adapter(lm: LM, folder: Path) -> None:
         with quiet_transformers(): attach_adapter(lm, config, 'the adapter of the run')
         fill_own(lm, {k: own[k] for k in replaced_weights(lm.model) if k in own})
     adapter_in_float32(lm)
-    for name, p in adapter_weights(lm.model).items():
-        if name in first: p.copy_(first[name])
+    mine = adapter_weights(lm.model)
+    if {k: p.shape for k, p in mine.items()} != {k: w.shape for k, w in first.items()}:
+        raise FTNBError(f'model {lm.name!r}', 'its adapter is of another kind than that of the run',
+                        'Give the model as it was: resume(folder, lm=...).')
+    for name, p in mine.items(): p.copy_(first[name])
 
 def _restored_lm(folder: Path, facts: dict, lm: LM | None, begun: bool = True) -> LM:
     "The model of a run, ready for the weights of a checkpoint."
     if lm is None: lm = _base_lm(folder, facts, begun)
     else: _check_given(lm, folder)
     had_adapter = bool(adapter_layers(lm.model))
+    kept = {k: p.detach().clone() for k, p in adapter_weights(lm.model).items()}
     try:
         _add_adapter(lm, folder)
         _check_same(lm, facts, begun)
     except FTNBError:
         if adapter_layers(lm.model) and not had_adapter: remove_adapter(lm)
+        for name, p in adapter_weights(lm.model).items(): p.data.copy_(kept[name])
         raise
     trained = set(facts['trained'])
     for name, p in lm.model.named_parameters(): p.requires_grad_(name in trained)
