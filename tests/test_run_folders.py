@@ -300,6 +300,12 @@ def test_another_number_of_threads_is_said(tmp_path: Path) -> None:
                 run = resume(what, progress=False)
             assert "threads 1 → 2" in repr(run)
         assert "threads 1 → 2" in repr(resume(tmp_path, progress=False)), "it is remembered"
+        torch.set_num_threads(1)
+        lm = tiny_lm()
+        finetune(lm, rows(lm), **HOW, checkpoint=tmp_path / "begun")
+        torch.set_num_threads(2)
+        with pytest.warns(UserWarning, match="threads 1 → 2"):  # also where no step was kept
+            resume(without_checkpoints(tmp_path / "begun"), progress=False)
     finally:
         torch.set_num_threads(threads)
 

@@ -44,7 +44,7 @@ from ftnb import (
     train_tokenizer,
     translation,
 )
-from ftnb.core.files import read_csv, write_csv
+from ftnb.core.tables import read_csv, write_csv
 
 HALF = json.loads('"\\ud83d"')
 ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\x00j"  # all that str.splitlines takes for line ends, and a zero

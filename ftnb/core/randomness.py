@@ -42,6 +42,7 @@ class Randomness:
     ) -> torch.Generator:
         "The generator for a device."
         self.drawn, device = True, torch.device(device or torch.get_default_device())
+        if device.type == 'cuda': device = torch.device('cuda', device.index or 0)   # 'cuda' is 'cuda:0'
         if device not in self.generators:
             self.generators[device] = torch.Generator(device).manual_seed(self.seed)
         return self.generators[device]

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 from ..core.errors import FTNBError, check_choice, check_nested_utf8, did_you_mean
-from ..core.files import check_unique_columns, read_csv, read_text
+from ..core.tables import check_unique_columns, read_csv, read_text
 from .values import RecordedRow, is_missing, plain_row, restore_integers
 from .turns import is_answer, is_supervised
 from .tasks import EmptyTarget, Task, call_task, row_to_turns

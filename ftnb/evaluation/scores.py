@@ -271,13 +271,6 @@ def _metric_again(name: str, signature: str, own: Mapping[str, TextMetric]) -> T
     raise FTNBError(f'metric {name!r}, computed as {signature}', why,
                     'Give it: load_scores(path, metrics=[...]).')
 
-# %% ../../nbs/evaluation/scores.ipynb #d7a12c69
-def _missing_parts(facts: Mapping) -> list[str]:
-    "What is missing of a description; of incomplete metrics the names."
-    missing = [k for k in ('name', 'checksum', 'features', 'metrics', 'asked') if k not in facts]
-    complete = {'signature', 'stats', 'low', 'high'}
-    return missing or [k for k, m in facts['metrics'].items() if not complete <= set(m)]
-
 # %% ../../nbs/evaluation/scores.ipynb #70c3b24f
 def _read_description(file: Path, beside: Path) -> dict:
     "What lies beside the table; refused unless it is what `save` writes."
@@ -291,9 +284,6 @@ def _read_description(file: Path, beside: Path) -> dict:
     form = facts.get('ftnb_scores') if isinstance(facts, dict) else None
     if form != 1: raise FTNBError(f'{beside.name} of form {form!r:.20}', 'this ftnb reads form 1',
                                   'Save the scores again, or use the ftnb that wrote them.')
-    if missing := _missing_parts(facts):
-        raise FTNBError(f'{beside.name}', f'it lacks {", ".join(missing)}',
-                        'Restore it, or score the texts again.')
     if not is_sealed(facts):
         raise FTNBError(f'{beside.name}', 'it was changed after it was saved',
                         'Restore it, or score the texts again.')

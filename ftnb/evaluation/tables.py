@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 import datasets
-from ..core.files import read_csv, unescape_cell, write_csv
+from ..core.tables import read_csv, unescape_cell, write_csv
 
 # %% auto #0
 __all__ = ['FORMATS', 'json_number', 'number_from_json']

@@ -137,18 +137,22 @@ def has_lock(
 # %% ../../nbs/models/lm.ipynb #366767a3
 _Function = TypeVar('_Function', bound=Callable)
 
+def _inside(function: _Function, block: Callable) -> _Function:
+    "The same function, called inside `block(first argument)`; what is no model gets an empty one, and is refused."
+    name = next(iter(inspect.signature(function).parameters))
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        with block(args[0] if args else options.get(name)): return function(*args, **options)
+    return cast(_Function, call)
+
 def locked_model(
     function: _Function,  # its first parameter is an `LM`, or a torch module
 ) -> _Function:
     "The same function, which holds the model's lock until it returns: it sees the weights of one step."
-    name = next(iter(inspect.signature(function).parameters))
-    @functools.wraps(function)
-    def locked(*args: Any, **options: Any) -> Any:
-        first = args[0] if args else options.get(name)
+    def lock(first: Any) -> Any:
         model = getattr(first, 'model', first)
-        if not isinstance(model, torch.nn.Module): return function(*args, **options)   # it will refuse
-        with model_lock(model): return function(*args, **options)
-    return cast(_Function, locked)
+        return model_lock(model) if isinstance(model, torch.nn.Module) else contextlib.nullcontext()
+    return _inside(function, lock)
 
 # %% ../../nbs/models/lm.ipynb #fc6d9538
 @dataclass
@@ -167,6 +171,7 @@ def check_not_training(
 ) -> None:
     "Refuse a model that a run is training, or that another thread is changing."
     claim = _CLAIMS.get(lm.model)
+    if claim and claim.run and claim.run() is None: claim = None   # of a run that is no more
     if claim is None or (claim.thread == threading.get_ident() and (within or not claim.run)): return
     raise FTNBError(f'model {lm.name!r}', claim.rule, 'Wait until that is over, or stop it.')
 
@@ -207,13 +212,8 @@ def changes_model(
     function: _Function,  # its first parameter is an `LM`
 ) -> _Function:
     "The same function, which is refused while a run trains the model, and holds the lock until it returns."
-    name = next(iter(inspect.signature(function).parameters))
-    @functools.wraps(function)
-    def asking(*args: Any, **options: Any) -> Any:
-        lm = args[0] if args else options.get(name)
-        if not isinstance(lm, LM): return function(*args, **options)   # it will refuse
-        with changing_model(lm): return function(*args, **options)
-    return cast(_Function, asking)
+    claim = lambda first: changing_model(first) if isinstance(first, LM) else contextlib.nullcontext()
+    return _inside(function, claim)
 
 # %% ../../nbs/models/lm.ipynb #0abb2c4f
 def begin_training(

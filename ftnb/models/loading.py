@@ -50,7 +50,7 @@ def _is_path(name: str | Path) -> bool:
 
 # %% ../../nbs/models/loading.ipynb #2526d85c
 def _check_folder(folder: Path) -> Path:
-    "Check that a folder holds a model in the hub's layout, and that it is as it was saved."
+    "Check that a folder holds a model in the hub's layout."
     what = f'model folder {str(folder)!r}'
     if not any((folder / name).is_file() for name in ('config.json', ADAPTER)):
         remedy = 'Give a folder that save_lm or save_pretrained has written.'
@@ -58,9 +58,6 @@ def _check_folder(folder: Path) -> Path:
     if not list(folder.glob('*.safetensors*')):
         rule = 'it has no .safetensors weights (pickled weights can run code)'
         raise FTNBError(what, rule, 'Convert it once with transformers: save_pretrained(folder).')
-    if (folder / 'checksums.json').is_file() and (problem := find_damage(folder)):
-        raise FTNBError(what, f'it is damaged: {problem}', 'Restore that file from a copy, or save the model again. '
-                        'If you have changed it on purpose, delete checksums.json.')
     return folder
 
 # %% ../../nbs/models/loading.ipynb #3c80ea4a
@@ -376,6 +373,14 @@ def _absolute_source(name: str | Path, kind: str) -> str:
     "What `load_lm` finds a model again by, from any folder."
     return os.path.abspath(Path(name).expanduser()) if _is_local(name, kind) else str(name)
 
+# %% ../../nbs/models/loading.ipynb #47723364
+def _check_whole(folder: Path) -> None:
+    "Refuse a saved model that is not as it was saved; one without checksums is taken as it is."
+    if not (folder / 'checksums.json').is_file() or not (problem := find_damage(folder)): return
+    raise FTNBError(f'model folder {str(folder)!r}', f'it is damaged: {problem}',
+                    'Restore that file from a copy, or save the model again. If you have changed it on purpose, '
+                    'delete checksums.json.')
+
 # %% ../../nbs/models/loading.ipynb #9c2bc03b
 def load_lm(
     name: str | Path,  # a hub id ('gpt2'), a folder, a .gguf file, or an embedded name ('smollm2-135m')
@@ -386,6 +391,7 @@ def load_lm(
 ) -> LM:  # ready to generate or to be fine-tuned
     "Load a language model and its tokenizer. Safetensors only; no code from the hub is ever run."
     kind, where = find_model(name)
+    if kind == 'folder': _check_whole(Path(where))
     if kind == 'folder' and (Path(where) / ADAPTER).is_file():
         lm = _with_adapter(Path(where), str(name), dtype, device=device, bits=bits)
         lm.name = _short_name(name, kind)
@@ -406,8 +412,8 @@ def _check_replaceable(folder: Path) -> None:
     if not ours:
         raise FTNBError(what, 'it was not written by save_lm, which would replace it',
                         'Choose another folder, or delete this one.')
-    below = (f.relative_to(folder) for f in folder.rglob('*') if not f.is_dir())
-    if other := sorted(str(f) for f in below if f.as_posix() not in ours):
+    below = {f.relative_to(folder).as_posix() for f in folder.rglob('*') if not f.is_dir()}
+    if other := sorted(below - ours.keys() - {'checksums.json'}):
         raise FTNBError(what, f'{other[0]!r} in it was not written by save_lm, which would delete it',
                         'Choose another folder, or move that file.')
 

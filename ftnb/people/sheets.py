@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from ..core.errors import FTNBError
-from ..core.files import check_path, read_csv, write_csv
+from ..core.files import check_path
+from ..core.tables import read_csv, write_csv
 from ftnb.people.session import (
     BlindComparison, Item, check_rater, check_ratings, check_verdict, current_verdicts, find_item,
     store_verdicts)

@@ -42,11 +42,11 @@ def _trouble_in(value: Any, place: str = '') -> str:
     return next(filter(None, (_trouble_in(*each) for each in inner)), '')
 
 # %% ../../nbs/training/checkpoints.ipynb #64f76bce
-def _unreadable(callback: Any) -> str:
-    "Why the state of a callback cannot be kept; '' if it can."
-    try: trouble = _trouble_in(callback.state_dict())
-    except Exception as e: return f'its state_dict() fails with {type(e).__name__}: {e}'
-    return f'its state{trouble}, which could not be read again' if trouble else ''
+def _state_of(callback: Any) -> tuple[Any, str]:
+    "The state of a callback, and why it cannot be kept; '' if it can."
+    try: trouble = _trouble_in(state := callback.state_dict())
+    except Exception as e: return None, f'its state_dict() fails with {type(e).__name__}: {e}'
+    return state, f'its state{trouble}, which could not be read again' if trouble else ''
 
 def _refused(name: str, trouble: str) -> FTNBError:
     "The error about the state of a callback."
@@ -56,12 +56,13 @@ def _refused(name: str, trouble: str) -> FTNBError:
 # %% ../../nbs/training/checkpoints.ipynb #7ff41688
 def _states_to_keep(learner: Learner) -> dict[str, Any]:
     "What the callbacks remember, by name, without what could not be read again."
-    found = [(name, c, _unreadable(c)) for name, c in _stateful_callbacks(learner.callbacks)]
-    for name, _, trouble in found:
-        if trouble:
-            warnings.warn(f'step {learner.step}: the checkpoint is written without callback {name} ({trouble}); '
-                          'a resumed run begins it anew', stacklevel=2)
-    return {name: c.state_dict() for name, c, trouble in found if not trouble}
+    states = {}
+    for name, callback in _stateful_callbacks(learner.callbacks):
+        state, trouble = _state_of(callback)
+        if not trouble: states[name] = state; continue
+        warnings.warn(f'step {learner.step}: the checkpoint is written without callback {name} ({trouble}); '
+                      'a resumed run begins it anew', stacklevel=2)
+    return states
 
 def _give_back(callback: Any, name: str, state: Any) -> None:
     "Have a callback go on from its state."
@@ -138,7 +139,7 @@ def newest_checkpoint(
                       'the one before it is used', stacklevel=2)
     if checkpoints_in(folder) != seen: return newest_checkpoint(folder)
     raise FTNBError(f'folder {str(folder)!r}', 'it has no whole checkpoint',
-                    'Give the folder that finetune(..., checkpoint=folder) was given.')
+                    'Restore one from a copy. Or delete those that are damaged: resume(folder) begins the run again.')
 
 # %% ../../nbs/training/checkpoints.ipynb #a0a873d1
 def newest_weights(
@@ -164,19 +165,19 @@ class Checkpoint(Callback):
         self.lock = file_lock(self.folder / '.lock', f'folder {str(self.folder)!r}', busy)
         self.path: Path | None = None   # of the newest one that is whole
 
-    def before_fit(self, learner: Learner) -> None:
-        if not self.lock.is_held: self.lock.acquire()
-        self.clear()
-        for name, callback in _stateful_callbacks(learner.callbacks):
-            if trouble := _unreadable(callback): raise _refused(name, trouble)
-
-    def name(self, learner: Learner) -> str: return f'step-{learner.step:08}'
-
-    def clear(self) -> None:
-        "Remove what a process that was killed has left, while the folder is locked."
+    def claim(self) -> None:
+        "Lock the folder, and remove what a process that was killed has left there."
+        self.lock.acquire()
         ours = re.compile(r'\.(step-\d+|run)-ftnb-[a-z0-9_]{8}')
         found = (ours.fullmatch(path.name) for path in self.folder.glob('.*-ftnb-*'))
         for name in {match[1] for match in found if match}: clear_leftovers(self.folder / name)
+
+    def before_fit(self, learner: Learner) -> None:
+        if not self.lock.is_held: self.claim()
+        for name, callback in _stateful_callbacks(learner.callbacks):
+            if trouble := _state_of(callback)[1]: raise _refused(name, trouble)
+
+    def name(self, learner: Learner) -> str: return f'step-{learner.step:08}'
 
     def write(self, learner: Learner) -> None:
         "Write a checkpoint; if the disk is full, say so, and train on."

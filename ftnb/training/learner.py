@@ -122,6 +122,7 @@ class Learner:
     def check_finite(self,
         loss: torch.Tensor,  # of the step, on the device
         batches: Sequence[TrainingBatch],  # of the step
+        before: dict,  # how far training was before it, as `state_dict` says
     ) -> None:
         "Find out whether loss and gradient are finite: now, or while the next step is computed."
         norm = self.gradient_norm()
@@ -131,7 +132,7 @@ class Learner:
             before = getattr(self.optimizer, 'found_inf', bad)
             bad = self.optimizer.found_inf = torch.maximum(bad, before)
         numbers = torch.stack([loss.float(), norm.float(), bad])
-        self.pending.append(_PendingLoss(numbers, batches, self.state_dict()))
+        self.pending.append(_PendingLoss(numbers, batches, before))
         self.collect_losses(waiting=int(self.runs_ahead))
 
     def collect_losses(self,
@@ -176,7 +177,7 @@ class Learner:
         "Change the weights, unless loss or gradient are not finite."
         if self.scaler: self.scaler.unscale_(self.optimizer)
         before = self.state_dict()
-        self.check_finite(loss, batches)
+        self.check_finite(loss, batches, before)
         try:
             if self.scaler: self.scaler.step(self.optimizer); self.scaler.update()
             else: self.optimizer.step()

@@ -169,15 +169,18 @@ def _continue_folder(folder: str | Path, lm: LM | None, data: Encoded | None,
                      callbacks: Sequence[Any], progress: bool, background: bool) -> Run:
     "Go on with the run of a folder."
     path, facts = read_run_folder(folder)
-    with _claim_given(lm), read_errors(f'folder {str(path)!r}'), locked_folder(path, facts['every']) as checkpointer:
+    what = f'folder {str(path)!r}'
+    with _claim_given(lm), locked_folder(path, facts['every']) as checkpointer:
         begun = bool(checkpoints_in(path))
-        lm = _restored_lm(path / 'run', facts, lm, begun)
+        with read_errors(what): lm = _restored_lm(path / 'run', facts, lm, begun)
         data = _restored_data(path / 'run', facts, lm, data)
         check_match(lm, data)
         s = Settings(**facts['settings'] | {'samples': tuple(facts['settings']['samples'])})
         check_settings(s, data)
         run = prepare_run(lm, data, s, callbacks, progress, checkpointer, background)
-        if begun: _load_newest(run.learner, checkpointer)
+        run.machine.used = [facts['machine']]   # a checkpoint may know of more
+        if begun:
+            with read_errors(what): _load_newest(run.learner, checkpointer)
         if run.status == 'finished': let_go(run); return run
     return fit_in_background(run) if background else fit_run(run)
 

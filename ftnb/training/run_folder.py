@@ -11,12 +11,13 @@ from typing import Any
 import xxhash
 from safetensors.torch import save_file
 from ..core.errors import FTNBError
-from ..core.files import atomic_folder, check_path, find_damage, is_disk_error, read_errors, write_checksums
+from ..core.files import atomic_folder, check_path, find_damage, read_errors, write_checksums
 from ..models.lm import (
     LM, adapter_weights, identity, is_seq2seq, locked_model, own_weights, quiet_transformers)
 from ..models.adapters import replaced_weights
 from ..models.loading import changed_weights, find_model, kept_settings
 from ..data.encoded import Encoded, save_encoded
+from .callbacks import numerics
 from .checkpoints import Checkpoint, checkpoints_in
 from .runs import Run
 
@@ -31,10 +32,8 @@ def locked_folder(
 ) -> Iterator[Checkpoint]:  # that will write there
     "Hold the lock of a folder; when the block is done, the run has it, unless the block failed."
     checkpointer = Checkpoint(folder, every)
-    checkpointer.lock.acquire()
-    try:
-        checkpointer.clear()
-        yield checkpointer
+    checkpointer.claim()
+    try: yield checkpointer
     except BaseException: checkpointer.lock.release(); raise
 
 # %% ../../nbs/training/run_folder.ipynb #966f97a7
@@ -89,6 +88,7 @@ def _facts(run: Run) -> dict:
         model=dataclasses.asdict(identity(lm.model)),  # as it is now
         kept=kept_settings(lm.model.config),  # ids of special tokens
         every=run.checkpointer.every if run.checkpointer else None,  # steps between checkpoints
+        machine=numerics(lm.device),  # that the run begins on
         settings=dataclasses.asdict(run.settings))
 
 # %% ../../nbs/training/run_folder.ipynb #0b1358bb
@@ -121,16 +121,11 @@ def write_run_folder(
 ) -> None:
     "Write what a run begins with; it appears whole or not at all."
     facts = _facts(run) | ({'first_row': first_row(data)} if data.streamed else {})
-    try:
-        with atomic_folder(folder / 'run') as new, quiet_transformers():
-            _write_model(run.lm, facts, new)
-            if not data.streamed: save_encoded(data, new / 'data')
-            (new / 'run.json').write_text(json.dumps(facts, indent=1))
-            write_checksums(new)
-    except Exception as error:
-        if not is_disk_error(error): raise
-        rule = f'what the run begins with cannot be written there ({error})'
-        raise FTNBError(f'checkpoint={str(folder)!r}', rule, 'Make room, or name another folder.') from error
+    with atomic_folder(folder / 'run') as new, quiet_transformers():
+        _write_model(run.lm, facts, new)
+        if not data.streamed: save_encoded(data, new / 'data')
+        (new / 'run.json').write_text(json.dumps(facts, indent=1))
+        write_checksums(new)
 
 # %% ../../nbs/training/run_folder.ipynb #0e0f3ea7
 def read_run_folder(
