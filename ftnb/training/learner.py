@@ -122,7 +122,7 @@ class Learner:
     def check_finite(self,
         loss: torch.Tensor,  # of the step, on the device
         batches: Sequence[TrainingBatch],  # of the step
-        before: dict,  # how far training was before it, as `state_dict` says
+        state: dict,  # how far training was before it
     ) -> None:
         "Find out whether loss and gradient are finite: now, or while the next step is computed."
         norm = self.gradient_norm()
@@ -132,7 +132,7 @@ class Learner:
             before = getattr(self.optimizer, 'found_inf', bad)
             bad = self.optimizer.found_inf = torch.maximum(bad, before)
         numbers = torch.stack([loss.float(), norm.float(), bad])
-        self.pending.append(_PendingLoss(numbers, batches, before))
+        self.pending.append(_PendingLoss(numbers, batches, state))
         self.collect_losses(waiting=int(self.runs_ahead))
 
     def collect_losses(self,
