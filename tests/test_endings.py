@@ -1,4 +1,4 @@
-"""Where a text ends: end tokens, stop tokens, stop strings, a least length; and options under other libraries' names."""
+"""Where a text ends: end tokens, stop tokens and strings, a least length."""
 
 import itertools
 import types
@@ -138,7 +138,10 @@ def test_special_tokens_are_kept_on_request():
     assert "".join(stream(lead, [a], 6, stop="b", skip_special_tokens=False)) == "<|im_start|>"
 
 
-@pytest.mark.parametrize("rule", [{"repetition_penalty": 1e6}, {"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2}])
+RULES = [{"repetition_penalty": 1e6}, {"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2}]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_repetition_rules_leave_control_tokens_alone(rule):
     lm = marked_lm()
     end = lm.tokenizer.convert_tokens_to_ids("<|im_end|>")

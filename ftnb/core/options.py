@@ -27,7 +27,8 @@ OTHER_NAMES = {  # our name: what other libraries call it
 
 # %% ../../nbs/core/options.ipynb #c912a197
 OTHER_NAMES |= {
-    'lm': 'model', 'system': 'system_prompt system_message instructions', 'name': 'model_name model_id model_name_or_path pretrained_model_name_or_path',
+    'lm': 'model', 'system': 'system_prompt system_message instructions',
+    'name': 'model_name model_id model_name_or_path pretrained_model_name_or_path',
     'dtype': 'torch_dtype', 'device': 'device_map',
     'bits': 'load_in_4bit load_in_8bit quantization_config', 'folder': 'output_dir save_directory',
     'rows': 'dataset data test eval_dataset texts', 'data': 'train_dataset dataset train_data rows',
@@ -44,6 +45,8 @@ OTHER_NAMES |= {
     'compile': 'torch_compile', 'progress': 'verbose disable_tqdm tqdm use_tqdm',
     'callbacks': 'callback report_to compute_metrics', 'samples': 'sample_prompts',
     'resamples': 'n_resamples n_bootstrap', 'metrics': 'metric',
+    'text': 'text_column text_field column input_column', 'label': 'label_column label_field',
+    'source': 'src source_column', 'target': 'tgt target_column', 'labels': 'classes label_names',
     'rank': 'r lora_r lora_rank', 'alpha': 'lora_alpha', 'dropout': 'lora_dropout',
     'targets': 'target_modules', 'dora': 'use_dora', 'rslora': 'use_rslora'}
 

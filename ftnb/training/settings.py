@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ..core.errors import (
     FTNBError, check_choice, check_names, check_number, import_optional, require)
+from ..core.options import unknown_option
 from ..models.lm import LM, check_lm, is_seq2seq
 from ..data.encoded import Encoded
 
@@ -68,7 +69,9 @@ def read_options(
 ) -> tuple[Settings, Any, int]:  # settings; the adapter to add, or None; how many blocks to freeze
     "Settings, adapter and frozen blocks from the keyword arguments of `finetune`."
     names = [f.name for f in fields(Settings)]
-    for name in options: check_choice(name, [*names, 'lora', 'frozen', *_BESIDE], 'setting')
+    known = [*names, 'lora', 'frozen', *_BESIDE]
+    for name in options:
+        if name not in known: raise unknown_option('finetune', name, known)
     chosen = {k: v for k, v in options.items() if k in names}
     lora = options.get('lora')
     if chosen.get('lr') is None: chosen['lr'] = 2e-4 if lora or adapter else 5e-5
