@@ -39,6 +39,8 @@ class TextMetric:
     spread: str = 'bootstrap'  # or 'jackknife': `stats` ends with the score without the row
     limits: tuple[float, float] = (-math.inf, math.inf)  # the lowest and the highest possible score
     alone: bool = True  # whether the score of a single row says something; else only a set has one
+    row: Callable[[np.ndarray], float] | None = None  # [k] -> the score of a row; None: `combine`
+    row_signature: str = ''  # what `row` computes; '': the same as of a set
 
     def __call__(self,
         predictions: Sequence,  # what was written (or nats, or probabilities)
@@ -46,6 +48,13 @@ class TextMetric:
     ) -> float:
         "The score of a set of rows."
         return self.combine(self.stats(predictions, judged).sum(0))
+
+    def of_rows(self,
+        stats: np.ndarray,  # [rows, k]
+    ) -> np.ndarray:  # [rows]; nan: a row without a score
+        "The score of each row by itself."
+        if not self.alone: return np.full(len(stats), math.nan)
+        return np.array([(self.row or self.combine)(s) for s in stats], float)
 
     def leave_one_out(self,
         stats: np.ndarray,  # [rows, k]

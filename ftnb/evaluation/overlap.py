@@ -6,6 +6,7 @@
 from __future__ import annotations
 import functools, importlib.metadata, json, math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -24,27 +25,29 @@ __all__ = ['OVERLAP', 'UnicodeWords', 'embedding_folder', 'bert_scorer']
 OVERLAP: dict[str, Callable[..., TextMetric]] = {}  # metrics that compare with a reference, by name
 
 # %% ../../nbs/evaluation/overlap.ipynb #6b4a4b28
-def _sacrebleu(name: str, what: str, scorer: Any, better: int = 1) -> TextMetric:
-    "Wrap one of sacrebleu's metrics."
+def _sacrebleu(name: str, what: str, scorer: Any, better: int = 1, row_scorer: Any = None) -> TextMetric:
+    "Wrap one of sacrebleu's metrics; `row_scorer` makes the scores of rows from the same statistics."
     def stats(predictions: Sequence[str], references: References) -> np.ndarray:
         refs = list(map(row_references, references))
         width = max(map(len, refs))
         streams = [[r[j] if j < len(r) else None for r in refs] for j in range(width)]
         return np.array(scorer._extract_corpus_statistics(list(predictions), streams), float)
-    def combine(sums: np.ndarray) -> float:
+    def combine(sums: np.ndarray, by: Any = scorer) -> float:
         numbers = list(map(int, sums)) if name.startswith('bleu') else list(sums)
-        return float(scorer._compute_score_from_stats(numbers).score)
+        return float(by._compute_score_from_stats(numbers).score)
     stats([''], [''])   # so that the signature knows the number of references
     highest = math.inf if name == 'ter' else 100.
-    return TextMetric(name, stats, combine, str(scorer.get_signature()), better, what,
-                      limits=(0., highest))
+    made = TextMetric(name, stats, combine, str(scorer.get_signature()), better, what, limits=(0., highest))
+    if not row_scorer: return made
+    signature = made.signature.replace('eff:no', 'eff:yes')
+    return replace(made, row=functools.partial(combine, by=row_scorer), row_signature=signature)
 
 # %% ../../nbs/evaluation/overlap.ipynb #380abbbe
 def _bleu(name: str = 'bleu', **options) -> TextMetric:
     from sacrebleu.metrics import BLEU
     what = ('Matching runs of up to four words, with a penalty for brevity '
-            '(Papineni et al. 2002); 0 to 100.')
-    return _sacrebleu(name, what, BLEU(**options))
+            '(Papineni et al. 2002); 0 to 100. Of a row: sentence BLEU, with runs up to its length.')
+    return _sacrebleu(name, what, BLEU(**options), row_scorer=BLEU(**options | {'effective_order': True}))
 
 OVERLAP |= {'bleu': _bleu, 'bleu_zh': functools.partial(_bleu, 'bleu_zh', tokenize='zh')}
 
@@ -83,6 +86,16 @@ class UnicodeWords:
         if not self.stem: return words
         return [self.stem(w) if len(w) > 3 and w.isascii() else w for w in words]
 
+# %% ../../nbs/evaluation/overlap.ipynb #4b4d2261
+def _rows_with_pairs(metric: TextMetric) -> TextMetric:
+    "ROUGE-2, of which a row has a score only where its reference has two words."
+    def stats(predictions: Sequence[str], references: References) -> np.ndarray:
+        pairs = [any(len(unicode_words(x)) > 1 for x in row_references(r)) for r in references]
+        return np.hstack([metric.stats(predictions, references), np.array(pairs)[:, None]])
+    return replace(metric, stats=stats, combine=lambda sums: ratio(sums[:2]),
+                   row=lambda s: float(s[0]) if s[2] else math.nan,
+                   row_signature=f'{metric.signature}|nan for references of one word')
+
 # %% ../../nbs/evaluation/overlap.ipynb #3872758d
 _SENTENCE_END = regex.compile(r'(?<=[.!?])\s+(?=\S)|(?<=[。！？])(?=\S)')  # near enough
 
@@ -93,9 +106,10 @@ def _rouge(kind: str, stemmer: bool = False, split: bool = False) -> TextMetric:
     lines = (lambda text: _SENTENCE_END.sub('\n', text)) if split else str
     f1 = lambda p, r: scorer.score(lines(r), lines(p))[kind].fmeasure
     options = '|stem:porter' * stemmer + '|split:.!?' * split
-    return mean_of_rows(
+    made = mean_of_rows(
         kind, f1, f'{kind}|f1|mean of rows|tok:unicode{options}|rouge_score',
         f'{kind}: F1 of what is shared with the reference (Lin 2004), mean over rows; 0 to 100.')
+    return _rows_with_pairs(made) if kind == 'rouge2' else made
 
 OVERLAP |= {k: functools.partial(_rouge, k) for k in ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')}
 

@@ -29,8 +29,9 @@ def _two_columns(predictions: Sequence[float], references: Sequence[float]) -> n
                     'Look for the row that gave nan or inf.')
 
 # %% ../../nbs/evaluation/perplexity.ipynb #7dcdaad1
-def _exp_ratio(sums: np.ndarray) -> float: return math.exp(min(700., ratio(sums)))
-def _bits(sums: np.ndarray) -> float: return ratio(sums) / math.log(2)
+def _nats_each(sums: np.ndarray) -> float: return ratio(sums) if sums[1] else math.nan
+def _exp_ratio(sums: np.ndarray) -> float: return math.exp(min(_nats_each(sums), 700.))
+def _bits(sums: np.ndarray) -> float: return _nats_each(sums) / math.log(2)
 
 # %% ../../nbs/evaluation/perplexity.ipynb #f755913b
 def _quotient(name: str, unit: str, what: str, combine: Callable) -> TextMetric:
@@ -41,7 +42,7 @@ def _quotient(name: str, unit: str, what: str, combine: Callable) -> TextMetric:
 
 # %% ../../nbs/evaluation/perplexity.ipynb #5f06d91c
 PERPLEXITY: dict[str, Callable[..., TextMetric]] = {  # metrics of nats, by name
-    'loss': lambda: _quotient('loss', 'nats / tokens', 'Nats per token', ratio),
+    'loss': lambda: _quotient('loss', 'nats / tokens', 'Nats per token', _nats_each),
     'perplexity': lambda: _quotient(
         'perplexity', 'exp(nats / tokens)', 'exp of nats per token', _exp_ratio),
     'bits_per_byte': lambda: _quotient(
