@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_names, check_number, check_utf8, require
-from ..models.lm import LM, context_length, is_seq2seq, locked_model
+from ..models.lm import LM, context_length, eos_ids, is_seq2seq, locked_model
 from ..data.turns import last_answer
 from ..data.tasks import Task, check_lm_and_task, complete_task
 from ..data.rows import CheckedRows, check_not_columns, check_rows, read_rows
@@ -19,10 +19,10 @@ from ..data.batches import IGNORE
 from ..data.tokenizing import cut_prompt, prompt_and_target_ids, split_row
 from ..kernels.nats import row_nats
 from ..generation.decoding import Decoding
-from ..generation.likelihood import answer_nats, normalized_probs
+from ..generation.likelihood import answer_nats, label_ends, normalized_probs
 from ..generation.writing import generate
 from .metric import TextMetric, check_pairs
-from .calibration import check_label_probs
+from .calibration import check_label_probs, most_probable
 from .perplexity import NUMERIC
 from .metrics import metrics_by_name, text_metric
 from .scores import Scores, make_scores
@@ -72,7 +72,7 @@ def _texts_and_probs(predictions: Sequence) -> tuple[list[str], list[dict] | Non
                             'where one prediction is a dict, each must be one',
                             'Give {label: probability} for every row.')
         check_label_probs(f'predictions[{i}]', p)
-    return [max(p, key=p.__getitem__) for p in predictions], [dict(p) for p in predictions]
+    return [most_probable(p) for p in predictions], [dict(p) for p in predictions]
 
 # %% ../../nbs/evaluation/scoring.ipynb #c446261d
 def _check_references(predictions: Sequence, references: Any, needed: Sequence[str]) -> None:
@@ -276,10 +276,11 @@ def row_label_probs(
     prompts: list[list[int]],  # the same in tokens
     allow_special: bool,  # names of special tokens in the texts become special tokens
 ) -> np.ndarray:  # [rows, labels]
-    "The probability of each label, as a share of all of them."
+    "The probability of each label (and that the answer then ends), as a share of all of them."
     each = prompt_and_target_ids(lm, task, _label_rows(rows, task.labels), allow_special)
     answers, n = [t for _, t in each], len(task.labels)
     by_row = [answers[i:i + n] for i in range(0, len(answers), n)]
+    if not eos_ids(lm) and by_row: label_ends(lm, task.labels, by_row[0])   # refuses a label that begins another
     return normalized_probs(answer_nats(lm, prompts, by_row))
 
 # %% ../../nbs/evaluation/scoring.ipynb #c8e25506
@@ -287,8 +288,8 @@ def _label_stats(probs: np.ndarray, labels: Sequence[str],
                  references: Sequence[str]) -> dict[str, np.ndarray]:
     "Statistics of what the label probabilities, `[rows, labels]`, are judged by."
     right = np.array([labels.index(r) for r in references])
-    hit, price = probs.argmax(1) == right, -np.log(probs[np.arange(len(right)), right].clip(1e-12))
-    one = np.ones(len(right))
+    hit = np.array([most_probable(dict(zip(labels, p))) == r for p, r in zip(probs, references)])
+    price, one = -np.log(probs[np.arange(len(right)), right].clip(1e-12)), np.ones(len(right))
     return {'label_accuracy': np.stack([100. * hit, one], 1), 'log_loss': np.stack([price, one], 1)}
 
 # %% ../../nbs/evaluation/scoring.ipynb #59fa3f3f
