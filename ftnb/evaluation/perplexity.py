@@ -4,14 +4,15 @@
 
 # %% ../../nbs/evaluation/perplexity.ipynb #209670b6
 from __future__ import annotations
-import math
+import math, re
 from collections.abc import Callable, Sequence
+from typing import Any
 import numpy as np
 from ..core.errors import FTNBError
 from .metric import TextMetric, ratio
 
 # %% auto #0
-__all__ = ['PERPLEXITY', 'NUMERIC']
+__all__ = ['PERPLEXITY', 'NUMERIC', 'text_bytes']
 
 # %% ../../nbs/evaluation/perplexity.ipynb #4028468d
 def _two_columns(predictions: Sequence[float], references: Sequence[float]) -> np.ndarray:
@@ -48,3 +49,25 @@ PERPLEXITY: dict[str, Callable[..., TextMetric]] = {  # metrics of nats, by name
     'bits_per_byte': lambda: _quotient(
         'bits_per_byte', 'nats / bytes / ln 2', 'Bits per byte of text', _bits)}
 NUMERIC = tuple(PERPLEXITY)  # their predictions and references are numbers
+
+# %% ../../nbs/evaluation/perplexity.ipynb #e72cb8a2
+def _name_bytes(name: str) -> int:
+    "How many bytes of text a token is, by its name."
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    if re.fullmatch('<0x[0-9A-Fa-f]{2}>', name): return 1
+    if len(name) == 1 and ord(name) < 256 or set(name) <= set(bytes_to_unicode().values()): return len(name)
+    return len(name.replace('▁', ' ').encode())
+
+# %% ../../nbs/evaluation/perplexity.ipynb #e411dc92
+def text_bytes(
+    tokenizer: Any,  # a transformers tokenizer
+    ids: Sequence[int],  # token ids of a text from its beginning; it may end within a character
+) -> int:
+    "How many bytes of text tokens are; special tokens, and a space that the tokenizer has added, are none."
+    def decode(n: int) -> str:
+        return tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    n, ids = len(ids), list(ids)
+    while n and len(ids) - n < 64 and decode(n).endswith('\ufffd'): n -= 1   # to the end of a character
+    names = tokenizer.convert_ids_to_tokens(ids[n:])
+    special = set(tokenizer.all_special_ids)
+    return len(decode(n).encode()) + sum(_name_bytes(k) for k, i in zip(names, ids[n:]) if i not in special)

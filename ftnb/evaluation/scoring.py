@@ -23,7 +23,7 @@ from ..generation.likelihood import answer_nats, label_ends, normalized_probs
 from ..generation.writing import generate
 from .metric import TextMetric, check_pairs
 from .calibration import check_label_probs, most_probable
-from .perplexity import NUMERIC
+from .perplexity import NUMERIC, text_bytes
 from .metrics import metrics_by_name, text_metric
 from .scores import Scores, make_scores
 from .comparison import compare
@@ -244,9 +244,29 @@ def _measured_rows(lm: LM, pairs: list[tuple[list[int], list[int]]],
         rows = [{'input_ids': p + t, 'labels': [IGNORE] * len(p) + t} for p, t in pairs]
     return [split_row(row, room, free=free) for row in rows]
 
+# %% ../../nbs/evaluation/scoring.ipynb #970e8fc5
+def _changed_bytes(tokenizer: Any, text: str | None, decoded: str) -> int:
+    "How many more bytes a text has than what its tokens say, if the tokenizer has changed it."
+    if not text or text.strip() in decoded: return 0
+    ids = tokenizer(text, add_special_tokens=False)['input_ids']
+    known = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    return len(text.strip().encode()) - len(known.encode()) if known in decoded else 0
+
+# %% ../../nbs/evaluation/scoring.ipynb #df60720f
+def _predicted_bytes(lm: LM, prompt: list[int], target: list[int], pieces: Sequence[Mapping],
+                     text: str | None = None) -> int:
+    "How many bytes of a target are predicted, given the pieces in which it is measured."
+    labels, whole = pieces[0]['labels'], len(target)
+    context = [] if is_seq2seq(lm) else prompt
+    size = lambda n: text_bytes(lm.tokenizer, context + target[:n])
+    first = int(not is_seq2seq(lm) and labels[:1] != [IGNORE])   # nothing stands before the first token
+    last = whole if len(pieces) > 1 else sum(x != IGNORE for x in labels)
+    decoded = lm.tokenizer.decode(target, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return max(0, size(last) - size(first) + _changed_bytes(lm.tokenizer, text, decoded))
+
 # %% ../../nbs/evaluation/scoring.ipynb #c9a650b7
 def _likelihood_stats(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task,
-                      more: Iterable[str] = ()) -> dict[str, np.ndarray]:
+                      more: Iterable[str] = (), texts: Sequence[str] = ()) -> dict[str, np.ndarray]:
     "Statistics of perplexity; of loss and bits per byte where asked for (or for free text)."
     pieces = _measured_rows(lm, pairs, task)
     owner: np.ndarray = np.repeat(np.arange(len(pairs)), [len(row) for row in pieces])
@@ -255,9 +275,9 @@ def _likelihood_stats(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Ta
     names = ('perplexity', 'loss') if 'loss' in more else ('perplexity',)
     stats = {k: np.stack([nats, tokens], 1) for k in names}
     if task.answers and 'bits_per_byte' not in more: return stats
-    first = 0 if task.answers else 1   # nothing predicts the first token of free text
-    texts = lm.tokenizer.batch_decode([t[first:] for _, t in pairs], skip_special_tokens=True)
-    return stats | {'bits_per_byte': np.stack([nats, [len(text.encode()) for text in texts]], 1)}
+    sizes = [_predicted_bytes(lm, *pair, row, text)
+             for pair, row, text in itertools.zip_longest(pairs, pieces, texts)]
+    return stats | {'bits_per_byte': np.stack([nats, sizes], 1)}
 
 # %% ../../nbs/evaluation/scoring.ipynb #d113edd9
 def _label_rows(rows: CheckedRows, labels: Sequence[str]) -> CheckedRows:
@@ -370,7 +390,7 @@ def score(
     texts = lm.tokenizer.batch_decode(prompts)
     columns = {'prompt': texts, 'prediction': answers, 'reference': references}
     stats = _answer_stats(chosen, task, answers, references, questions, probs)
-    stats |= _likelihood_stats(lm, pairs, task, chosen)
+    stats |= _likelihood_stats(lm, pairs, task, chosen, references)
     known = {k: chosen.get(k) or text_metric(k) for k in stats}
     columns |= _label_columns(task, probs)
     return make_scores(name or lm.name, known, stats, columns, _row_hashes(given), resamples, seed)
