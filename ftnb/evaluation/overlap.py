@@ -4,7 +4,7 @@
 
 # %% ../../nbs/evaluation/overlap.ipynb #d211a3e5
 from __future__ import annotations
-import functools, importlib.metadata, json, math
+import functools, importlib.metadata, json, math, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +68,39 @@ def _ter(**options) -> TextMetric:
     return _sacrebleu('ter', what, TER(**options), -1)
 
 OVERLAP |= {'ter': _ter}
+
+# %% ../../nbs/evaluation/overlap.ipynb #d835adae
+def _edit_distance() -> Callable[[Sequence, Sequence], int]:
+    "How many items must be replaced, inserted or deleted to make one sequence the other."
+    try:
+        from rapidfuzz.distance import Levenshtein
+        return Levenshtein.distance
+    except ImportError:
+        with imports_undisturbed(): from nltk.metrics.distance import edit_distance
+        return edit_distance
+
+# %% ../../nbs/evaluation/overlap.ipynb #d95eda71
+def _per_item(sums: np.ndarray) -> float:
+    "Edits in percent of the items of references; of empty references, each edit counts as for one."
+    return float(100 * sums[0] / max(sums[1], 1))
+
+def _error_rate(name: str, unit: str, how: str, items: Callable[[str], Sequence]) -> TextMetric:
+    "Edits in percent; of several references the nearest counts."
+    edits = _edit_distance()
+    def nearest(prediction: str, references: str | Sequence[str]) -> list[int]:
+        said, right = items(prediction), [items(r) for r in row_references(references)]
+        return min(([edits(said, r), len(r)] for r in right), key=lambda x: x[0] / max(x[1], 1))
+    def stats(predictions: Sequence[str], references: References) -> np.ndarray:
+        rows = zip(predictions, references, strict=True)
+        return np.array([nearest(p, r) for p, r in rows], float)
+    what = f'Edits of {unit}s that lead to the reference, per 100 of its {unit}s; less is better.'
+    signature = f'{name}|sum of edits / sum of {unit}s|percent|case:mixed|tok:{how}|ftnb'
+    return TextMetric(name, stats, _per_item, signature, -1, what, limits=(0., math.inf))
+
+# %% ../../nbs/evaluation/overlap.ipynb #2e50e59a
+OVERLAP |= {
+    'wer': functools.partial(_error_rate, 'wer', 'word', 'spaces', str.split),
+    'cer': functools.partial(_error_rate, 'cer', 'character', 'characters', str.strip)}
 
 # %% ../../nbs/evaluation/overlap.ipynb #d96832af
 class UnicodeWords:
@@ -161,7 +194,24 @@ def bert_scorer(
 ) -> Any:
     "bert_score's scorer; the last one is kept, because loading takes longer than scoring."
     with imports_undisturbed(): from bert_score import BERTScorer
-    with quiet_transformers(): return BERTScorer(model_type=folder, num_layers=layer)
+    with quiet_transformers(): scorer = BERTScorer(model_type=folder, num_layers=layer)
+    room = getattr(scorer._model.config, 'max_position_embeddings', math.inf)
+    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, room)
+    return scorer
+
+# %% ../../nbs/evaluation/overlap.ipynb #6b36cd15
+def _warn_cut(tokenizer: Any, answers: Sequence[str], right: Sequence[str]) -> None:
+    "Say how many texts are longer than the model reads."
+    limit = tokenizer.model_max_length
+    def cut(texts: Sequence[str]) -> str:
+        different = set(texts)
+        long = [t for t in different if len(t) + 2 > limit]   # a token has one character at least
+        ids = tokenizer(long, verbose=False)['input_ids'] if long else []
+        n = sum(len(x) > limit for x in ids)
+        return f'{n:,} of {len(different):,}' if n else ''
+    found = [f'{n} {what}' for n, what in ((cut(answers), 'answers'), (cut(right), 'references')) if n]
+    if found: warnings.warn(f'bertscore reads the first {limit} tokens of a text; what follows is left out in '
+                            f'{" and ".join(found)}. Score texts of that length with another metric.', stacklevel=2)
 
 # %% ../../nbs/evaluation/overlap.ipynb #501d6f65
 def _best_bertscores(folder: str, layer: int, batch_size: int, part: int,
@@ -172,6 +222,7 @@ def _best_bertscores(folder: str, layer: int, batch_size: int, part: int,
     best = np.zeros(len(predictions))
     if not pairs: return best
     rows, answers, right = map(list, zip(*pairs, strict=True))
+    _warn_cut(bert_scorer(folder, layer)._tokenizer, answers, right)
     with quiet_transformers():
         scores = bert_scorer(folder, layer).score(answers, right, batch_size=batch_size)[part]
     np.maximum.at(best, rows, 100 * scores.numpy())

@@ -148,7 +148,7 @@ def number_format(
 ) -> Callable[..., str]:  # takes a number, and '+' for a sign in any case
     "How the numbers of a metric are written: two digits on a scale to 100, else four for small ones."
     largest = max([abs(v) for v in values if math.isfinite(v)], default=0.)
-    few = m.limits == (0., 100.) or m.name == 'ter' or largest >= 10
+    few = m.limits == (0., 100.) or m.name in ('ter', 'wer', 'cer') or largest >= 10
     return lambda x, sign='': f'{x:{sign}.{2 if few else 4}f}'
 
 # %% ../../nbs/evaluation/scores.ipynb #644b2866

@@ -21,7 +21,7 @@ from ..kernels.nats import row_nats
 from ..generation.decoding import Decoding
 from ..generation.likelihood import answer_nats, label_ends, normalized_probs
 from ..generation.writing import generate
-from .metric import TextMetric, check_pairs
+from .metric import RowReferences, TextMetric, check_pairs, warn_square
 from .calibration import check_label_probs, most_probable
 from .perplexity import NUMERIC, text_bytes
 from .metrics import metrics_by_name, text_metric
@@ -55,7 +55,7 @@ def metric_stats(
 # %% ../../nbs/evaluation/scoring.ipynb #56e0320b
 def _as_list(what: str, values: Any) -> Any:
     "A list of values, whatever they came in: a column, a generator, an array."
-    if values is None and what != 'predictions': return None
+    if values is None and what != 'predictions' or isinstance(values, RowReferences): return values
     if isinstance(values, str) or not isinstance(values, Iterable) or isinstance(values, Mapping):
         brackets = f'Put it into brackets: [{values!r:.40}].'
         remedy = brackets if isinstance(values, str) else 'Give one for each row.'
@@ -133,6 +133,9 @@ def score_texts(
     if not isinstance(baseline, Scores): baseline = _as_list('baseline', baseline)
     needed = [k for k, m in chosen.items() if m.judged in ('references', 'probabilities')]
     _check_references(predictions, references, needed)
+    if references is not None and any(m.judged == 'references' for m in chosen.values()):
+        warn_square(references, len(predictions))
+        references = RowReferences(references)   # said once, whatever the number of metrics
     _check_prompts(predictions, prompts)
     _check_baseline(predictions, baseline)
     texts, probs = _texts_and_probs(predictions)
