@@ -278,8 +278,8 @@ def _likelihood_stats(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Ta
     names = ('perplexity', 'loss') if 'loss' in more else ('perplexity',)
     stats = {k: np.stack([nats, tokens], 1) for k in names}
     if task.answers and 'bits_per_byte' not in more: return stats
-    sizes = [_predicted_bytes(lm, *pair, row, text)
-             for pair, row, text in itertools.zip_longest(pairs, pieces, texts)]
+    sizes = [_predicted_bytes(lm, prompt, target, row, text)
+             for (prompt, target), row, text in itertools.zip_longest(pairs, pieces, texts)]
     return stats | {'bits_per_byte': np.stack([nats, sizes], 1)}
 
 # %% ../../nbs/evaluation/scoring.ipynb #d113edd9

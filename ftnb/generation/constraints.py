@@ -75,7 +75,8 @@ def _llguidance() -> Any:
 # %% ../../nbs/generation/constraints.ipynb #91a96de6
 _PART = re.compile(r'''(?xs)
     \\ (?: [pP]\{[^}]*\} | N\{[^}]*\} | [xu]\{[^}]*\} | b\{[^}]*\} | [kg](?:<[^>]*>|\{[^}]*\}|'[^']*')
-          | [1-9]\d? | 0[0-7]{0,2} | x[\da-fA-F]{2} | u[\da-fA-F]{4} | U[\da-fA-F]{8} | c[A-Z] | [pP]\w | .? )   # escapes
+          | [1-9]\d? | 0[0-7]{0,2} | x[\da-fA-F]{2} | u[\da-fA-F]{4} | U[\da-fA-F]{8}
+          | c[A-Z] | [pP]\w | .? )   # escapes
     | \(\? (?: P?<\w+> | <[=!] | [=!>|] | \#[^)]*\)? | P[=>]\w+\) | '\w+' | &\w+\) | \([^)]*\)
           | R\) | [+-]?\d+\) | [a-zA-Z^-]+[:)] )   # groups
     | \[ \^? \]? (?: \\. | \[:\^?\w+:\] | [^]\\] )* \]   # classes of characters
@@ -91,7 +92,8 @@ def pattern_tokens(
 # %% ../../nbs/generation/constraints.ipynb #abf3fe17
 _ADVICE = {pattern: (what, instead) for pattern, what, instead in (
     (r'\\[bB<>]|\\b\{.*', 'the border of a word', 'Write what stands there: a space, a comma, the end of the pattern.'),
-    (r'\(\?<?[=!]', 'look-around', 'Write what stands there as a part of the pattern; in place of what must not, what may: [^0-9].'),
+    (r'\(\?<?[=!]', 'look-around', 'Write what stands there as a part of the pattern; '
+                                   'in place of what must not, what may: [^0-9].'),
     (r'\\[1-9]\d*|\\[kg].+|\(\?P=.*', 'a back-reference', 'Write out the choices: (aa|bb).'),
     (r'\(\?>', 'an atomic group', 'Write (?: for it.'),
     (r'\(\?\|', 'a group that counts anew', 'Write (?: for it.'),
@@ -103,13 +105,15 @@ _ADVICE = {pattern: (what, instead) for pattern, what, instead in (
     (r'\\Z', 'the end of the text', 'Leave it out: the pattern is matched by the whole text.'),
     (r'\\0[0-7]*', 'an octal number', r'Write it with two hexadecimal digits: \x00.'),
     (r'\\N\{.*', 'the name of a character', 'Write the character itself.'),
-    (r'\\[pP].*', 'an unknown class of characters', r'Write one of Unicode\'s: \p{L} (letters), \p{N} (numbers), \p{Greek}.'),
+    (r'\\[pP].*', 'an unknown class of characters',
+     r'Write one that Unicode has: \p{L} (letters), \p{N} (numbers), \p{Greek}.'),
     (r'\\h', 'a horizontal space', r'Write [ \t].'), (r'\\R', 'a line end', r'Write \n.'),
     (r'\\[KG]', 'a place in the text', 'Leave it out.'), (r'\\X', 'a whole character', 'Write a dot.'),
     (r'\\[QE]', 'quotation', r'Write \\ before each character that has a meaning.'),
     (r'\\(?:e|c.)', 'a control character', r'Write it with two hexadecimal digits: \x1b.'),
     (r'\{,.*', 'a repetition without a beginning', 'Write the beginning: {0,3}.'),
-    (r'\\.?', 'a backslash before a character that needs none', r'Leave the backslash out; for a backslash itself write two.'))}
+    (r'\\.?', 'a backslash before a character that needs none',
+     'Leave the backslash out; for a backslash itself write two.'))}
 
 # %% ../../nbs/generation/constraints.ipynb #643f9b76
 def _advice(token: str, inside: bool = False) -> tuple[str, str] | None:
@@ -145,7 +149,8 @@ def _unsupported(pattern: str) -> tuple[int, str, tuple[str, str]] | None:
         elif token in _ANCHORS:
             alone = ''.join(t for m, (_, t) in enumerate(parts) if m == n or t not in _ANCHORS)
             if not _reads(alone) and _reads(''.join(t for _, t in parts if t not in _ANCHORS)):
-                return at, token, ('an anchor inside the pattern', 'Leave it out; for lines of a text write (line\\n)+.')
+                return at, token, ('an anchor inside the pattern',
+                                   'Leave it out; for lines of a text write (line\\n)+.')
         elif not token.startswith('[') and not _reads(_sample(token)) and (advice := _advice(token)):
             return at, token, advice
     return None
@@ -157,7 +162,8 @@ def check_meaning(
 ) -> None:
     "Refuse what llguidance reads otherwise than Python does."
     for at, token in pattern_tokens(pattern):
-        if re.fullmatch(r'(?:\?|\{.*\})\+', token): what, remedy = 'a possessive repetition', f'Write {token[:-1]} for it.'
+        if re.fullmatch(r'(?:\?|\{.*\})\+', token):
+            what, remedy = 'a possessive repetition', f'Write {token[:-1]} for it.'
         elif token == '\\': what, remedy = 'a backslash before nothing', 'Write two for the character itself.'
         else: continue
         raise FTNBError(name, f'it cannot be read: {token!r} at character {at} is {what}', remedy)
@@ -171,7 +177,8 @@ _SLIPS = {  # what llguidance says: what to do
     'counted repetition': r'Write {2,5}, or \{ for the character itself.', 'valid decimal': 'Write numbers: {2,5}.',
     'range, the start': 'Write the lower one first.', 'range boundary': 'Write - at the end: [a-z-].',
     'decimal literal invalid': 'Write + or a smaller number.', 'too big': 'Simplify it.', 'nested': 'Simplify it.',
-    'recursion limit': 'Simplify it.', 'oneOf': 'Write anyOf.', 'Unimplemented keys': 'Leave it out, and look at the result.',
+    'recursion limit': 'Simplify it.', 'oneOf': 'Write anyOf.',
+    'Unimplemented keys': 'Leave it out, and look at the result.',
     'Invalid type': 'Write string, number, integer, boolean, object, array or null.',
     'only supported when': 'List these keys in "required", or leave minProperties and maxProperties out.',
     'Unknown format': 'Leave format out, or write a pattern.'}
@@ -198,8 +205,8 @@ def _unreadable(name: str, message: str, pattern: str | None, schema: Any) -> FT
     inner = [line.partition('(in regex): ')[2] for line in lines if '(in regex): ' in line]
     reason = (errors or inner or lines)[-1].removeprefix('error: ')
     remedy = next((text for word, text in _SLIPS.items() if word in reason), 'Correct it.')
-    at = re.search(r'\n {4}( *)\^', message)
-    where = f' at character {len(at[1])}' if at and pattern and '\n' not in pattern else ''
+    mark = re.search(r'\n {4}( *)\^', message)   # below the pattern
+    where = f' at character {len(mark[1])}' if mark and pattern and '\n' not in pattern else ''
     return FTNBError(name, f'it cannot be read ({reason:.160}{where})', remedy)
 
 # %% ../../nbs/generation/constraints.ipynb #02ccc4f5
@@ -265,8 +272,8 @@ _NOTES = '''title description default examples example $schema $id id $anchor $c
 _UNUSED = '''additionalItems then else minContains maxContains unevaluatedItems unevaluatedProperties dependentSchemas
     dependencies $dynamicRef $dynamicAnchor $recursiveRef $recursiveAnchor'''.split()   # llguidance refuses most
 _SCHEMAS_BY_NAME = {'properties', 'patternProperties', '$defs', 'definitions', 'dependentSchemas', 'dependencies'}
-_SCHEMAS = {'items', 'prefixItems', 'additionalItems', 'anyOf', 'oneOf', 'allOf', 'not', 'if', 'then', 'else', 'contains',
-            'additionalProperties', 'propertyNames', 'unevaluatedItems', 'unevaluatedProperties', 'contentSchema'}
+_SCHEMAS = set('''items prefixItems additionalItems anyOf oneOf allOf not if then else contains additionalProperties
+    propertyNames unevaluatedItems unevaluatedProperties contentSchema'''.split())
 _OTHER_WORDS = {'nullable': 'Write "type": ["string", "null"], with the type that it has.',
                 'optional': 'Leave the name of the property out of "required".',
                 'divisibleBy': 'Write multipleOf.', 'disallow': 'Write the types that are allowed.'}
@@ -293,8 +300,8 @@ def check_keywords(
         known = {*_SCHEMA_KEYS, *_NOTES, *_UNUSED} | (refs if part is schema else set())
         for word in part:
             if word not in known and not word.startswith('x-'):
-                raise FTNBError(f'{word!r:.60} in {where:.200}', 'JSON schema has no such word, and it would be ignored',
-                                _other_word(word, known))
+                rule = 'JSON schema has no such word, and it would be ignored'
+                raise FTNBError(f'{word!r:.60} in {where:.200}', rule, _other_word(word, known))
         left += _inner_schemas(part, where)
 
 # %% ../../nbs/generation/constraints.ipynb #56fda1bf
