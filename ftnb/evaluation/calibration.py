@@ -12,7 +12,7 @@ from ..core.errors import FTNBError, check_choice, check_number, check_utf8
 from .metric import TextMetric, ratio
 
 # %% auto #0
-__all__ = ['CALIBRATION', 'check_label_probs']
+__all__ = ['CALIBRATION', 'check_label_probs', 'most_probable']
 
 # %% ../../nbs/evaluation/calibration.ipynb #26f363c4
 CALIBRATION: dict[str, Callable[..., TextMetric]] = {}  # metrics of label probabilities, by name
@@ -83,6 +83,14 @@ def _brier() -> TextMetric:
 
 CALIBRATION |= {'brier': _brier, 'log_loss': _log_loss}
 
+# %% ../../nbs/evaluation/calibration.ipynb #2eead001
+def most_probable(
+    probs: Mapping[str, float],  # {label: probability}
+) -> str:  # a label
+    "The most probable label; of several that are equally probable, the first in alphabetical order."
+    top = max(probs.values())
+    return min(k for k, p in probs.items() if p >= top * (1 - 1e-6))
+
 # %% ../../nbs/evaluation/calibration.ipynb #1ace9c60
 def _bin(confidence: np.ndarray, bins: int, equal: str) -> np.ndarray:
     "Which bin each probability falls into; the upper edge belongs to a bin."
@@ -96,7 +104,8 @@ def _calibration_error(bins: int = 15, equal: str = 'width', debiased: bool = Fa
     check_number('bins', bins, 1), check_choice(equal, ('width', 'mass'), 'equal')
     def stats(predictions: Sequence, references: Sequence[str]) -> np.ndarray:
         probs, right = _probabilities('calibration_error', predictions, references)
-        confidence, hit = probs.max(1), probs.argmax(1) == right
+        confidence = probs.max(1)
+        hit = np.array([most_probable(p) == r for p, r in zip(predictions, references)])
         one = np.eye(bins)[_bin(confidence, bins, equal)]
         return np.hstack([one, one * confidence[:, None], one * hit[:, None]])
     how = f'bins:{bins}|equal:{equal}|{"debiased l2" if debiased else "l1"}'

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/evaluation/metric.ipynb #7f07a017
 from __future__ import annotations
-import math
+import math, warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from ..core.errors import FTNBError, check_utf8
 
 # %% auto #0
 __all__ = ['References', 'JUDGED', 'UNSPACED', 'CJK', 'TextMetric', 'ratio', 'row_references', 'mean_of_rows', 'without_version',
-           'unicode_words', 'check_texts', 'check_pairs']
+           'unicode_words', 'check_texts', 'RowReferences', 'warn_square', 'check_pairs']
 
 # %% ../../nbs/evaluation/metric.ipynb #30338603
 References = Sequence[str] | Sequence[Sequence[str]]
@@ -39,6 +39,8 @@ class TextMetric:
     spread: str = 'bootstrap'  # or 'jackknife': `stats` ends with the score without the row
     limits: tuple[float, float] = (-math.inf, math.inf)  # the lowest and the highest possible score
     alone: bool = True  # whether the score of a single row says something; else only a set has one
+    row: Callable[[np.ndarray], float] | None = None  # [k] -> the score of a row; None: `combine`
+    row_signature: str = ''  # what `row` computes; '': the same as of a set
 
     def __call__(self,
         predictions: Sequence,  # what was written (or nats, or probabilities)
@@ -46,6 +48,13 @@ class TextMetric:
     ) -> float:
         "The score of a set of rows."
         return self.combine(self.stats(predictions, judged).sum(0))
+
+    def of_rows(self,
+        stats: np.ndarray,  # [rows, k]
+    ) -> np.ndarray:  # [rows]; nan: a row without a score
+        "The score of each row by itself."
+        if not self.alone: return np.full(len(stats), math.nan)
+        return np.array([(self.row or self.combine)(s) for s in stats], float)
 
     def leave_one_out(self,
         stats: np.ndarray,  # [rows, k]
@@ -135,6 +144,25 @@ def check_texts(
         empty = "Use '' for an empty answer."
         raise FTNBError(f'{what}[{i}] is {value}', rule,
                         empty if what == 'predictions' else 'Leave the row out, or fill it.')
+
+# %% ../../nbs/evaluation/metric.ipynb #5d7b3e0c
+class RowReferences(list):
+    "References of which it is known that they are given row by row."
+
+def warn_square(
+    references: Any,  # what predictions are compared with
+    predictions: int,  # how many there are
+    stacklevel: int = 3,  # whose line the warning names
+) -> None:
+    "Say how references are read that are as many for each row as there are rows."
+    if isinstance(references, RowReferences) or predictions < 2 or len(references) != predictions: return
+    if any(isinstance(r, str) or not isinstance(r, Sequence) or len(r) != predictions for r in references): return
+    if [list(r) for r in references] == [list(r) for r in zip(*references)]: return   # the same either way
+    n = predictions
+    warnings.warn(
+        f'{n} predictions and {n} lists of {n} references: list i is read as the references of prediction i. '
+        'If it is the i-th reference of every prediction, as sacrebleu has it, give '
+        '[list(r) for r in zip(*references)].', stacklevel=stacklevel)
 
 # %% ../../nbs/evaluation/metric.ipynb #ed3b4ddd
 def check_pairs(

@@ -11,7 +11,7 @@ from typing import Any
 import regex
 from ..core.errors import (
     FTNBError, check_choice, check_names, check_nested_utf8, imports_undisturbed)
-from .metric import UNSPACED, TextMetric
+from .metric import UNSPACED, TextMetric, warn_square
 from .overlap import OVERLAP
 from .labels import LABELS
 from .calibration import CALIBRATION
@@ -55,6 +55,7 @@ def _warn_unsplit(metric: TextMetric, texts: Sequence) -> None:
 def _checked(metric: TextMetric, predictions: Sequence, judged: Any = None) -> Any:
     "The statistics of rows, after a look at them."
     metric.check(predictions, judged)
+    if metric.judged == 'references': warn_square(judged, len(predictions), 4)
     _warn_unsplit(metric, predictions if judged is None else judged)
     return metric.stats(predictions, judged)
 

@@ -4,8 +4,9 @@
 
 # %% ../../nbs/evaluation/overlap.ipynb #d211a3e5
 from __future__ import annotations
-import functools, importlib.metadata, json, math
+import functools, importlib.metadata, json, math, warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -24,27 +25,29 @@ __all__ = ['OVERLAP', 'UnicodeWords', 'embedding_folder', 'bert_scorer']
 OVERLAP: dict[str, Callable[..., TextMetric]] = {}  # metrics that compare with a reference, by name
 
 # %% ../../nbs/evaluation/overlap.ipynb #6b4a4b28
-def _sacrebleu(name: str, what: str, scorer: Any, better: int = 1) -> TextMetric:
-    "Wrap one of sacrebleu's metrics."
+def _sacrebleu(name: str, what: str, scorer: Any, better: int = 1, row_scorer: Any = None) -> TextMetric:
+    "Wrap one of sacrebleu's metrics; `row_scorer` makes the scores of rows from the same statistics."
     def stats(predictions: Sequence[str], references: References) -> np.ndarray:
         refs = list(map(row_references, references))
         width = max(map(len, refs))
         streams = [[r[j] if j < len(r) else None for r in refs] for j in range(width)]
         return np.array(scorer._extract_corpus_statistics(list(predictions), streams), float)
-    def combine(sums: np.ndarray) -> float:
+    def combine(sums: np.ndarray, by: Any = scorer) -> float:
         numbers = list(map(int, sums)) if name.startswith('bleu') else list(sums)
-        return float(scorer._compute_score_from_stats(numbers).score)
+        return float(by._compute_score_from_stats(numbers).score)
     stats([''], [''])   # so that the signature knows the number of references
     highest = math.inf if name == 'ter' else 100.
-    return TextMetric(name, stats, combine, str(scorer.get_signature()), better, what,
-                      limits=(0., highest))
+    made = TextMetric(name, stats, combine, str(scorer.get_signature()), better, what, limits=(0., highest))
+    if not row_scorer: return made
+    signature = made.signature.replace('eff:no', 'eff:yes')
+    return replace(made, row=functools.partial(combine, by=row_scorer), row_signature=signature)
 
 # %% ../../nbs/evaluation/overlap.ipynb #380abbbe
 def _bleu(name: str = 'bleu', **options) -> TextMetric:
     from sacrebleu.metrics import BLEU
     what = ('Matching runs of up to four words, with a penalty for brevity '
-            '(Papineni et al. 2002); 0 to 100.')
-    return _sacrebleu(name, what, BLEU(**options))
+            '(Papineni et al. 2002); 0 to 100. Of a row: sentence BLEU, with runs up to its length.')
+    return _sacrebleu(name, what, BLEU(**options), row_scorer=BLEU(**options | {'effective_order': True}))
 
 OVERLAP |= {'bleu': _bleu, 'bleu_zh': functools.partial(_bleu, 'bleu_zh', tokenize='zh')}
 
@@ -66,6 +69,39 @@ def _ter(**options) -> TextMetric:
 
 OVERLAP |= {'ter': _ter}
 
+# %% ../../nbs/evaluation/overlap.ipynb #d835adae
+def _edit_distance() -> Callable[[Sequence, Sequence], int]:
+    "How many items must be replaced, inserted or deleted to make one sequence the other."
+    try:
+        from rapidfuzz.distance import Levenshtein
+        return Levenshtein.distance
+    except ImportError:
+        with imports_undisturbed(): from nltk.metrics.distance import edit_distance
+        return edit_distance
+
+# %% ../../nbs/evaluation/overlap.ipynb #d95eda71
+def _per_item(sums: np.ndarray) -> float:
+    "Edits in percent of the items of references; of empty references, each edit counts as for one."
+    return float(100 * sums[0] / max(sums[1], 1))
+
+def _error_rate(name: str, unit: str, how: str, items: Callable[[str], Sequence]) -> TextMetric:
+    "Edits in percent; of several references the nearest counts."
+    edits = _edit_distance()
+    def nearest(prediction: str, references: str | Sequence[str]) -> list[int]:
+        said, right = items(prediction), [items(r) for r in row_references(references)]
+        return min(([edits(said, r), len(r)] for r in right), key=lambda x: x[0] / max(x[1], 1))
+    def stats(predictions: Sequence[str], references: References) -> np.ndarray:
+        rows = zip(predictions, references, strict=True)
+        return np.array([nearest(p, r) for p, r in rows], float)
+    what = f'Edits of {unit}s that lead to the reference, per 100 of its {unit}s; less is better.'
+    signature = f'{name}|sum of edits / sum of {unit}s|percent|case:mixed|tok:{how}|ftnb'
+    return TextMetric(name, stats, _per_item, signature, -1, what, limits=(0., math.inf))
+
+# %% ../../nbs/evaluation/overlap.ipynb #2e50e59a
+OVERLAP |= {
+    'wer': functools.partial(_error_rate, 'wer', 'word', 'spaces', str.split),
+    'cer': functools.partial(_error_rate, 'cer', 'character', 'characters', str.strip)}
+
 # %% ../../nbs/evaluation/overlap.ipynb #d96832af
 class UnicodeWords:
     "A tokenizer for rouge_score that keeps every script, and on ASCII text gives the same words."
@@ -83,6 +119,16 @@ class UnicodeWords:
         if not self.stem: return words
         return [self.stem(w) if len(w) > 3 and w.isascii() else w for w in words]
 
+# %% ../../nbs/evaluation/overlap.ipynb #4b4d2261
+def _rows_with_pairs(metric: TextMetric) -> TextMetric:
+    "ROUGE-2, of which a row has a score only where its reference has two words."
+    def stats(predictions: Sequence[str], references: References) -> np.ndarray:
+        pairs = [any(len(unicode_words(x)) > 1 for x in row_references(r)) for r in references]
+        return np.hstack([metric.stats(predictions, references), np.array(pairs)[:, None]])
+    return replace(metric, stats=stats, combine=lambda sums: ratio(sums[:2]),
+                   row=lambda s: float(s[0]) if s[2] else math.nan,
+                   row_signature=f'{metric.signature}|nan for references of one word')
+
 # %% ../../nbs/evaluation/overlap.ipynb #3872758d
 _SENTENCE_END = regex.compile(r'(?<=[.!?])\s+(?=\S)|(?<=[。！？])(?=\S)')  # near enough
 
@@ -93,9 +139,10 @@ def _rouge(kind: str, stemmer: bool = False, split: bool = False) -> TextMetric:
     lines = (lambda text: _SENTENCE_END.sub('\n', text)) if split else str
     f1 = lambda p, r: scorer.score(lines(r), lines(p))[kind].fmeasure
     options = '|stem:porter' * stemmer + '|split:.!?' * split
-    return mean_of_rows(
+    made = mean_of_rows(
         kind, f1, f'{kind}|f1|mean of rows|tok:unicode{options}|rouge_score',
         f'{kind}: F1 of what is shared with the reference (Lin 2004), mean over rows; 0 to 100.')
+    return _rows_with_pairs(made) if kind == 'rouge2' else made
 
 OVERLAP |= {k: functools.partial(_rouge, k) for k in ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')}
 
@@ -147,7 +194,24 @@ def bert_scorer(
 ) -> Any:
     "bert_score's scorer; the last one is kept, because loading takes longer than scoring."
     with imports_undisturbed(): from bert_score import BERTScorer
-    with quiet_transformers(): return BERTScorer(model_type=folder, num_layers=layer)
+    with quiet_transformers(): scorer = BERTScorer(model_type=folder, num_layers=layer)
+    room = getattr(scorer._model.config, 'max_position_embeddings', math.inf)
+    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, room)
+    return scorer
+
+# %% ../../nbs/evaluation/overlap.ipynb #6b36cd15
+def _warn_cut(tokenizer: Any, answers: Sequence[str], right: Sequence[str]) -> None:
+    "Say how many texts are longer than the model reads."
+    limit = tokenizer.model_max_length
+    def cut(texts: Sequence[str]) -> str:
+        different = set(texts)
+        long = [t for t in different if len(t) + 2 > limit]   # a token has one character at least
+        ids = tokenizer(long, verbose=False)['input_ids'] if long else []
+        n = sum(len(x) > limit for x in ids)
+        return f'{n:,} of {len(different):,}' if n else ''
+    found = [f'{n} {what}' for n, what in ((cut(answers), 'answers'), (cut(right), 'references')) if n]
+    if found: warnings.warn(f'bertscore reads the first {limit} tokens of a text; what follows is left out in '
+                            f'{" and ".join(found)}. Score texts of that length with another metric.', stacklevel=2)
 
 # %% ../../nbs/evaluation/overlap.ipynb #501d6f65
 def _best_bertscores(folder: str, layer: int, batch_size: int, part: int,
@@ -158,6 +222,7 @@ def _best_bertscores(folder: str, layer: int, batch_size: int, part: int,
     best = np.zeros(len(predictions))
     if not pairs: return best
     rows, answers, right = map(list, zip(*pairs, strict=True))
+    _warn_cut(bert_scorer(folder, layer)._tokenizer, answers, right)
     with quiet_transformers():
         scores = bert_scorer(folder, layer).score(answers, right, batch_size=batch_size)[part]
     np.maximum.at(best, rows, 100 * scores.numpy())

@@ -4,14 +4,15 @@
 
 # %% ../../nbs/evaluation/perplexity.ipynb #209670b6
 from __future__ import annotations
-import math
+import math, re
 from collections.abc import Callable, Sequence
+from typing import Any
 import numpy as np
 from ..core.errors import FTNBError
 from .metric import TextMetric, ratio
 
 # %% auto #0
-__all__ = ['PERPLEXITY', 'NUMERIC']
+__all__ = ['PERPLEXITY', 'NUMERIC', 'text_bytes']
 
 # %% ../../nbs/evaluation/perplexity.ipynb #4028468d
 def _two_columns(predictions: Sequence[float], references: Sequence[float]) -> np.ndarray:
@@ -29,8 +30,9 @@ def _two_columns(predictions: Sequence[float], references: Sequence[float]) -> n
                     'Look for the row that gave nan or inf.')
 
 # %% ../../nbs/evaluation/perplexity.ipynb #7dcdaad1
-def _exp_ratio(sums: np.ndarray) -> float: return math.exp(min(700., ratio(sums)))
-def _bits(sums: np.ndarray) -> float: return ratio(sums) / math.log(2)
+def _nats_each(sums: np.ndarray) -> float: return ratio(sums) if sums[1] else math.nan
+def _exp_ratio(sums: np.ndarray) -> float: return math.exp(min(_nats_each(sums), 700.))
+def _bits(sums: np.ndarray) -> float: return _nats_each(sums) / math.log(2)
 
 # %% ../../nbs/evaluation/perplexity.ipynb #f755913b
 def _quotient(name: str, unit: str, what: str, combine: Callable) -> TextMetric:
@@ -41,9 +43,31 @@ def _quotient(name: str, unit: str, what: str, combine: Callable) -> TextMetric:
 
 # %% ../../nbs/evaluation/perplexity.ipynb #5f06d91c
 PERPLEXITY: dict[str, Callable[..., TextMetric]] = {  # metrics of nats, by name
-    'loss': lambda: _quotient('loss', 'nats / tokens', 'Nats per token', ratio),
+    'loss': lambda: _quotient('loss', 'nats / tokens', 'Nats per token', _nats_each),
     'perplexity': lambda: _quotient(
         'perplexity', 'exp(nats / tokens)', 'exp of nats per token', _exp_ratio),
     'bits_per_byte': lambda: _quotient(
         'bits_per_byte', 'nats / bytes / ln 2', 'Bits per byte of text', _bits)}
 NUMERIC = tuple(PERPLEXITY)  # their predictions and references are numbers
+
+# %% ../../nbs/evaluation/perplexity.ipynb #e72cb8a2
+def _name_bytes(name: str) -> int:
+    "How many bytes of text a token is, by its name."
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    if re.fullmatch('<0x[0-9A-Fa-f]{2}>', name): return 1
+    if len(name) == 1 and ord(name) < 256 or set(name) <= set(bytes_to_unicode().values()): return len(name)
+    return len(name.replace('▁', ' ').encode())
+
+# %% ../../nbs/evaluation/perplexity.ipynb #e411dc92
+def text_bytes(
+    tokenizer: Any,  # a transformers tokenizer
+    ids: Sequence[int],  # token ids of a text from its beginning; it may end within a character
+) -> int:
+    "How many bytes of text tokens are; special tokens, and a space that the tokenizer has added, are none."
+    def decode(n: int) -> str:
+        return tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    n, ids = len(ids), list(ids)
+    while n and len(ids) - n < 64 and decode(n).endswith('\ufffd'): n -= 1   # to the end of a character
+    names = tokenizer.convert_ids_to_tokens(ids[n:])
+    special = set(tokenizer.all_special_ids)
+    return len(decode(n).encode()) + sum(_name_bytes(k) for k, i in zip(names, ids[n:]) if i not in special)

@@ -18,7 +18,7 @@ from ..core.files import atomic_files, check_path, checksum, clear_leftovers, is
 from .metric import TextMetric, without_version
 from .metrics import METRICS, metrics_by_name, text_metric
 from .statistics import (
-    bootstrap_weights, interval_from_sums, interval_kind, resampled_sums, resampled_values)
+    bootstrap_weights, interval_from_sums, interval_kind, resampled_sums)
 from .tables import FORMATS, json_number, number_from_json
 
 # %% auto #0
@@ -42,18 +42,19 @@ class Scores(Card):
         return {k: m.combine(self.stats[k].sum(0)) for k, m in self.metrics.items()}
 
     def to_pandas(self) -> pd.DataFrame:
-        "One row a metric: value, low, high, what is better, the kind of interval, and the signature."
+        "One row a metric: value, low, high, what is better, the kind of interval, and the signatures."
         values, references = self.values, self.rows['reference']
         better = {1: 'more', -1: 'less', 0: 'neither'}
         lines = [(k, values[k], *self.intervals[k], better[m.better], interval_kind(m, self.stats[k]),
-                  m.signed(references)) for k, m in self.metrics.items()]
-        head = ['metric', 'value', 'low', 'high', 'better', 'interval', 'signature']
+                  m.signed(references), m.row_signature) for k, m in self.metrics.items()]
+        head = ['metric', 'value', 'low', 'high', 'better', 'interval', 'signature', 'row_signature']
         return pd.DataFrame(lines, columns=head).set_index('metric')
 
     def _facts(self) -> tuple[str, dict]:
         "A title, and for each metric its score and interval."
         def line(k: str, value: float) -> str:
             f, (low, high) = number_format(self.metrics[k], value), self.intervals[k]
+            if math.isnan(value): return f'undefined: {_UNDEFINED}'
             return f'{f(value):>8}  [{f(low)}, {f(high)}]'
         title = f'Scores of {self.name} on {len(self.rows)} rows (95 % intervals)'
         return title, {k: line(k, v) for k, v in self.values.items()}
@@ -82,7 +83,8 @@ class Scores(Card):
         for k, r in self.to_pandas().iterrows():
             f = number_format(self.metrics[k], r['value'])
             better = '' if r['better'] == 'neither' else f'{r["better"]} is better'
-            lines.append((k, f(r['value']), f'{f(r["low"])} to {f(r["high"])}', better))
+            known = f(r['value']), f'{f(r["low"])} to {f(r["high"])}', better
+            lines.append((k, *(('undefined', '', _UNDEFINED) if math.isnan(r['value']) else known)))
         by = next((k for k, m in self.metrics.items() if m.alone), None)
         rows = _three_rows(self, by) + _folded_rows(self, by) if by else _folded_first_rows(self)
         return html_table(lines, ['metric', 'value', '95 % interval', ''], self._facts()[0]) + rows
@@ -135,8 +137,7 @@ def make_scores(
     n = len(columns['prediction'])
     sums = resampled_sums(bootstrap_weights(n, resamples, seed), [stats[k] for k in metrics])
     intervals = {k: interval_from_sums(m, stats[k], s) for (k, m), s in zip(metrics.items(), sums)}
-    alone = {k: resampled_values(m, stats[k]).tolist() if m.alone else [math.nan] * n
-             for k, m in metrics.items()}
+    alone = {k: m.of_rows(stats[k]).tolist() for k, m in metrics.items()}
     rows = datasets.Dataset.from_dict(columns | alone)
     return Scores(name, metrics, stats, rows, intervals, asked)
 
@@ -147,8 +148,11 @@ def number_format(
 ) -> Callable[..., str]:  # takes a number, and '+' for a sign in any case
     "How the numbers of a metric are written: two digits on a scale to 100, else four for small ones."
     largest = max([abs(v) for v in values if math.isfinite(v)], default=0.)
-    few = m.limits == (0., 100.) or m.name == 'ter' or largest >= 10
+    few = m.limits == (0., 100.) or m.name in ('ter', 'wer', 'cer') or largest >= 10
     return lambda x, sign='': f'{x:{sign}.{2 if few else 4}f}'
+
+# %% ../../nbs/evaluation/scores.ipynb #644b2866
+_UNDEFINED = 'no row has what it is computed from'
 
 # %% ../../nbs/evaluation/scores.ipynb #3a70c140
 def row_metric(
@@ -206,6 +210,8 @@ def _card_rows(scores: Scores, by: str, numbers: Sequence[int]) -> list[tuple]:
 def _three_rows(scores: Scores, by: str) -> str:
     "The best, median and worst row by one metric, as a table."
     order = _row_order(scores, by, best=True)
+    value = np.asarray(scores.rows[by], float)
+    order = [i for i in order if np.isfinite(value[i])] or order   # a row without a value has no place
     rows = _card_rows(scores, by, [order[0], order[len(order) // 2], order[-1]])
     lines = [(which, *row) for which, row in zip(('best', 'median', 'worst'), rows)]
     return html_table(lines, ['', 'row', by, 'prompt', 'prediction', 'reference'])
@@ -271,6 +277,14 @@ def _metric_again(name: str, signature: str, own: Mapping[str, TextMetric]) -> T
     raise FTNBError(f'metric {name!r}, computed as {signature}', why,
                     'Give it: load_scores(path, metrics=[...]).')
 
+# %% ../../nbs/evaluation/scores.ipynb #469bf1fd
+def _rows_again(rows: datasets.Dataset, saved: Mapping[str, Mapping], known: Mapping[str, TextMetric],
+                stats: Mapping[str, np.ndarray]) -> datasets.Dataset:
+    "The rows, with those columns of metrics computed again that were computed in another way."
+    same = lambda k: without_version(saved[k].get('row_signature', '')) == without_version(known[k].row_signature)
+    new = {k: m.of_rows(stats[k]).tolist() for k, m in known.items() if not same(k)}
+    return datasets.Dataset.from_dict(rows.to_dict() | new, features=rows.features) if new else rows
+
 # %% ../../nbs/evaluation/scores.ipynb #70c3b24f
 def _read_description(file: Path, beside: Path) -> dict:
     "What lies beside the table; refused unless it is what `save` writes."
@@ -317,4 +331,5 @@ def load_scores(
     for k, m in facts['metrics'].items():
         stats[k] = np.array([list(map(float, row)) for row in m['stats']])
         intervals[k] = number_from_json(m['low']), number_from_json(m['high'])
+    rows = _rows_again(rows, facts['metrics'], known, stats)
     return Scores(facts['name'], known, stats, rows, intervals, facts['asked'])

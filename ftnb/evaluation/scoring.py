@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_names, check_number, check_utf8, require
-from ..models.lm import LM, context_length, is_seq2seq, locked_model
+from ..models.lm import LM, context_length, eos_ids, is_seq2seq, locked_model
 from ..data.turns import last_answer
 from ..data.tasks import Task, check_lm_and_task, complete_task
 from ..data.rows import CheckedRows, check_not_columns, check_rows, read_rows
@@ -19,11 +19,11 @@ from ..data.batches import IGNORE
 from ..data.tokenizing import cut_prompt, prompt_and_target_ids, split_row
 from ..kernels.nats import row_nats
 from ..generation.decoding import Decoding
-from ..generation.likelihood import answer_nats, normalized_probs
+from ..generation.likelihood import answer_nats, label_ends, normalized_probs
 from ..generation.writing import generate
-from .metric import TextMetric, check_pairs
-from .calibration import check_label_probs
-from .perplexity import NUMERIC
+from .metric import RowReferences, TextMetric, check_pairs, warn_square
+from .calibration import check_label_probs, most_probable
+from .perplexity import NUMERIC, text_bytes
 from .metrics import metrics_by_name, text_metric
 from .scores import Scores, make_scores
 from .comparison import compare
@@ -55,7 +55,7 @@ def metric_stats(
 # %% ../../nbs/evaluation/scoring.ipynb #56e0320b
 def _as_list(what: str, values: Any) -> Any:
     "A list of values, whatever they came in: a column, a generator, an array."
-    if values is None and what != 'predictions': return None
+    if values is None and what != 'predictions' or isinstance(values, RowReferences): return values
     if isinstance(values, str) or not isinstance(values, Iterable) or isinstance(values, Mapping):
         brackets = f'Put it into brackets: [{values!r:.40}].'
         remedy = brackets if isinstance(values, str) else 'Give one for each row.'
@@ -72,7 +72,7 @@ def _texts_and_probs(predictions: Sequence) -> tuple[list[str], list[dict] | Non
                             'where one prediction is a dict, each must be one',
                             'Give {label: probability} for every row.')
         check_label_probs(f'predictions[{i}]', p)
-    return [max(p, key=p.__getitem__) for p in predictions], [dict(p) for p in predictions]
+    return [most_probable(p) for p in predictions], [dict(p) for p in predictions]
 
 # %% ../../nbs/evaluation/scoring.ipynb #c446261d
 def _check_references(predictions: Sequence, references: Any, needed: Sequence[str]) -> None:
@@ -133,6 +133,9 @@ def score_texts(
     if not isinstance(baseline, Scores): baseline = _as_list('baseline', baseline)
     needed = [k for k, m in chosen.items() if m.judged in ('references', 'probabilities')]
     _check_references(predictions, references, needed)
+    if references is not None and any(m.judged == 'references' for m in chosen.values()):
+        warn_square(references, len(predictions))
+        references = RowReferences(references)   # said once, whatever the number of metrics
     _check_prompts(predictions, prompts)
     _check_baseline(predictions, baseline)
     texts, probs = _texts_and_probs(predictions)
@@ -244,9 +247,29 @@ def _measured_rows(lm: LM, pairs: list[tuple[list[int], list[int]]],
         rows = [{'input_ids': p + t, 'labels': [IGNORE] * len(p) + t} for p, t in pairs]
     return [split_row(row, room, free=free) for row in rows]
 
+# %% ../../nbs/evaluation/scoring.ipynb #970e8fc5
+def _changed_bytes(tokenizer: Any, text: str | None, decoded: str) -> int:
+    "How many more bytes a text has than what its tokens say, if the tokenizer has changed it."
+    if not text or text.strip() in decoded: return 0
+    ids = tokenizer(text, add_special_tokens=False)['input_ids']
+    known = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    return len(text.strip().encode()) - len(known.encode()) if known in decoded else 0
+
+# %% ../../nbs/evaluation/scoring.ipynb #df60720f
+def _predicted_bytes(lm: LM, prompt: list[int], target: list[int], pieces: Sequence[Mapping],
+                     text: str | None = None) -> int:
+    "How many bytes of a target are predicted, given the pieces in which it is measured."
+    labels, whole = pieces[0]['labels'], len(target)
+    context = [] if is_seq2seq(lm) else prompt
+    size = lambda n: text_bytes(lm.tokenizer, context + target[:n])
+    first = int(not is_seq2seq(lm) and labels[:1] != [IGNORE])   # nothing stands before the first token
+    last = whole if len(pieces) > 1 else sum(x != IGNORE for x in labels)
+    decoded = lm.tokenizer.decode(target, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return max(0, size(last) - size(first) + _changed_bytes(lm.tokenizer, text, decoded))
+
 # %% ../../nbs/evaluation/scoring.ipynb #c9a650b7
 def _likelihood_stats(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Task,
-                      more: Iterable[str] = ()) -> dict[str, np.ndarray]:
+                      more: Iterable[str] = (), texts: Sequence[str] = ()) -> dict[str, np.ndarray]:
     "Statistics of perplexity; of loss and bits per byte where asked for (or for free text)."
     pieces = _measured_rows(lm, pairs, task)
     owner: np.ndarray = np.repeat(np.arange(len(pairs)), [len(row) for row in pieces])
@@ -255,9 +278,9 @@ def _likelihood_stats(lm: LM, pairs: list[tuple[list[int], list[int]]], task: Ta
     names = ('perplexity', 'loss') if 'loss' in more else ('perplexity',)
     stats = {k: np.stack([nats, tokens], 1) for k in names}
     if task.answers and 'bits_per_byte' not in more: return stats
-    first = 0 if task.answers else 1   # nothing predicts the first token of free text
-    texts = lm.tokenizer.batch_decode([t[first:] for _, t in pairs], skip_special_tokens=True)
-    return stats | {'bits_per_byte': np.stack([nats, [len(text.encode()) for text in texts]], 1)}
+    sizes = [_predicted_bytes(lm, prompt, target, row, text)
+             for (prompt, target), row, text in itertools.zip_longest(pairs, pieces, texts)]
+    return stats | {'bits_per_byte': np.stack([nats, sizes], 1)}
 
 # %% ../../nbs/evaluation/scoring.ipynb #d113edd9
 def _label_rows(rows: CheckedRows, labels: Sequence[str]) -> CheckedRows:
@@ -276,10 +299,11 @@ def row_label_probs(
     prompts: list[list[int]],  # the same in tokens
     allow_special: bool,  # names of special tokens in the texts become special tokens
 ) -> np.ndarray:  # [rows, labels]
-    "The probability of each label, as a share of all of them."
+    "The probability of each label (and that the answer then ends), as a share of all of them."
     each = prompt_and_target_ids(lm, task, _label_rows(rows, task.labels), allow_special)
     answers, n = [t for _, t in each], len(task.labels)
     by_row = [answers[i:i + n] for i in range(0, len(answers), n)]
+    if not eos_ids(lm) and by_row: label_ends(lm, task.labels, by_row[0])   # refuses a label that begins another
     return normalized_probs(answer_nats(lm, prompts, by_row))
 
 # %% ../../nbs/evaluation/scoring.ipynb #c8e25506
@@ -287,8 +311,8 @@ def _label_stats(probs: np.ndarray, labels: Sequence[str],
                  references: Sequence[str]) -> dict[str, np.ndarray]:
     "Statistics of what the label probabilities, `[rows, labels]`, are judged by."
     right = np.array([labels.index(r) for r in references])
-    hit, price = probs.argmax(1) == right, -np.log(probs[np.arange(len(right)), right].clip(1e-12))
-    one = np.ones(len(right))
+    hit = np.array([most_probable(dict(zip(labels, p))) == r for p, r in zip(probs, references)])
+    price, one = -np.log(probs[np.arange(len(right)), right].clip(1e-12)), np.ones(len(right))
     return {'label_accuracy': np.stack([100. * hit, one], 1), 'log_loss': np.stack([price, one], 1)}
 
 # %% ../../nbs/evaluation/scoring.ipynb #59fa3f3f
@@ -369,7 +393,7 @@ def score(
     texts = lm.tokenizer.batch_decode(prompts)
     columns = {'prompt': texts, 'prediction': answers, 'reference': references}
     stats = _answer_stats(chosen, task, answers, references, questions, probs)
-    stats |= _likelihood_stats(lm, pairs, task, chosen)
+    stats |= _likelihood_stats(lm, pairs, task, chosen, references)
     known = {k: chosen.get(k) or text_metric(k) for k in stats}
     columns |= _label_columns(task, probs)
     return make_scores(name or lm.name, known, stats, columns, _row_hashes(given), resamples, seed)

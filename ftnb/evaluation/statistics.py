@@ -49,6 +49,10 @@ def resampled_values(
     "The metric of each set."
     return np.array([metric.combine(s) for s in sums], float)
 
+def _defined(values: np.ndarray) -> np.ndarray:
+    "Those of resampled sets that have a value: a set may have nothing to divide by."
+    return values[np.isfinite(values)]
+
 # %% ../../nbs/evaluation/statistics.ipynb #7aa1f57d
 def wilson(
     right: int,  # rows that are right
@@ -168,7 +172,7 @@ def interval_from_sums(
     if kind == 'jackknife': low, high = jackknife(metric, stats, level)
     elif kind == 'Wilson':
         low, high = (100 * x for x in wilson(int((stats[:, 0] == 100).sum()), len(stats), level))
-    else: low, high = bca(resampled_values(metric, sums), value, metric.leave_one_out(stats), level)
+    else: low, high = bca(_defined(resampled_values(metric, sums)), value, metric.leave_one_out(stats), level)
     return max(lowest, float(low)), min(highest, float(high))
 
 # %% ../../nbs/evaluation/statistics.ipynb #0bab364a
@@ -246,8 +250,8 @@ def _p_exchange(m: TextMetric, a: np.ndarray, b: np.ndarray, exchanged: np.ndarr
     "Two-sided p of approximate randomization; `exchanged`: sums of b - a over exchanged rows."
     observed, one = m.combine(b.sum(0)) - m.combine(a.sum(0)), a.sum(0) + exchanged
     other = a.sum(0) + b.sum(0) - one
-    differences = np.abs(resampled_values(m, other) - resampled_values(m, one))
-    return float((differences >= abs(observed) - 1e-9).sum() + 1) / (len(exchanged) + 1)
+    differences = _defined(np.abs(resampled_values(m, other) - resampled_values(m, one)))
+    return float((differences >= abs(observed) - 1e-9).sum() + 1) / (len(differences) + 1)
 
 # %% ../../nbs/evaluation/statistics.ipynb #3ad426c5
 def _p_bootstrap(differences: np.ndarray, observed: float) -> float:
@@ -291,7 +295,7 @@ def _paired_difference(
     exchanged: np.ndarray, test: str) -> tuple[float, float, float, float]:
     "b - a, its interval and its p, given the sums of resampled sets and of random exchanges."
     observed = m.combine(b.sum(0)) - m.combine(a.sum(0))
-    differences = resampled_values(m, sums_b) - resampled_values(m, sums_a)
+    differences = _defined(resampled_values(m, sums_b) - resampled_values(m, sums_a))
     if not math.isfinite(observed): p = math.nan
     elif m.spread == 'jackknife': p = _p_jackknife(m, a, b)
     elif test == 'randomization': p = _p_exchange(m, a, b, exchanged)

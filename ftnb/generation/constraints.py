@@ -4,16 +4,17 @@
 
 # %% ../../nbs/generation/constraints.ipynb #6ce2f813
 from __future__ import annotations
-import json
+import json, re
+from collections.abc import Iterator
 from typing import Any
 import numpy as np
 import torch
-from ..core.errors import FTNBError, check_nested_utf8, check_utf8, import_optional, require
+from ..core.errors import FTNBError, check_nested_utf8, check_utf8, did_you_mean, import_optional, require
 from ..models.lm import LM, eos_ids, is_seq2seq
 from .decoding import Decoding
 
 # %% auto #0
-__all__ = ['Constraint', 'schema_dict', 'make_constraint']
+__all__ = ['Constraint', 'pattern_tokens', 'check_meaning', 'schema_dict', 'check_keywords', 'make_constraint']
 
 # %% ../../nbs/generation/constraints.ipynb #cd9f8e58
 class Constraint:
@@ -25,6 +26,8 @@ class Constraint:
     ):
         library = _llguidance()
         self.name = f'pattern={pattern!r:.80}' if pattern is not None else f'schema={schema!r:.80}'
+        self.pattern = pattern or ''
+        check_meaning(self.name, self.pattern)
         self.grammar = _grammar(self.name, pattern, schema)
         if not (ends := eos_ids(lm)):
             raise FTNBError(f'model {lm.name!r}', 'it has no token that ends a text',
@@ -40,7 +43,7 @@ class Constraint:
             if r not in self.matchers: self.matchers[r] = LLMatcher(self.vocabulary, self.grammar, log_level=0)
         bits = np.stack([np.frombuffer(self.matchers[r].compute_bitmask(), np.uint8) for r in rows])
         if error := next((e for r in rows if (e := self.matchers[r].get_error())), ''):
-            raise _dead_end(self.name, error)
+            raise _dead_end(self.name, error, self.pattern)
         allowed = np.unpackbits(bits, axis=1, bitorder='little')[:, :logits.shape[1]].astype(bool)
         return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float('-inf'))
 
@@ -48,7 +51,8 @@ class Constraint:
         "Note the token that each row has got."
         for row, token in tokens.items():
             if self.matchers[row].is_stopped() or self.matchers[row].consume_token(token): continue
-            if 'lexer error' in (error := self.matchers[row].get_error()): raise _dead_end(self.name, error)
+            error = self.matchers[row].get_error()
+            if 'lexer error' in error: raise _dead_end(self.name, error, self.pattern)
             raise FTNBError(f'token {token} in row {row}', 'the form forbids it',
                             'Leave out what else changes the logits.')
 
@@ -62,15 +66,148 @@ class Constraint:
         self.matchers = {}
 
 # %% ../../nbs/generation/constraints.ipynb #bc928e15
-_PLAIN = 'Leave out look-around, back-references, atomic groups, \\b, and ^ or $ in the middle.'
-_REMEDIES = {'look': _PLAIN, 'backref': _PLAIN, 'unrecognized flag': _PLAIN, 'too big': 'Simplify it.',
-             'recursion limit': 'Simplify it.'}
-
 def _llguidance() -> Any:
     "The part of llguidance that reads transformers' tokenizers."
     for module in ('llguidance', 'llguidance.hf'):
         library = import_optional(module, 'pip install ftnb[structured]', 'to write within a pattern or a schema')
     return library
+
+# %% ../../nbs/generation/constraints.ipynb #91a96de6
+_PART = re.compile(r'''(?xs)
+    \\ (?: [pP]\{[^}]*\} | N\{[^}]*\} | [xu]\{[^}]*\} | b\{[^}]*\} | [kg](?:<[^>]*>|\{[^}]*\}|'[^']*')
+          | [1-9]\d? | 0[0-7]{0,2} | x[\da-fA-F]{2} | u[\da-fA-F]{4} | U[\da-fA-F]{8}
+          | c[A-Z] | [pP]\w | .? )   # escapes
+    | \(\? (?: P?<\w+> | <[=!] | [=!>|] | \#[^)]*\)? | P[=>]\w+\) | '\w+' | &\w+\) | \([^)]*\)
+          | R\) | [+-]?\d+\) | [a-zA-Z^-]+[:)] )   # groups
+    | \[ \^? \]? (?: \\. | \[:\^?\w+:\] | [^]\\] )* \]   # classes of characters
+    | (?: [*+?] | \{ [^{}]* \} ) [+?]?   # repetitions
+    | .''')
+
+def pattern_tokens(
+    pattern: str,  # a regular expression
+) -> Iterator[tuple[int, str]]:  # where it stands, and what
+    "The parts of a pattern: escapes, groups, classes, repetitions, single characters."
+    return ((m.start(), m[0]) for m in _PART.finditer(pattern))
+
+# %% ../../nbs/generation/constraints.ipynb #abf3fe17
+_ADVICE = {pattern: (what, instead) for pattern, what, instead in (
+    (r'\\[bB<>]|\\b\{.*', 'the border of a word', 'Write what stands there: a space, a comma, the end of the pattern.'),
+    (r'\(\?<?[=!]', 'look-around', 'Write what stands there as a part of the pattern; '
+                                   'in place of what must not, what may: [^0-9].'),
+    (r'\\[1-9]\d*|\\[kg].+|\(\?P=.*', 'a back-reference', 'Write out the choices: (aa|bb).'),
+    (r'\(\?>', 'an atomic group', 'Write (?: for it.'),
+    (r'\(\?\|', 'a group that counts anew', 'Write (?: for it.'),
+    (r'\(\?\(.*', 'a condition', 'Write out both cases: (ab|c).'),
+    (r'\(\?(?:R|[+-]?\d+|&\w+|P>\w+)\)', 'a pattern within itself', 'Write it out, as deep as you need.'),
+    (r"\(\?'\w+'", 'another way to name a group', 'Write (?P<name>.'),
+    (r'\(\?#.*', 'a comment', 'Leave it out.'),
+    (r'\(\?[a-zA-Z^-]+[:)]', 'an unknown flag', 'Leave it out; i, m, s and x are known.'),
+    (r'\\Z', 'the end of the text', 'Leave it out: the pattern is matched by the whole text.'),
+    (r'\\0[0-7]*', 'an octal number', r'Write it with two hexadecimal digits: \x00.'),
+    (r'\\N\{.*', 'the name of a character', 'Write the character itself.'),
+    (r'\\[pP].*', 'an unknown class of characters',
+     r'Write one that Unicode has: \p{L} (letters), \p{N} (numbers), \p{Greek}.'),
+    (r'\\h', 'a horizontal space', r'Write [ \t].'), (r'\\R', 'a line end', r'Write \n.'),
+    (r'\\[KG]', 'a place in the text', 'Leave it out.'), (r'\\X', 'a whole character', 'Write a dot.'),
+    (r'\\[QE]', 'quotation', r'Write \\ before each character that has a meaning.'),
+    (r'\\(?:e|c.)', 'a control character', r'Write it with two hexadecimal digits: \x1b.'),
+    (r'\{,.*', 'a repetition without a beginning', 'Write the beginning: {0,3}.'),
+    (r'\\.?', 'a backslash before a character that needs none',
+     'Leave the backslash out; for a backslash itself write two.'))}
+
+# %% ../../nbs/generation/constraints.ipynb #643f9b76
+def _advice(token: str, inside: bool = False) -> tuple[str, str] | None:
+    "What a part of a pattern is, and what to write instead; `inside`: of a class of characters; None: a slip."
+    if inside and token == r'\b': return 'a backspace', r'Write \x08.'
+    found = (advice for pattern, advice in _ADVICE.items() if re.fullmatch(pattern, token, re.DOTALL))
+    return next(found, None)
+
+# %% ../../nbs/generation/constraints.ipynb #0a114757
+_ANCHORS = '^', '$', r'\A', r'\z'
+
+def _reads(pattern: str) -> bool:
+    "Whether llguidance can read a pattern."
+    from llguidance import LLMatcher
+    try: return not LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(pattern))
+    except (ValueError, RecursionError): return False
+
+def _sample(token: str) -> str:
+    "A small pattern with one part."
+    if re.match(r'[*+?{]', token): return 'a' + token
+    return token + 'a)' if token.startswith('(?') and not token.endswith(')') else token
+
+# %% ../../nbs/generation/constraints.ipynb #835b1647
+def _unsupported(pattern: str) -> tuple[int, str, tuple[str, str]] | None:
+    "The first part that llguidance does not take: where, what, and the advice; None: no part by itself is wrong."
+    parts = list(pattern_tokens(pattern))
+    for n, (at, token) in enumerate(parts):
+        if token in '()|[]' or len(token) == 1 and token not in _ANCHORS: continue
+        if token.startswith('[') and not _reads(token):
+            inner = (x for x in pattern_tokens(token[1:-1]) if x[1][0] == '\\' and not _reads(f'[{x[1]}]'))
+            if (inside := next(inner, None)) and (advice := _advice(inside[1], True)):
+                return at + 1 + inside[0], inside[1], advice
+        elif token in _ANCHORS:
+            alone = ''.join(t for m, (_, t) in enumerate(parts) if m == n or t not in _ANCHORS)
+            if not _reads(alone) and _reads(''.join(t for _, t in parts if t not in _ANCHORS)):
+                return at, token, ('an anchor inside the pattern',
+                                   'Leave it out; for lines of a text write (line\\n)+.')
+        elif not token.startswith('[') and not _reads(_sample(token)) and (advice := _advice(token)):
+            return at, token, advice
+    return None
+
+# %% ../../nbs/generation/constraints.ipynb #2f02d254
+def check_meaning(
+    name: str,  # what the pattern is called in the message
+    pattern: str,  # a regular expression
+) -> None:
+    "Refuse what llguidance reads otherwise than Python does."
+    for at, token in pattern_tokens(pattern):
+        if re.fullmatch(r'(?:\?|\{.*\})\+', token):
+            what, remedy = 'a possessive repetition', f'Write {token[:-1]} for it.'
+        elif token == '\\': what, remedy = 'a backslash before nothing', 'Write two for the character itself.'
+        else: continue
+        raise FTNBError(name, f'it cannot be read: {token!r} at character {at} is {what}', remedy)
+
+# %% ../../nbs/generation/constraints.ipynb #d288e103
+_SLIPS = {  # what llguidance says: what to do
+    'unclosed group': r'Close it with ), or write \( for the character itself.',
+    'unopened group': r'Open it with (, or write \) for the character itself.',
+    'unclosed character class': r'Close it with ], or write \[ for the character itself.',
+    'missing expression': r'Write what is repeated, or a backslash before the sign: \*.',
+    'counted repetition': r'Write {2,5}, or \{ for the character itself.', 'valid decimal': 'Write numbers: {2,5}.',
+    'range, the start': 'Write the lower one first.', 'range boundary': 'Write - at the end: [a-z-].',
+    'decimal literal invalid': 'Write + or a smaller number.', 'too big': 'Simplify it.', 'nested': 'Simplify it.',
+    'recursion limit': 'Simplify it.', 'oneOf': 'Write anyOf.',
+    'Unimplemented keys': 'Leave it out, and look at the result.',
+    'Invalid type': 'Write string, number, integer, boolean, object, array or null.',
+    'only supported when': 'List these keys in "required", or leave minProperties and maxProperties out.',
+    'Unknown format': 'Leave format out, or write a pattern.'}
+
+# %% ../../nbs/generation/constraints.ipynb #8d3983ea
+def _patterns(schema: Any) -> Iterator[str]:
+    "All patterns in a schema."
+    if isinstance(schema, list): yield from (p for x in schema for p in _patterns(x))
+    if not isinstance(schema, dict): return
+    if isinstance(own := schema.get('pattern'), str): yield own
+    if isinstance(keys := schema.get('patternProperties'), dict): yield from keys
+    for value in schema.values(): yield from _patterns(value)
+
+# %% ../../nbs/generation/constraints.ipynb #01611bab
+def _unreadable(name: str, message: str, pattern: str | None, schema: Any) -> FTNBError:
+    "The error about a form that llguidance cannot read; its message has many lines."
+    for p in [pattern] if pattern is not None else _patterns(schema):
+        if not _reads(p) and (part := _unsupported(p)):
+            at, token, (what, remedy) = part
+            where = f'{token!r} at character {at}' + ('' if pattern else f' of its pattern {p!r:.60}')
+            return FTNBError(name, f'it cannot be read: {where} is {what}, which is not supported', remedy)
+    lines = [line.strip() for line in message.splitlines()]
+    errors = [line for line in lines if 'error:' in line and not line.endswith('error:')]
+    inner = [line.partition('(in regex): ')[2] for line in lines if '(in regex): ' in line]
+    reason = (errors or inner or lines)[-1].removeprefix('error: ')
+    remedy = next((text for word, text in _SLIPS.items() if word in reason), 'Correct it.')
+    mark = re.search(r'\n {4}( *)\^', message)   # below the pattern
+    where = f' at character {len(mark[1])}' if mark and pattern and '\n' not in pattern else ''
+    return FTNBError(name, f'it cannot be read ({reason:.160}{where})', remedy)
 
 # %% ../../nbs/generation/constraints.ipynb #02ccc4f5
 def _grammar(name: str, pattern: str | None, schema: dict | None) -> str:
@@ -81,23 +218,18 @@ def _grammar(name: str, pattern: str | None, schema: dict | None) -> str:
                     else LLMatcher.grammar_from_json_schema(schema, defaults=one_line))
     except (ValueError, RecursionError) as e:   # such as a number with hundreds of digits
         raise FTNBError(name, f'llguidance cannot read it ({e!s:.80})', 'Simplify it.') from e
-    if message := LLMatcher.validate_grammar(grammar): raise _unreadable(name, message)
+    if message := LLMatcher.validate_grammar(grammar): raise _unreadable(name, message, pattern, schema)
     return grammar
 
-def _unreadable(name: str, message: str) -> FTNBError:
-    "The error about a form that llguidance cannot read; its message has many lines."
-    lines = [line.strip() for line in message.splitlines()]
-    errors = [line for line in lines if 'error:' in line and not line.endswith('error:')]
-    inner = [line.partition('(in regex): ')[2] for line in lines if '(in regex): ' in line]
-    reason = (errors or inner or lines)[-1]
-    remedy = next((text for word, text in _REMEDIES.items() if word in reason), 'Correct it.')
-    return FTNBError(name, f'it cannot be read ({reason:.160})', remedy)
-
 # %% ../../nbs/generation/constraints.ipynb #deadend1
-def _dead_end(name: str, error: str) -> FTNBError:
+def _dead_end(name: str, error: str, pattern: str = '') -> FTNBError:
     "The error about a form in which llguidance cannot go on."
     if error.startswith('NoExtensionBias'): return FTNBError(name, 'no text matches it', 'Correct it.')
-    return FTNBError(name, f'it is too much for llguidance ({error.splitlines()[0]:.80})', 'Simplify it.')
+    size = lambda token: max([0, *map(int, re.findall(r'\d+', token[1]))])
+    counted = [t for t in pattern_tokens(pattern) if re.fullmatch(r'\{\d.*', t[1])]
+    at, token = max(counted, key=size, default=(0, ''))
+    remedy = f'Write + or * for {token!r} at character {at}, or a smaller number.' if token else 'Simplify it.'
+    return FTNBError(name, f'it is too much for llguidance ({error.splitlines()[0]:.80})', remedy)
 
 # %% ../../nbs/generation/constraints.ipynb #bc0abab0
 def schema_dict(
@@ -132,6 +264,53 @@ def _check_schema(schema: Any) -> None:
             'it says nothing: a JSON schema is like {"type": "object", "properties": {"age": {"type": "integer"}}}')
     require('schema', schema, schema is None or isinstance(schema, dict),
             'it must be a dict (of a JSON text: json.loads(text)) or a pydantic model')
+
+# %% ../../nbs/generation/constraints.ipynb #311b0700
+_NOTES = '''title description default examples example $schema $id id $anchor $comment $vocabulary deprecated readOnly
+    writeOnly contentEncoding contentMediaType contentSchema discriminator externalDocs xml enumNames enumDescriptions
+    markdownDescription $defs definitions'''.split()   # without an effect on what is written
+_UNUSED = '''additionalItems then else minContains maxContains unevaluatedItems unevaluatedProperties dependentSchemas
+    dependencies $dynamicRef $dynamicAnchor $recursiveRef $recursiveAnchor'''.split()   # llguidance refuses most
+_SCHEMAS_BY_NAME = {'properties', 'patternProperties', '$defs', 'definitions', 'dependentSchemas', 'dependencies'}
+_SCHEMAS = set('''items prefixItems additionalItems anyOf oneOf allOf not if then else contains additionalProperties
+    propertyNames unevaluatedItems unevaluatedProperties contentSchema'''.split())
+_OTHER_WORDS = {'nullable': 'Write "type": ["string", "null"], with the type that it has.',
+                'optional': 'Leave the name of the property out of "required".',
+                'divisibleBy': 'Write multipleOf.', 'disallow': 'Write the types that are allowed.'}
+
+# %% ../../nbs/generation/constraints.ipynb #7ac301cc
+def _inner_schemas(schema: dict, where: str) -> Iterator[tuple[dict, str]]:
+    "The schemas directly within a schema, and where they stand."
+    for key, value in schema.items():
+        if key in _SCHEMAS_BY_NAME and isinstance(value, dict):
+            each = [(x, f'{where}.{key}.{name}') for name, x in value.items()]
+        elif key in _SCHEMAS: each = [(x, f'{where}.{key}') for x in (value if isinstance(value, list) else [value])]
+        else: continue
+        yield from ((x, place) for x, place in each if isinstance(x, dict))
+
+# %% ../../nbs/generation/constraints.ipynb #3971349b
+def check_keywords(
+    schema: dict,  # a JSON schema
+) -> None:
+    "Refuse words that JSON schema does not know: they would be ignored."
+    refs = set(re.findall(r'"\$ref": "#/([^/"]+)', json.dumps(schema)))   # definitions may be kept elsewhere
+    left = [(schema, 'schema')]
+    while left:
+        part, where = left.pop()
+        known = {*_SCHEMA_KEYS, *_NOTES, *_UNUSED} | (refs if part is schema else set())
+        for word in part:
+            if word not in known and not word.startswith('x-'):
+                rule = 'JSON schema has no such word, and it would be ignored'
+                raise FTNBError(f'{word!r:.60} in {where:.200}', rule, _other_word(word, known))
+        left += _inner_schemas(part, where)
+
+# %% ../../nbs/generation/constraints.ipynb #56fda1bf
+def _other_word(word: str, known: set[str]) -> str:
+    "What to do about a word that JSON schema does not know."
+    if word in _OTHER_WORDS: return _OTHER_WORDS[word]
+    similar = did_you_mean(word, known)
+    if similar.startswith('Did'): return similar
+    return 'Put a property into "properties"; begin a note of your own with x-, or leave it out.'
 
 # %% ../../nbs/generation/constraints.ipynb #asjson01
 def _json_number(x: Any) -> Any:
@@ -172,5 +351,7 @@ def make_constraint(
     require('pattern', pattern, isinstance(pattern, (str, type(None))),
             'it must be a str (instead of re.compile(p, re.I): "(?i)" + p)')
     require('pattern', pattern, pattern != '', 'it is empty: nothing could be written')
-    if pattern is None: return Constraint(lm, None, _as_json(schema))
+    if pattern is None:
+        check_keywords(schema := _as_json(schema))
+        return Constraint(lm, None, schema)
     return Constraint(lm, check_utf8(pattern, 'pattern'))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 import numpy as np
 import torch
-from ..core.errors import check_names, check_number, require
+from ..core.errors import FTNBError, check_names, check_number, require
 from ..core.display import Card
 from ..models.lm import LM, check_lm, eos_ids, eval_mode, is_seq2seq, locked_model
 from ..models.tokens import continuation_ids, control_ids
@@ -21,7 +21,7 @@ from .kv_cache import (
 from .prompts import Prompt, as_prompt_list, prepare_prompts
 
 # %% auto #0
-__all__ = ['token_nats', 'answer_nats', 'normalized_probs', 'label_probs', 'NextTokens', 'next_tokens']
+__all__ = ['token_nats', 'answer_nats', 'normalized_probs', 'label_ends', 'label_probs', 'NextTokens', 'next_tokens']
 
 # %% ../../nbs/generation/likelihood.ipynb #fc0ea907
 def _nats(logits: torch.Tensor, ids: list[list[int]]) -> np.ndarray:
@@ -119,6 +119,29 @@ def normalized_probs(
     odds = np.exp(nats.min(1, keepdims=True) - nats)
     return odds / odds.sum(1, keepdims=True)
 
+# %% ../../nbs/generation/likelihood.ipynb #1ff4b0b5
+def label_ends(
+    lm: LM,  # a loaded model
+    labels: Sequence[str],  # the answers to choose from
+    ids: Sequence[list[int]],  # their token ids
+) -> list[int]:  # the tokens that may end a label; none where no label begins another
+    "The tokens that end a text, if the end belongs to the labels: one of them begins another."
+    pairs = ((i, j) for i, a in enumerate(ids) for j, b in enumerate(ids) if i != j and b[:len(a)] == a)
+    if not (pair := next(pairs, None)): return []
+    if ends := eos_ids(lm): return ends
+    short, long = (labels[i] for i in pair)
+    raise FTNBError(f'labels {short!r:.40} and {long!r:.40}',
+                    f'one begins the other, and {lm.name} has no token that ends a text, to tell them apart',
+                    'Use labels that begin differently, or set lm.tokenizer.eos_token.')
+
+# %% ../../nbs/generation/likelihood.ipynb #5700cb8c
+def _label_nats(lm: LM, rows: list[list[int]], ids: Sequence[list[int]], ends: Sequence[int]) -> np.ndarray:
+    "The nats of each label after each prompt, `[prompts, labels]`; of the label and any of the ends, if there are any."
+    if not ends: return answer_nats(lm, rows, [list(ids)] * len(rows))
+    ended = [a + [end] for a in ids for end in ends]
+    nats = answer_nats(lm, rows, [ended] * len(rows)).reshape(len(rows), len(ids), len(ends))
+    return -np.logaddexp.reduce(-nats, 2)
+
 # %% ../../nbs/generation/likelihood.ipynb #404d7cb4
 @locked_model
 def label_probs(
@@ -127,16 +150,17 @@ def label_probs(
     labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
     truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right'
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
-    "How probable each of a few answers is, compared with the others (a longer answer has more to lose)."
+    "How probable each of a few answers is, compared with the others; if one begins another, each with its end."
     check_lm(lm)
     require('labels', labels, not isinstance(labels, Mapping), 'it must be a list of str')
     prompts, labels = as_prompt_list(prompt), check_names('labels', labels, 2, different=True)
     ids = [continuation_ids(lm, label) for label in labels]
     distinct = all(ids) and len(set(map(tuple, ids))) == len(ids)
     require('labels', labels, distinct, 'they must differ in their tokens')
+    ends = label_ends(lm, labels, ids)
     if not prompts: return []
-    rows, _ = prepare_prompts(lm, prompts, max(map(len, ids)), truncate)
-    probs = normalized_probs(answer_nats(lm, rows, [ids] * len(prompts)))
+    rows, _ = prepare_prompts(lm, prompts, max(map(len, ids)) + bool(ends), truncate)
+    probs = normalized_probs(_label_nats(lm, rows, ids, ends))
     result = [dict(zip(labels, map(float, row))) for row in probs]
     return result[0] if isinstance(prompt, str) else result
 

@@ -189,6 +189,7 @@ def _row_metrics(ratings: BlindComparison, scores: Sequence[Scores]) -> dict[str
         if not all(name in s.metrics for s in systems): continue
         columns = [s.metrics[name].better * np.array(s.rows[name], float)[ratings.rows] for s in systems]
         values[name] = np.stack(columns)
+        values[name][:, np.isnan(values[name]).all(0)] = 0.   # a row that has none for anyone prefers nobody
         if np.isnan(values[name]).any():
             row = ratings.rows[int(np.isnan(values[name]).any(0).argmax())]
             raise FTNBError(f'{name} of row {row}', 'it is no number (NaN)',

@@ -15,6 +15,7 @@ from ..data.tasks import Task
 from ..data.rows import check_rows
 from ..data.tokenizing import prompt_and_target_ids
 from ..evaluation.scores import Scores
+from ..evaluation.calibration import most_probable
 from ..evaluation.scoring import row_label_probs
 from .session import Source, current_verdicts, store_verdicts
 from .agreement import check_systems
@@ -57,7 +58,8 @@ def _pair_verdicts(lm: LM, ratings: Ratings, sources: Sequence[Source], question
     labels, exchanged = ['A', 'B', 'tie'], np.array([1, 0, 2])
     questions = [_ask_pair(question, ratings.prompts[source.row], *texts)
                  for source in sources for texts in (source.texts, source.texts[::-1])]
-    best = _answer_probs(lm, questions, labels).argmax(1)
+    probs = _answer_probs(lm, questions, labels)
+    best = np.array([labels.index(most_probable(dict(zip(labels, p)))) for p in probs])
     return [labels[x] if x == y else 'inconsistent' for x, y in zip(best[::2], exchanged[best[1::2]])]
 
 # %% ../../nbs/people/judge.ipynb #2c589e13
@@ -65,7 +67,8 @@ def _mark_verdicts(lm: LM, ratings: Ratings, sources: Sequence[Source], question
     "Marks as JSON, whatever the direction of the scale; 'inconsistent' where that decides."
     questions = [_ask_mark(question, criterion, ratings.prompts[source.row], source.texts[0], scale)
                  for source in sources for criterion in ratings.criteria for scale in SCALES]
-    best = _answer_probs(lm, questions, list('12345')).argmax(1) + 1
+    probs = _answer_probs(lm, questions, list('12345'))
+    best = np.array([int(most_probable(dict(zip('12345', p)))) for p in probs])
     marks = best.reshape(len(sources), len(ratings.criteria), len(SCALES))
     as_json = lambda each: json.dumps({c: int(mark) for c, mark in zip(ratings.criteria, each[:, 0])})
     return [as_json(each) if (each[:, 0] == each[:, 1]).all() else 'inconsistent' for each in marks]
