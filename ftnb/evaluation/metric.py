@@ -14,8 +14,8 @@ from ..core.errors import FTNBError, check_utf8
 from ..core.texts import UNSPACED_LETTER, graphemes, normalize_text
 
 # %% auto #0
-__all__ = ['References', 'JUDGED', 'TextMetric', 'ratio', 'row_references', 'mean_of_rows', 'without_version', 'unicode_words',
-           'check_texts', 'check_pairs']
+__all__ = ['References', 'JUDGED', 'WORDS', 'TextMetric', 'ratio', 'row_references', 'mean_of_rows', 'without_version',
+           'unicode_words', 'check_texts', 'check_pairs']
 
 # %% ../../nbs/evaluation/metric.ipynb #30338603
 References = Sequence[str] | Sequence[Sequence[str]]
@@ -108,11 +108,13 @@ def without_version(
 # %% ../../nbs/evaluation/metric.ipynb #8c573ecd
 _HANGUL = '\uac00-\ud7af'   # Korean syllables; no other characters are in a range of theirs
 _SIGN = r'\p{Extended_Pictographic}\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff[\p{S}--\p{Sk}--\p{ASCII}]'
-_WORD = regex.compile(
-    rf'[0-9#*]\u20e3|(?=[{_SIGN}]|{UNSPACED_LETTER})\X\p{{M}}*|[{_HANGUL}]'   # 1⃣ is a key with a digit
-    rf'|[[\p{{L}}\p{{M}}\p{{N}}]--[{_SIGN}]--[{_HANGUL}]--{UNSPACED_LETTER}]+', regex.V1)
+_WORD = regex.compile(   # U+20E3 makes a key of the digit before it
+    rf'[[\p{{L}}\p{{M}}\p{{N}}]--[\u20e3{_SIGN}{_HANGUL}]--{UNSPACED_LETTER}]+|[{_HANGUL}]'
+    rf'|(?=[{_SIGN}]|{UNSPACED_LETTER})\X\p{{M}}*|[#*]\u20e3', regex.V1)
 
 # %% ../../nbs/evaluation/metric.ipynb #bc62642c
+WORDS = 'norm:nfc|tok:unicode+graphemes'  # what `unicode_words` takes for words, in signatures
+
 def unicode_words(
     text: str,  # in any language
     signs: bool = True,  # of a text without any word, its signs; False: it has no words
