@@ -107,7 +107,8 @@ def without_version(
 
 # %% ../../nbs/evaluation/metric.ipynb #8c573ecd
 _HANGUL = '\uac00-\ud7af'   # Korean syllables; no other characters are in a range of theirs
-_SIGN = r'\p{Extended_Pictographic}\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff[\p{S}--\p{Sk}--\p{ASCII}]'
+_SIGN = (r'[\p{S}--\p{Sk}--\p{ASCII}]\p{Extended_Pictographic}'
+         r'\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff')   # of flags; skin tones
 _WORD = regex.compile(   # U+20E3 makes a key of the digit before it
     rf'[[\p{{L}}\p{{M}}\p{{N}}]--[\u20e3{_SIGN}{_HANGUL}]--{UNSPACED_LETTER}]+|[{_HANGUL}]'
     rf'|(?=[{_SIGN}]|{UNSPACED_LETTER})\X\p{{M}}*|[#*]\u20e3', regex.V1)
@@ -119,7 +120,7 @@ def unicode_words(
     text: str,  # in any language
     signs: bool = True,  # of a text without any word, its signs; False: it has no words
 ) -> list[str]:
-    "The words of a text, in lower case; of a script without spaces, and of signs, each character is one."
+    "The words of a text, in lower case; in scripts without spaces, each character is one."
     text = normalize_text(text).lower()
     words = regex.findall('[a-z0-9]+', text) if text.isascii() else _WORD.findall(text)
     return words or [c for c in graphemes(text) if signs and not c.isspace()]
