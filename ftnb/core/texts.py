@@ -50,7 +50,7 @@ def graphemes(
     return list(text) if text.isascii() else _CLUSTER.findall(text)
 
 # %% ../../nbs/core/texts.ipynb #ce4adc77
-UNSPACED = r'\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f' + ''.join(rf'\p{{{s}}}' for s in (   # in [...]
+UNSPACED = r'\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f' + ''.join(rf'\p{{{s}}}' for s in (
     'Han', 'Bopomofo', 'Yi', 'Thai', 'Lao', 'Khmer', 'Myanmar', 'Tai_Le', 'New_Tai_Lue',
     'Tai_Tham', 'Tai_Viet', 'Javanese', 'Balinese'))
 UNSPACED_LETTER = rf'[[\p{{L}}\p{{M}}\p{{Nl}}]&&[{UNSPACED}]]'   # for `regex`, with its flag V1
