@@ -227,7 +227,7 @@ def _spellings(rows: Any, column: str) -> dict[str | float, Counter]:
             if 'is missing' not in e.value: trouble = trouble or e
             continue
         kinds.add(type(value).__name__.rstrip('_'))
-        shown = value.strip() if isinstance(value, str) else str(key)
+        shown = normalize_text(value).strip() if isinstance(value, str) else str(key)
         if shown: spellings.setdefault(key, Counter())[shown] += 1
     if trouble and len(spellings) < 2: raise trouble   # too little is left
     if kinds <= {'bool'}: return {k: Counter({str(bool(k)).lower(): n.total()}) for k, n in spellings.items()}

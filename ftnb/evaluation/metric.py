@@ -110,7 +110,7 @@ _HANGUL = '\uac00-\ud7af'   # Korean syllables; no other characters are in a ran
 _SIGN = (r'[\p{S}--\p{Sk}--\p{ASCII}]\p{Extended_Pictographic}'
          r'\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff')   # of flags; skin tones
 _WORD = regex.compile(   # U+20E3 makes a key of the digit before it
-    rf'[[\p{{L}}\p{{M}}\p{{N}}]--[\u20e3{_SIGN}{_HANGUL}]--{UNSPACED_LETTER}]+|[{_HANGUL}]'
+    rf'[[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d]--[\u20e3{_SIGN}{_HANGUL}]--{UNSPACED_LETTER}]+|[{_HANGUL}]'
     rf'|(?=[{_SIGN}]|{UNSPACED_LETTER})\X\p{{M}}*|[#*]\u20e3', regex.V1)
 
 # %% ../../nbs/evaluation/metric.ipynb #bc62642c

@@ -108,10 +108,17 @@ def _warn_forms(metric: TextMetric, predictions: Sequence, judged: Any) -> None:
         'zero-width spaces, a byte order mark ...). Score both in one form: '
         'from ftnb import normalize_text; normalize_text(text).', stacklevel=3)
 
-# %% ../../nbs/evaluation/metrics.ipynb #916853bc
+# %% ../../nbs/evaluation/metrics.ipynb #22d8fa2c
+def _seen_labels(predictions: Sequence, right: Sequence) -> tuple[list, list]:
+    "Label probabilities and right labels, in the form in which a reader sees the labels."
+    seen = lambda x: normalize_text(x).strip() if isinstance(x, str) else x
+    probs = [{seen(k): v for k, v in p.items()} if isinstance(p, Mapping) else p for p in predictions]
+    return probs, list(map(seen, right))
+
 def _checked(metric: TextMetric, predictions: Sequence, judged: Any = None) -> Any:
     "The statistics of rows, after a look at them."
     metric.check(predictions, judged)
+    if metric.judged == 'probabilities': predictions, judged = _seen_labels(predictions, judged)
     _warn_unsplit(metric, predictions if judged is None else judged)
     _warn_forms(metric, predictions, judged)
     return metric.stats(predictions, judged)
