@@ -46,7 +46,7 @@ def _splits_at_spaces(metric: TextMetric) -> tuple[str, str]:
     but_chinese = rf'[{UNSPACED_LETTER}--\p{{Han}}]'
     if kind == 'ter' and {'norm:yes', 'asian:yes'} <= {*parts}: return kind, but_chinese
     if 'bleu' in kind and not {'tok:13a', 'tok:intl', 'tok:none'} & {*parts}:
-        return ('bleu', but_chinese) if 'tok:zh' in parts else ('', '')
+        return (kind.removesuffix('_zh'), but_chinese) if 'tok:zh' in parts else ('', '')
     return kind, UNSPACED_LETTER
 
 # %% ../../nbs/evaluation/metrics.ipynb #fa5c21f0
