@@ -37,6 +37,7 @@ _STAR = _homes({  # what `from ftnb import *` gives
     'people.ratings': 'open_ratings rate',
 })
 _BY_NAME = _homes({  # what must be asked for: `from ftnb import playground`
+    'core.texts': 'normalize_text',
     'core.machine': 'choose_device seeded',
     'models.from_scratch': 'new_lm train_tokenizer',
     'models.loading': 'random_gpt2',

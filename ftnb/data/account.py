@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 import numpy as np
+from ..core.texts import normalize_text
 from ..models.tokens import SpecialText
 from .turns import is_supervised
 from .tasks import Task
@@ -23,9 +24,9 @@ __all__ = ['SCRIPTS', 'MIN_LETTERS', 'MIN_PROBABILITY', 'MAX_SAMPLED', 'SAME_LAN
 # %% ../../nbs/data/account.ipynb #0e378964
 def text_hashes(
     texts: Iterable[str],  # any texts
-) -> np.ndarray:  # [texts], uint64; equal for texts that differ only in case and white space
+) -> np.ndarray:  # [texts], uint64; equal for texts that look the same but for case and white space
     "A 64-bit hash of each text."
-    normal = lambda text: ' '.join(text.casefold().split()).encode()
+    normal = lambda text: ' '.join(normalize_text(text).casefold().split()).encode()
     digest = lambda text: hashlib.blake2b(normal(text), digest_size=8).digest()
     return np.frombuffer(b''.join(map(digest, texts)), dtype='<u8')
 

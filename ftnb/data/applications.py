@@ -223,7 +223,8 @@ def _check_targets(named: str, path: tuple[str, ...], rows: Any) -> None:
                     'instruction=.')
 
 # %% ../../nbs/data/applications.ipynb #8fe1468f
-_METRICS = {'zh': ('bleu_zh', 'chrf'), 'ja': ('chrf', 'rougeL'), 'th': ('chrf',)}  # others: below
+_METRICS = {'zh': ('bleu_zh', 'chrf'),   # others: below
+            **dict.fromkeys(('ja', 'th', 'km', 'lo', 'my'), ('chrf', 'rougeL'))}
 
 def _translation(sides: Sides, to: str, language: str, instruction: str | None, cue: str | None,
                  max_new_tokens: int) -> Task:

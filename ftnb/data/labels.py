@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/labels.ipynb #a7989e23
 from __future__ import annotations
-import math, unicodedata
+import functools, itertools, math, unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,45 +12,82 @@ from typing import Any
 import datasets
 import regex
 from ..core.errors import FTNBError, check_names, did_you_mean
+from ..core.texts import UNSPACED, graphemes, normalize_text
 from ..models.tokens import check_text
 from .samples import FILM_LABELS, SHOP_LABELS
 
 # %% auto #0
 __all__ = ['FEW', 'MAX_LABEL', 'plain_label', 'first_label', 'label_key', 'Labels', 'given_labels', 'found_labels', 'class_names']
 
-# %% ../../nbs/data/labels.ipynb #351291e1
-_BETWEEN_WORDS = regex.compile(r'(?<=\w)[\s_-]+(?=\w)')
+# %% ../../nbs/data/labels.ipynb #bacfde7c
+_BETWEEN_WORDS = regex.compile(r'(?<=[\w\p{M}])(?!\s+-\d)[\s_-]+(?=\w)')   # but in "is -1"
+_OTHER_NUMBERS = '<super>', '<sub>', '<fraction>'   # 10² is not 102
+
+def _as_typed(c: str) -> str:
+    "A character as an ordinary letter, digit or sign: not wide, bold or circled."
+    if c.isdecimal(): return str(unicodedata.decimal(c))   # of any script
+    if unicodedata.decomposition(c).startswith(_OTHER_NUMBERS): return c
+    return unicodedata.normalize('NFKC', {'−': '-', '\u20e3': ''}.get(c, c))   # minus; a key
 
 def plain_label(
-    label: str,
+    label: str,  # a label, or a text that it is looked for in
 ) -> str:
     "A label without what does not count: case, width, space around it, how words are joined."
-    text = _BETWEEN_WORDS.sub(' ', unicodedata.normalize('NFKC', label).strip().casefold())
-    return regex.sub(r'(?<=\w)[.!。]+$', '', text)
+    text = unicodedata.normalize('NFC', ''.join(map(_as_typed, normalize_text(label))))
+    text = text.strip().casefold().replace('i\u0307', 'i').replace('ı', 'i')   # I, in Turkish
+    return regex.sub(r'(?<=\w)[.!。]+$', '', _BETWEEN_WORDS.sub(' ', text))
 
-# %% ../../nbs/data/labels.ipynb #17cce3af
-_UNSPACED = ''.join(rf'\p{{{s}}}' for s in (
-    'Han', 'Hiragana', 'Katakana', 'Hangul', 'Thai', 'Lao', 'Khmer', 'Myanmar'))
-_LETTER = rf'[[\w\p{{M}}]--[{_UNSPACED}]]'  # of a script that puts spaces between words
+# %% ../../nbs/data/labels.ipynb #fb1f0fcf
+_LETTER = rf'[[\w\p{{M}}\p{{N}}]--[{UNSPACED}\p{{Hangul}}]]'   # where words have spaces between
+_BEGIN = {   # of a label: what stands before it in a text; 1 is not in 0.1, .1 or -1
+    _LETTER: rf'(?<!{_LETTER})', r'\d': r'(?<!\d[.,])(?<!(?<![\w)\].-])[.-])'}
+_END = {   # C is not in C++ or "c'est", nor 4 in 4.5
+    _LETTER: rf"(?!{_LETTER})(?![+#]+(?!\w))(?!['’]\p{{L}})", r'\d': r'(?![.,]\d)'}
+_SIGN = regex.compile(r'[[\p{P}\p{S}]&&\p{ASCII}]', regex.V1)   # + is not in ++
 
-def _label_pattern(label: str) -> Any:
-    "What a label looks like in a text that `plain_label` has seen."
-    plain = plain_label(label)
-    before = rf'(?<!{_LETTER})' if regex.match(_LETTER, plain, regex.V1) else ''
-    after = rf'(?!{_LETTER})' if regex.match(_LETTER, plain[-1:], regex.V1) else ''
-    if plain[:1].isdigit(): before += r'(?<!\d[.,])'
-    if plain[-1:].isdigit(): after += r'(?![.,]\d)'   # 4 is not in 4.5
-    return regex.compile(before + regex.escape(plain, literal_spaces=True) + after, regex.V1)
+@functools.lru_cache(maxsize=1 << 12)
+def _label_pattern(plain: str) -> Any:
+    "What a label looks like in a text; both have been seen by `plain_label`."
+    first, last = plain[0], plain[-1]
+    before = [border for kind, border in _BEGIN.items() if regex.match(kind, first, regex.V1)]
+    after = [border for kind, border in _END.items() if regex.match(kind, last, regex.V1)]
+    if _SIGN.match(first): before.append(f'(?<!{regex.escape(first)})')
+    if _SIGN.match(last): after.append(f'(?!{regex.escape(last)})')
+    written = regex.escape(plain, literal_spaces=True)
+    return regex.compile(''.join((*before, written, *after)), regex.V1)
 
-# %% ../../nbs/data/labels.ipynb #f848b51a
+# %% ../../nbs/data/labels.ipynb #4cb26be1
+def _places(plain: str, text: str, borders: set[int]) -> list[int]:
+    "Where a label begins in a text, if no character is cut there."
+    found = _label_pattern(plain).finditer(text, overlapped=True)
+    whole = lambda end: end in borders or '\U0001f3fb' <= text[end] <= '\U0001f3ff'   # a skin tone
+    return [m.start() for m in found if m.start() in borders and whole(m.end())]
+
+# %% ../../nbs/data/labels.ipynb #842ea64c
+_AROUND = regex.compile(r'^(?:(?![-.]\d)[\p{P}\s])+|[\p{P}\s--[#]]+$', regex.V1)
+
+@functools.lru_cache(maxsize=64)
+def _by_plain(labels: tuple[str, ...]) -> dict[str, str]:
+    "Labels by their plain forms; of two with the same form the first."
+    return {plain_label(label): label for label in reversed(labels)}
+
+def _equal_label(text: str, labels: tuple[str, ...]) -> str | None:
+    "The label that a text is: to the letter, or but for what does not count, or for punctuation."
+    exact = next((label for label in labels if label.strip() == text.strip()), None)
+    plain, names = plain_label(text), _by_plain(labels)
+    return exact if exact is not None else names.get(plain, names.get(_AROUND.sub('', plain)))
+
+# %% ../../nbs/data/labels.ipynb #bf308191
 def first_label(
     text: str,  # what the model wrote
     labels: Sequence[str],  # the labels to look for
 ) -> str:  # the label, or the stripped text if no label occurs
-    "Find the label that occurs first in a text, as a whole word; of two at one place the longer."
+    "The label that a text is, or the first in it that is a whole word; of two at one place the longer."
+    if (equal := _equal_label(text, tuple(labels))) is not None: return equal
     plain = plain_label(text)
-    found = [(match.start(), -len(match.group()), label) for label in labels
-             if (match := _label_pattern(label).search(plain))]
+    borders = {0, *itertools.accumulate(map(len, graphemes(plain)))}
+    found = [(places[0], -len(key), label) for key, label in _by_plain(tuple(labels)).items()
+             if key and (places := _places(key, plain, borders))]
     return min(found)[2] if found else text.strip()
 
 # %% ../../nbs/data/labels.ipynb #804b5b92
@@ -73,7 +110,7 @@ class Labels:
     names: tuple[str, ...]  # as prompts and targets have them
     origin: str  # where they come from, for cards and messages
     by_key: Mapping[Any, str]  # for each key (see `label_key`) the name
-    spellings: Collection[str] | None = None  # the only ones that a row may have; None: any
+    spellings: Collection[str] | None = None  # normalized, the only ones that a row may have; or any
 
     def name(self,
         value: Any,  # what a row holds
@@ -83,7 +120,7 @@ class Labels:
         key = label_key(value, column)
         if key == '': return ''   # an empty target is reported as such
         exact = self.spellings is not None and isinstance(value, str)
-        strange = exact and value.strip() not in (self.spellings or ())
+        strange = exact and normalize_text(value).strip() not in (self.spellings or ())
         name = self.by_key.get(key, self.by_key.get(str(key)))
         if name is not None and not strange: return name
         rule = f'it must be one of {", ".join(self.names)} ({self.origin})'
@@ -93,7 +130,7 @@ class Labels:
     @property
     def words(self) -> bool:
         "Whether each is a single word, so that a prompt may ask for one."
-        return all(regex.fullmatch(r"[\p{L}'-]+", name) for name in self.names)
+        return all(regex.fullmatch(r"[\p{L}\p{M}'-]+", name) for name in self.names)
 
 # %% ../../nbs/data/labels.ipynb #d8d88061
 def _numbered(names: Sequence[str], by_key: Mapping[Any, str],
@@ -104,6 +141,11 @@ def _numbered(names: Sequence[str], by_key: Mapping[Any, str],
     if classes: return dict(enumerate(names)) if len(classes) == len(names) else {}
     if any(str(i) in by_key for i in range(len(names))): return {}   # names that are numbers
     return {key: name for i, name in enumerate(names) for key in (i, str(i))}
+
+# %% ../../nbs/data/labels.ipynb #a07777b6
+def _spelt(*names: str) -> set[str]:
+    "Names as a reader sees them."
+    return {normalize_text(name).strip() for name in names}
 
 # %% ../../nbs/data/labels.ipynb #622e636e
 def given_labels(
@@ -118,10 +160,10 @@ def given_labels(
     by_key: dict[Any, str] = {plain_label(name): name for name in names}
     if mapped is None:
         numbers = _numbered(names, by_key, classes)
-        return Labels(names, 'given', numbers | by_key, {*names, *map(str, numbers)})
+        return Labels(names, 'given', numbers | by_key, _spelt(*names, *map(str, numbers)))
     keys = {label_key(key, 'labels'): name.strip() for key, name in mapped.items()}
     by_key |= {str(key): name for key, name in keys.items()} | keys
-    return Labels(names, 'given', by_key, {*names, *(str(key).strip() for key in mapped)})
+    return Labels(names, 'given', by_key, _spelt(*names, *map(str, mapped)))
 
 # %% ../../nbs/data/labels.ipynb #4cad13cf
 def _check_distinct(names: Sequence[str]) -> None:
@@ -185,7 +227,7 @@ def _spellings(rows: Any, column: str) -> dict[str | float, Counter]:
             if 'is missing' not in e.value: trouble = trouble or e
             continue
         kinds.add(type(value).__name__.rstrip('_'))
-        shown = value.strip() if isinstance(value, str) else str(key)
+        shown = normalize_text(value).strip() if isinstance(value, str) else str(key)
         if shown: spellings.setdefault(key, Counter())[shown] += 1
     if trouble and len(spellings) < 2: raise trouble   # too little is left
     if kinds <= {'bool'}: return {k: Counter({str(bool(k)).lower(): n.total()}) for k, n in spellings.items()}

@@ -8,6 +8,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 import regex
+from ..core.texts import normalize_text
 from .account import MIN_LETTERS, SAME_LANGUAGE, language_of, script_of
 
 # %% auto #0
@@ -32,6 +33,8 @@ ar ara Arabic 阿拉伯语 العربية ARABIC    fa fas Persian 波斯语 ف�
 ur urd Urdu 乌尔都语 اردو ARABIC         hi hin Hindi 印地语 हिन्दी DEVANAGARI
 bn ben Bengali 孟加拉语 বাংলা BENGALI    ta tam Tamil 泰米尔语 தமிழ் TAMIL
 te tel Telugu 泰卢固语 తెలుగు TELUGU     th tha Thai 泰语 ไทย THAI
+km khm Khmer 高棉语 ខ្មែរ KHMER          lo lao Lao 老挝语 ລາວ LAO
+my mya Burmese 缅甸语 မြန်မာ MYANMAR
 '''
 LANGUAGES: dict[str, tuple[str, ...]] = {  # code: another code, English, Chinese, own name, script
     code: tuple(rest) for code, *rest in zip(*[iter(_TABLE.split())] * 6)}
@@ -51,7 +54,7 @@ def language_code(
     name: str,  # a code or a name: 'zh-CN', 'eng_Latn', 'Simplified Chinese', 'Deutsch', '英语'
 ) -> str:  # a key of `LANGUAGES`; '' if it is none of them
     "The code of a language, from whatever it is called."
-    names, plain = _names(), name.strip().casefold()
+    names, plain = _names(), normalize_text(name).strip().casefold()
     code, *region = regex.split('[-_]', plain)
     if plain in names: return names[plain]
     if code in names and all(regex.fullmatch('[a-z0-9]{2,8}', part) for part in region):

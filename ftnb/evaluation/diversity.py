@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 import numpy as np
 from ..core.errors import FTNBError, check_number
-from .metric import TextMetric, check_texts, ratio, unicode_words
+from ..core.texts import normalize_text
+from .metric import WORDS, TextMetric, check_texts, ratio, unicode_words
 
 # %% auto #0
 __all__ = ['DIVERSITY']
@@ -35,7 +36,7 @@ def _distinct(n: int) -> TextMetric:
         without = 100 * (len(users) - only_here) / np.maximum(total.sum() - total, 1)
         return np.stack([100 * share, total, without], 1)
     return TextMetric(
-        f'distinct{n}', stats, ratio, f'distinct{n}|all outputs|percent|tok:unicode|ftnb',
+        f'distinct{n}', stats, ratio, f'distinct{n}|all outputs|percent|{WORDS}|ftnb',
         what=f'Share of {n}-grams that are distinct, in all outputs (Li et al. 2016), in percent.',
         judged='nothing', spread='jackknife', limits=(0., 100.), alone=False)
 
@@ -109,7 +110,7 @@ def _self_bleu(**options) -> TextMetric:
         if len(predictions) < 2:
             raise FTNBError('self_bleu of one output', 'it compares outputs with each other',
                             'Give two at least.')
-        texts = map(scorer._preprocess_segment, predictions)
+        texts = (scorer._preprocess_segment(normalize_text(p)) for p in predictions)
         counts = [extract_all_word_ngrams(t, 1, scorer.max_ngram_order) for t in texts]
         rows, sizes = zip(*counts, strict=True)
         return _self_bleu_stats(rows, sizes, scorer)
@@ -117,8 +118,8 @@ def _self_bleu(**options) -> TextMetric:
     signature = str(scorer.get_signature()).replace('nrefs:1', 'nrefs:all others')
     what = ('BLEU of each output with all others as references (Zhu et al. 2018); '
             '0 to 100, less is better.')
-    return TextMetric('self_bleu', stats, ratio, f'self_bleu|mean of rows|{signature}', -1, what,
-                      'nothing', 'jackknife', (0., 100.), False)
+    return TextMetric('self_bleu', stats, ratio, f'self_bleu|mean of rows|norm:nfc|{signature}', -1,
+                      what, 'nothing', 'jackknife', (0., 100.), False)
 
 DIVERSITY |= {'self_bleu': _self_bleu}
 
@@ -135,7 +136,7 @@ def _repetition(n: int = 4) -> TextMetric:
     stats = lambda predictions, judged=None: np.array([_repeated(p, n) for p in predictions], float)
     what = (f'Share of {n}-grams that the output has had before (Welleck et al. 2020), in percent; '
             'less is better.')
-    signature = f'repetition|{n}-grams|mean of rows|percent|tok:unicode|ftnb'
+    signature = f'repetition|{n}-grams|mean of rows|percent|{WORDS}|ftnb'
     return TextMetric('repetition', stats, ratio, signature, -1, what, 'nothing', limits=(0., 100.))
 
 DIVERSITY |= {'repetition': _repetition}
@@ -154,7 +155,7 @@ def _copy_rate(n: int = 2) -> TextMetric:
         pairs = zip(predictions, prompts, strict=True)
         return np.array([_copied(text, prompt, n) for text, prompt in pairs], float)
     what = f'Share of {n}-grams that are in the prompt (Grusky et al. 2018), in percent.'
-    signature = f'copy_rate|{n}-grams|of all outputs|percent|tok:unicode|ftnb'
+    signature = f'copy_rate|{n}-grams|of all outputs|percent|{WORDS}|ftnb'
     return TextMetric('copy_rate', stats, ratio, signature, 0, what, 'prompts', limits=(0., 100.))
 
 DIVERSITY |= {'copy_rate': _copy_rate}
@@ -204,7 +205,7 @@ def _novelty(train: Iterable[str] | None = None, n: int = 4) -> TextMetric:
         new = lambda codes: known[np.searchsorted(known, codes).clip(max=len(known) - 1)] != codes
         return np.array([[100 * new(codes).sum(), len(codes)] for codes in rows], float)
     what = f'Share of {n}-grams that are not in the training texts, in percent.'
-    signature = f'novelty|{n}-grams|of all outputs|training texts:{count}|percent|tok:unicode|ftnb'
+    signature = f'novelty|{n}-grams|of all outputs|training texts:{count}|percent|{WORDS}|ftnb'
     return TextMetric('novelty', stats, ratio, signature, 0, what, 'nothing', limits=(0., 100.))
 
 DIVERSITY |= {'novelty': _novelty}

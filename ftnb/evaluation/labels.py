@@ -4,10 +4,11 @@
 
 # %% ../../nbs/evaluation/labels.ipynb #9be71339
 from __future__ import annotations
-import math, operator
+import math
 from collections.abc import Callable, Sequence
 import numpy as np
 from ..core.errors import FTNBError
+from ..core.texts import normalize_text
 from .metric import TextMetric, mean_of_rows
 
 # %% auto #0
@@ -16,21 +17,22 @@ __all__ = ['LABELS']
 # %% ../../nbs/evaluation/labels.ipynb #ecd62d01
 LABELS: dict[str, Callable[..., TextMetric]] = {}  # metrics that judge labels, by name
 
-# %% ../../nbs/evaluation/labels.ipynb #63160eaa
-def _percent_right(name: str, what: str, is_right: Callable[[str, str], bool]) -> TextMetric:
-    "The share of right rows, in percent."
-    return mean_of_rows(name, is_right, f'{name}|percent|ftnb', f'{what}, in percent.')
+# %% ../../nbs/evaluation/labels.ipynb #592a2c30
+def _seen(text: str) -> str:
+    "A label, or an answer, as a reader sees it."
+    return normalize_text(text).strip()
 
-# %% ../../nbs/evaluation/labels.ipynb #ceff6b27
-def _same_but_for_case(prediction: str, reference: str) -> bool:
-    return prediction.strip().casefold() == reference.strip().casefold()
+def _percent_right(name: str, what: str, form: Callable[[str], str] = _seen) -> TextMetric:
+    "The share of rows whose answer has the form of the reference, in percent."
+    is_right = lambda prediction, reference: form(prediction) == form(reference)
+    return mean_of_rows(name, is_right, f'{name}|norm:nfc|percent|ftnb', f'{what}, in percent.')
 
+# %% ../../nbs/evaluation/labels.ipynb #0e825ed1
 LABELS |= {
-    'accuracy': lambda: _percent_right(
-        'accuracy', 'Answers that are the reference', operator.eq),
+    'accuracy': lambda: _percent_right('accuracy', 'Answers that are the reference'),
     'exact_match': lambda: _percent_right(
-        'exact_match', 'Answers that are the reference but for case and outer space',
-        _same_but_for_case)}
+        'exact_match', 'Answers that are the reference but for case',
+        lambda text: _seen(text).casefold())}
 
 # %% ../../nbs/evaluation/labels.ipynb #7d90c261
 def _labels(name: str, references: Sequence) -> list[str]:
@@ -39,7 +41,7 @@ def _labels(name: str, references: Sequence) -> list[str]:
     if several is not None:
         raise FTNBError(f'{name}: several references for row {several}', 'each row has one label',
                         'Give a list of str.')
-    labels = sorted(set(references))
+    labels = sorted(set(map(_seen, references)))
     if len(labels) > 1000:
         raise FTNBError(f'{name}: {len(labels)} different references', 'labels are at most 1000',
                         "For free texts use 'exact_match'.")
@@ -49,7 +51,7 @@ def _labels(name: str, references: Sequence) -> list[str]:
 def _f1_stats(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
     "For each label of the references: hit, predicted, present; flattened, [rows, 3 × labels]."
     labels = np.array(_labels('f1', references), dtype=object)
-    is_label = lambda texts: np.asarray(list(texts), dtype=object)[:, None] == labels[None]
+    is_label = lambda texts: np.asarray([*map(_seen, texts)], dtype=object)[:, None] == labels[None]
     predicted, present = is_label(predictions), is_label(references)
     each = np.stack([predicted & present, predicted, present], 2)
     return each.reshape(len(references), -1).astype(float)
@@ -63,7 +65,7 @@ def _f1_combine(sums: np.ndarray) -> float:
     return float(100 * np.mean(f1)) if there.any() else 0.
 
 LABELS |= {'f1': lambda: TextMetric(
-    'f1', _f1_stats, _f1_combine, 'f1|macro over reference labels|percent|ftnb',
+    'f1', _f1_stats, _f1_combine, 'f1|norm:nfc|macro over reference labels|percent|ftnb',
     what='Macro-F1 over the labels of the references, as scikit-learn defines it, in percent.',
     limits=(0., 100.), alone=False)}
 
@@ -76,7 +78,7 @@ def _mcc_stats(predictions: Sequence[str], references: Sequence[str]) -> np.ndar
                         'a correlation needs two labels at least',
                         "Use 'accuracy', or rows of every label.")
     index = {label: i for i, label in enumerate(labels)}
-    as_numbers = lambda texts: [index.get(x, len(labels)) for x in texts]
+    as_numbers = lambda texts: [index.get(_seen(x), len(labels)) for x in texts]
     predicted, right = as_numbers(predictions), as_numbers(references)
     one_hot, hit = np.eye(len(labels) + 1), np.equal(predicted, right)
     return np.hstack([hit[:, None], np.ones((len(hit), 1)), one_hot[predicted], one_hot[right]])
@@ -89,11 +91,11 @@ def _mcc_combine(sums: np.ndarray) -> float:
     return float((hits * rows - predicted @ right) / math.sqrt(spread)) if spread > 0 else 0.
 
 LABELS |= {'mcc': lambda: TextMetric(
-    'mcc', _mcc_stats, _mcc_combine, 'mcc|answers that are no label are one class|ftnb',
+    'mcc', _mcc_stats, _mcc_combine, 'mcc|norm:nfc|answers that are no label are one class|ftnb',
     what='Correlation of predicted and right labels (Matthews 1975, Gorodkin 2004); '
          '-1 to 1, 0 is chance.',
     limits=(-1., 1.), alone=False)}
 
 # %% ../../nbs/evaluation/labels.ipynb #1c4d2d4e
 LABELS |= {'label_accuracy': lambda: _percent_right(
-    'label_accuracy', 'Rows whose most probable label is the reference', operator.eq)}
+    'label_accuracy', 'Rows whose most probable label is the reference')}

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import regex
 from ..core.errors import FTNBError, check_utf8
+from ..core.texts import UNSPACED_LETTER, graphemes, normalize_text
 
 # %% auto #0
-__all__ = ['References', 'JUDGED', 'UNSPACED', 'CJK', 'TextMetric', 'ratio', 'row_references', 'mean_of_rows', 'without_version',
+__all__ = ['References', 'JUDGED', 'WORDS', 'TextMetric', 'ratio', 'row_references', 'mean_of_rows', 'without_version',
            'unicode_words', 'check_texts', 'RowReferences', 'warn_square', 'check_pairs']
 
 # %% ../../nbs/evaluation/metric.ipynb #30338603
@@ -113,17 +114,25 @@ def without_version(
     "A signature without the version of the library."
     return '|'.join(part for part in signature.split('|') if not part.startswith('version:'))
 
-# %% ../../nbs/evaluation/metric.ipynb #4c36f1f7
-# Ranges within a pattern's brackets: of Chinese and Japanese, and with Korean
-UNSPACED = '\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f'
-CJK = UNSPACED + '\uac00-\ud7af'
-_WORD = regex.compile(rf'[{CJK}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{CJK}]]+', regex.VERSION1)
+# %% ../../nbs/evaluation/metric.ipynb #8c573ecd
+_HANGUL = '\uac00-\ud7af'   # Korean syllables; no other characters are in a range of theirs
+_SIGN = (r'[\p{S}--\p{Sk}--\p{ASCII}]\p{Extended_Pictographic}'
+         r'\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff')   # of flags; skin tones
+_WORD = regex.compile(   # U+20E3 makes a key of the digit before it
+    rf'[[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d]--[\u20e3{_SIGN}{_HANGUL}]--{UNSPACED_LETTER}]+|[{_HANGUL}]'
+    rf'|(?=[{_SIGN}]|{UNSPACED_LETTER})\X\p{{M}}*|[#*]\u20e3', regex.V1)
+
+# %% ../../nbs/evaluation/metric.ipynb #bc62642c
+WORDS = 'norm:nfc|tok:unicode+graphemes'  # what `unicode_words` takes for words, in signatures
 
 def unicode_words(
     text: str,  # in any language
+    signs: bool = True,  # of a text without any word, its signs; False: it has no words
 ) -> list[str]:
-    "The words of a text, in lower case; a Chinese, Japanese or Korean character is a word."
-    return _WORD.findall(text.lower())
+    "The words of a text, in lower case; in scripts without spaces, each character is one."
+    text = normalize_text(text).lower()
+    words = regex.findall('[a-z0-9]+', text) if text.isascii() else _WORD.findall(text)
+    return words or [c for c in graphemes(text) if signs and not c.isspace()]
 
 # %% ../../nbs/evaluation/metric.ipynb #714617de
 def check_texts(

@@ -8,10 +8,12 @@ import functools, json, warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+import numpy as np
 import regex
 from ..core.errors import (
     FTNBError, check_choice, check_names, check_nested_utf8, imports_undisturbed)
-from .metric import UNSPACED, TextMetric, warn_square
+from ..core.texts import UNSPACED_LETTER, graphemes, normalize_text
+from .metric import TextMetric, row_references, warn_square
 from .overlap import OVERLAP
 from .labels import LABELS
 from .calibration import CALIBRATION
@@ -25,38 +27,100 @@ __all__ = ['METRICS', 'text_metric', 'metrics_by_name', 'metric', 'hub_metric']
 METRICS: dict[str, Callable[..., TextMetric]] = {  # a function that makes each metric, by name
     **OVERLAP, **LABELS, **CALIBRATION, **PERPLEXITY, **DIVERSITY}
 
-# %% ../../nbs/evaluation/metrics.ipynb #ca8ec879
+# %% ../../nbs/evaluation/metrics.ipynb #bd3fc24f
 _REMEDY = {  # of metrics that split at spaces
+    'bleu': "text_metric('bleu', tokenize='char') or 'chrf'", 'bleu_zh': "'chrf'",
+    'chrf++': "'chrf'", 'meteor': "'chrf' or 'rougeL'", 'ter': "'chrf' or 'rougeL'",
+    'self_bleu': "text_metric('self_bleu', tokenize='char')", 'wer': "'chrf' or 'rougeL'"}
+_CHINESE = {  # of Chinese alone
     'bleu': "text_metric('bleu_zh') or text_metric('bleu', tokenize='char')",
-    'self_bleu': "text_metric('self_bleu', tokenize='zh')", 'meteor': "'chrf' or 'rougeL'",
+    'self_bleu': "text_metric('self_bleu', tokenize='zh')",
     'ter': "text_metric('ter', normalized=True, asian_support=True)"}
 
-# %% ../../nbs/evaluation/metrics.ipynb #279ffd8b
-def _splits_at_spaces(metric: TextMetric) -> str:
-    "The key in `_REMEDY` of a metric that takes a Chinese sentence for a word; '' of any other."
+# %% ../../nbs/evaluation/metrics.ipynb #ea5d0900
+def _splits_at_spaces(metric: TextMetric) -> tuple[str, str]:
+    "The key in `_REMEDY` of a metric that splits at spaces, and the letters that stay together."
     first, *parts = metric.signature.split('|')
     kind = next((k for k in _REMEDY if k in (metric.name, first)), '')
-    if kind == 'ter' and {'norm:yes', 'asian:yes'} <= {*parts}: return ''
-    if kind in ('bleu', 'self_bleu') and not {'tok:13a', 'tok:intl', 'tok:none'} & {*parts}:
-        return ''
-    return kind
+    if metric.name.startswith('chrf') and 'nw:0' not in parts: kind = 'chrf++'
+    but_chinese = rf'[{UNSPACED_LETTER}--\p{{Han}}]'
+    if kind == 'ter' and {'norm:yes', 'asian:yes'} <= {*parts}: return kind, but_chinese
+    if 'bleu' in kind and not {'tok:13a', 'tok:intl', 'tok:none'} & {*parts}:
+        return (kind.removesuffix('_zh'), but_chinese) if 'tok:zh' in parts else ('', '')
+    return kind, UNSPACED_LETTER
 
-# %% ../../nbs/evaluation/metrics.ipynb #ecaefd9c
+# %% ../../nbs/evaluation/metrics.ipynb #fa5c21f0
+def _unsplit_rows(texts: Sequence, letter: str) -> list[str]:
+    "Of the rows a third or more of whose letters are of this kind, those letters."
+    letters, unsplit = (regex.compile(x, regex.V1) for x in (r'[\p{L}\p{M}\p{Nl}]', letter))
+    first = (row_references(t)[0] for t in texts)
+    pairs = ((letters.findall(t), unsplit.findall(t)) for t in first if not t.isascii())
+    return [''.join(some) for every, some in pairs if some and 3 * len(some) >= len(every)]
+
+# %% ../../nbs/evaluation/metrics.ipynb #d1889f36
 def _warn_unsplit(metric: TextMetric, texts: Sequence) -> None:
-    "Say that a metric takes whole sentences of Chinese or Japanese for words."
-    if not (kind := _splits_at_spaces(metric)): return
-    some = ''.join(t if isinstance(t, str) else t[0] for t in texts[:200])
-    characters = len(regex.sub(r'\s', '', some))
-    if 2 * len(regex.findall(f'[{UNSPACED}]', some)) <= characters: return
-    warnings.warn(f'{metric.name} takes each sentence of these Chinese or Japanese texts for one '
-                  f'word, and its score means nothing. Use {_REMEDY[kind]}.', stacklevel=3)
+    "Say that a metric takes whole sentences for words, if in a twentieth of the rows or more."
+    kind, letter = _splits_at_spaces(metric)
+    found = _unsplit_rows(texts, letter) if kind else []
+    if not found or 20 * len(found) < len(texts): return
+    chinese = not regex.search(r'\P{Han}', ''.join(found))
+    remedy = _CHINESE.get(kind, _REMEDY[kind]) if chinese else _REMEDY[kind]
+    warnings.warn(
+        f'{metric.name} splits texts at spaces, and the script of {len(found):,} of {len(texts):,} '
+        f'rows has none: it takes each of their sentences for a word. Use {remedy}.', stacklevel=3)
 
-# %% ../../nbs/evaluation/metrics.ipynb #75448ca5
+# %% ../../nbs/evaluation/metrics.ipynb #9f56b554
+def _forms(text: str) -> dict[str, set[str]]:
+    "For each character that a reader sees, how a text writes it; under '' what nobody sees."
+    forms: dict[str, set[str]] = {}
+    for c in graphemes(text): forms.setdefault(normalize_text(c), set()).add(c)
+    return forms
+
+def _differ_in_form(prediction: str, reference: str) -> bool:
+    "Whether two texts write the same character in different ways."
+    a, b = _forms(prediction), _forms(reference)
+    unseen = [bool(x.pop('', ())) for x in (a, b)]
+    return unseen[0] != unseen[1] or any(a[c] != b[c] for c in a.keys() & b.keys())
+
+# %% ../../nbs/evaluation/metrics.ipynb #269431a8
+def _normalized(row: str | Sequence[str]) -> Any:
+    "A text, or each of several, in the form in which a reader sees it."
+    return normalize_text(row) if isinstance(row, str) else list(map(normalize_text, row))
+
+def _rows_by_form(metric: TextMetric, predictions: Sequence[str], references: Sequence) -> int:
+    "In how many rows a metric depends on how the same characters are written."
+    suspects = [(p, r) for p, r in zip(predictions, references, strict=True)
+                if (p, r) != (_normalized(p), _normalized(r))
+                and any(_differ_in_form(p, x) for x in row_references(r))]
+    if not suspects: return 0
+    normal = [(_normalized(p), _normalized(r)) for p, r in suspects]
+    given, other = (metric.stats(*map(list, zip(*rows))) for rows in (suspects, normal))
+    return int((~np.isclose(given, other, rtol=1e-4)).any(1).sum())
+
+# %% ../../nbs/evaluation/metrics.ipynb #ce805365
+def _warn_forms(metric: TextMetric, predictions: Sequence, judged: Any) -> None:
+    "Say in how many rows a published metric sees two texts where readers see one."
+    if metric.judged != 'references' or 'norm:nfc' in metric.signature.split('|'): return
+    if not (n := _rows_by_form(metric, predictions, judged)): return
+    warnings.warn(
+        f'{metric.name} compares code points, and in {n:,} of {len(predictions):,} rows prediction '
+        'and reference write what looks the same in different ways (accents, no-break or '
+        'zero-width spaces, a byte order mark ...). Score both in one form: '
+        'from ftnb import normalize_text; normalize_text(text).', stacklevel=3)
+
+# %% ../../nbs/evaluation/metrics.ipynb #22d8fa2c
+def _seen_labels(predictions: Sequence, right: Sequence) -> tuple[list, list]:
+    "Label probabilities and right labels, in the form in which a reader sees the labels."
+    seen = lambda x: normalize_text(x).strip() if isinstance(x, str) else x
+    probs = [{seen(k): v for k, v in p.items()} if isinstance(p, Mapping) else p for p in predictions]
+    return probs, list(map(seen, right))
+
 def _checked(metric: TextMetric, predictions: Sequence, judged: Any = None) -> Any:
     "The statistics of rows, after a look at them."
     metric.check(predictions, judged)
-    if metric.judged == 'references': warn_square(judged, len(predictions), 4)
+    if metric.judged == 'probabilities': predictions, judged = _seen_labels(predictions, judged)
     _warn_unsplit(metric, predictions if judged is None else judged)
+    _warn_forms(metric, predictions, judged)
     return metric.stats(predictions, judged)
 
 # %% ../../nbs/evaluation/metrics.ipynb #d2ec3cd2

@@ -14,9 +14,10 @@ import regex
 from ..core.errors import (
     FTNBError, check_choice, check_number, import_optional, imports_undisturbed, require)
 from ..core.files import check_path
+from ..core.texts import normalize_text
 from ..models.lm import quiet_transformers
 from .metric import (
-    References, TextMetric, mean_of_rows, ratio, row_references, unicode_words)
+    WORDS, References, TextMetric, mean_of_rows, ratio, row_references, unicode_words)
 
 # %% auto #0
 __all__ = ['OVERLAP', 'UnicodeWords', 'embedding_folder', 'bert_scorer']
@@ -115,7 +116,7 @@ class UnicodeWords:
         text: str,  # in any language
     ) -> list[str]:
         "The words of a text, in lower case; or their stems, but for words of up to three letters."
-        words = unicode_words(text)
+        words = unicode_words(text, signs=not text.isascii())   # of ASCII as published
         if not self.stem: return words
         return [self.stem(w) if len(w) > 3 and w.isascii() else w for w in words]
 
@@ -130,17 +131,18 @@ def _rows_with_pairs(metric: TextMetric) -> TextMetric:
                    row_signature=f'{metric.signature}|nan for references of one word')
 
 # %% ../../nbs/evaluation/overlap.ipynb #3872758d
-_SENTENCE_END = regex.compile(r'(?<=[.!?])\s+(?=\S)|(?<=[。！？])(?=\S)')  # near enough
+_SENTENCE_END = regex.compile(r'(?<=[.!?؟۔।])\s+(?=\S)|(?<=[。！？။។])\s*(?=\S)')  # near enough
 
 def _rouge(kind: str, stemmer: bool = False, split: bool = False) -> TextMetric:
     "ROUGE F1, times 100; of several references the best counts."
     with imports_undisturbed(): from rouge_score import rouge_scorer
     scorer = rouge_scorer.RougeScorer([kind], tokenizer=UnicodeWords(stemmer))
-    lines = (lambda text: _SENTENCE_END.sub('\n', text)) if split else str
+    seen = lambda text: text if text.isascii() else normalize_text(text)
+    lines = (lambda text: _SENTENCE_END.sub('\n', seen(text))) if split else seen
     f1 = lambda p, r: scorer.score(lines(r), lines(p))[kind].fmeasure
-    options = '|stem:porter' * stemmer + '|split:.!?' * split
+    how = WORDS + '|stem:porter' * stemmer + '|split:.!?' * split
     made = mean_of_rows(
-        kind, f1, f'{kind}|f1|mean of rows|tok:unicode{options}|rouge_score',
+        kind, f1, f'{kind}|f1|mean of rows|{how}|rouge_score',
         f'{kind}: F1 of what is shared with the reference (Lin 2004), mean over rows; 0 to 100.')
     return _rows_with_pairs(made) if kind == 'rouge2' else made
 
@@ -264,9 +266,9 @@ def _length_ratio() -> TextMetric:
         sizes = [len(unicode_words(p)) for p in predictions]
         rows = zip(sizes, references, strict=True)
         return np.array([[n, _nearest_words(n, r)] for n, r in rows], float)
-    what = ('Length of the outputs over length of the references, in words or CJK characters; '
-            '1 is equal.')
-    signature = 'length_ratio|sum of words / sum of words|tok:unicode|ftnb'
+    what = ('Length of the outputs over length of the references, in words, or in characters of '
+            'scripts without spaces; 1 is equal.')
+    signature = f'length_ratio|sum of words / sum of words|{WORDS}|ftnb'
     return TextMetric('length_ratio', stats, ratio, signature, 0, what, limits=(0., math.inf))
 
 OVERLAP |= {'length_ratio': _length_ratio}

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_choice, check_number, did_you_mean
+from ..core.texts import normalize_text
 from ..core.display import Card, html_table, shorten
 from ..core.files import atomic_files, check_path, checksum, clear_leftovers, is_sealed, read_errors, sealed
 from .metric import TextMetric, without_version
@@ -180,8 +181,8 @@ def _row_filter(where: Any) -> Callable[[Mapping], bool]:
     if where is not None and not isinstance(where, str):
         raise FTNBError(f'where={where!r:.60}', 'it must be a function of a row, or a text to look for',
                         "Write where=lambda row: row['chrf'] < 20.")
-    wanted = (where or '').casefold()
-    text = lambda value: shorten(value, 10**9).casefold()   # several references as one text
+    seen = lambda text: normalize_text(text).casefold()
+    wanted, text = seen(where or ''), lambda value: seen(shorten(value, 10**9))   # of several references, too
     return lambda row: any(wanted in text(row[c]) for c in ('prompt', 'prediction', 'reference'))
 
 # %% ../../nbs/evaluation/scores.ipynb #93b84051

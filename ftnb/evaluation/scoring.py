@@ -321,7 +321,10 @@ def _try_metric(m: TextMetric, references: Sequence[str], questions: Sequence[st
     "Judge right answers, as if the model had written them."
     n = len(references)
     probs = [dict.fromkeys(task.labels, 1 / len(task.labels))] * n if task.labels else None
-    try: metric_stats(m, list(references), list(references), list(questions[:n]), probs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')   # of one row; they come again of all
+            metric_stats(m, list(references), list(references), list(questions[:n]), probs)
     except FTNBError: raise
     except Exception as e:
         where = 'the first reference' if n == 1 else 'the references'

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_number, check_utf8, describe_value, require
+from ..core.texts import normalize_text
 from ..core.display import Card
 from .store import Verdict, add_verdicts, connect, last_verdicts, read_verdicts
 
@@ -368,8 +369,9 @@ def identical_rows(
     a: int,  # one system
     b: int,  # another one
 ) -> np.ndarray:  # [rows] of bool
-    "In which rows two systems wrote the same."
-    return np.array([x == y for x, y in zip(ratings.outputs[a], ratings.outputs[b])])
+    "In which rows two systems wrote the same, as a reader sees it."
+    both = zip(ratings.outputs[a], ratings.outputs[b])
+    return np.array([normalize_text(x) == normalize_text(y) for x, y in both])
 
 # %% ../../nbs/people/session.ipynb #f5ab3aa1
 def check_rating_kind(
