@@ -13,8 +13,9 @@ from .metric import TextMetric
 
 # %% auto #0
 __all__ = ['FEW', 'EXACT', 'bootstrap_weights', 'resampled_sums', 'resampled_values', 'wilson', 'bca', 'jackknife_error',
-           'jackknife', 'interval_kind', 'interval_from_sums', 'interval', 'tango', 'exchange_weights', 'all_exchanges',
-           'pseudo_gains', 'paired_differences', 'difference', 'effect_sizes', 'holm']
+           'jackknife', 'interval_from_values', 'interval_kind', 'interval_from_sums', 'interval', 'tango',
+           'exchange_weights', 'all_exchanges', 'pseudo_gains', 'paired_differences', 'difference', 'effect_sizes',
+           'holm']
 
 # %% ../../nbs/evaluation/statistics.ipynb #626da1dd
 def bootstrap_weights(
@@ -144,6 +145,30 @@ def _no_narrower(samples: np.ndarray, value: float, left_out: np.ndarray, level:
     width = _jackknife_width(left_out, level)
     return min(low, value - width), max(high, value + width)
 
+# %% ../../nbs/evaluation/statistics.ipynb #ae0dd7fe
+def _all_alike(
+    left_out: np.ndarray,  # [1 or 2, rows]: of one set of outputs, or of two, the score without each row
+) -> bool:
+    "Whether all rows contribute alike, but for rounding."
+    gap = left_out[-1] - (left_out[0] if len(left_out) > 1 else 0)
+    return bool(np.ptp(gap) < 1e-12 + 1e-11 * np.abs(left_out).max())
+
+def interval_from_values(
+    samples: np.ndarray,  # [resamples]: the score of each resampled set
+    value: float,  # of the rows as they are
+    left_out: np.ndarray,  # [rows]: the score without each row in turn
+    limits: tuple[float, float],  # the lowest and the highest possible score
+    level: float = 0.95,  # the probability with which it should contain the true score
+) -> tuple[float, float]:
+    "The interval of any score, also of one that is no function of sums; within its limits."
+    n = len(left_out)
+    if not math.isfinite(value): return math.nan, math.nan
+    if n < 2 or not np.isfinite(left_out).all(): return limits
+    if _all_alike(left_out[None]): return _alike(value, n, *limits, level)
+    if n < FEW: return limits
+    low, high = _no_narrower(samples, value, left_out, level, n < 50)
+    return max(limits[0], low), min(limits[1], high)
+
 # %% ../../nbs/evaluation/statistics.ipynb #e03a4cf4
 def _is_share(metric: TextMetric, stats: np.ndarray) -> bool:
     "Whether every row is plainly right or wrong, in percent, and the metric is their mean."
@@ -164,8 +189,7 @@ def interval_kind(
         return 'Wilson' if len(stats) == 1 else 'Tango'
     left_out = np.stack([metric.leave_one_out(s) for s in stats])
     if not np.isfinite(left_out).all(): return 'too few rows'
-    rounding = 1e-12 + 1e-11 * np.abs(left_out).max()
-    if np.ptp(left_out[-1] - left_out[0] * (len(stats) - 1)) < rounding: return 'rows alike'
+    if _all_alike(left_out): return 'rows alike'
     if few: return 'too few rows'
     return 'jackknife' if metric.spread == 'jackknife' else 'BCa'
 
@@ -181,12 +205,11 @@ def interval_from_sums(
     lowest, highest = metric.limits
     if kind == 'undefined': return math.nan, math.nan
     if kind == 'too few rows': return lowest, highest
-    if kind == 'rows alike': return _alike(value, len(stats), lowest, highest, level)
     if kind == 'jackknife': low, high = jackknife(metric, stats, level)
     elif kind == 'Wilson':
         low, high = (100 * x for x in wilson(int((stats[:, 0] == 100).sum()), len(stats), level))
-    else: low, high = _no_narrower(
-        resampled_values(metric, sums), value, metric.leave_one_out(stats), level, len(stats) < 50)
+    else: low, high = interval_from_values(
+        resampled_values(metric, sums), value, metric.leave_one_out(stats), metric.limits, level)
     return max(lowest, float(low)), min(highest, float(high))
 
 # %% ../../nbs/evaluation/statistics.ipynb #0bab364a
