@@ -5,7 +5,7 @@
 # %% ../../nbs/evaluation/planning.ipynb #947fe770
 from __future__ import annotations
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 import numpy as np
@@ -153,14 +153,16 @@ def _from_share(disagreement: float, unit: float, name: str, effect: float, powe
                 pilot: int = 0) -> RowsNeeded:
     "Rows for an effect on right and wrong, given the share of rows on which the two differ."
     gap = abs(effect) / unit
-    power_of = lambda n, share=max(disagreement, gap): share_power(gap, min(share, 1.), n, alpha)
-    rows, between = _first_enough(power_of, power), (math.nan, math.nan)
+    def power_of(share: float) -> Callable[[int], float]:   # the effect is part of the disagreement
+        return lambda n: share_power(gap, min(max(share, gap), 1.), n, alpha)
+    found = power_of(disagreement)
+    rows, between, where = _first_enough(found, power), (math.nan, math.nan), ''
     if pilot:
-        ends = (max(x, gap) for x in wilson(round(disagreement * pilot), pilot))
-        between = tuple(_first_enough(lambda n, x=x: power_of(n, x), power) for x in ends)   # type: ignore
-    where = f'a pilot of {pilot} rows: ' if pilot else ''
+        low, high = (power_of(x) for x in wilson(round(disagreement * pilot), pilot))
+        between = _first_enough(low, power), _first_enough(high, power)
+        where = f'a pilot of {pilot} rows: '
     source = f'{where}the two differ on {disagreement:.0%} of the rows'
-    return RowsNeeded(rows, effect, power_of(rows), alpha, name, source, between, _curve(power_of, rows))
+    return RowsNeeded(rows, effect, found(rows), alpha, name, source, between, _curve(found, rows))
 
 # %% ../../nbs/evaluation/planning.ipynb #696bb951
 def rows_needed(
@@ -181,11 +183,11 @@ def rows_needed(
         raise FTNBError('both pilot and disagreement' if disagreement is not None else 'neither pilot nor disagreement',
                         'one of them must be given', 'Give pilot=compare(a, b), or disagreement=0.3.')
     if pilot is None:
-        check_number('disagreement', disagreement, effect / 100, 1, whole=False, why='at least the effect')
-        return _from_share(disagreement, 100., '', effect, power, level)
+        share = check_number('disagreement', disagreement, effect / 100, 1, whole=False, why='at least the effect')
+        return _from_share(share, 100., '', effect, power, level)
     gains, name, exchange = _pilot_gains(pilot, metric)
     _checked_gains(gains)
     if exchange and (unit := _unit(gains)):
         require('effect', effect, effect <= unit, f'the largest difference is {unit:g}')
-        return _from_share(float(np.mean(gains != 0)), unit, name, effect, power, level, len(gains))
+        return _from_share(float(np.mean(np.abs(gains) > unit / 2)), unit, name, effect, power, level, len(gains))
     return _from_gains(gains, name, exchange, effect, power, level)

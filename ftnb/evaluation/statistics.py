@@ -150,7 +150,7 @@ def _all_alike(
     left_out: np.ndarray,  # [1 or 2, rows]: of one set of outputs, or of two, the score without each row
 ) -> bool:
     "Whether all rows contribute alike, but for rounding."
-    gap = left_out[-1] - (left_out[0] if len(left_out) > 1 else 0)
+    gap: np.ndarray = left_out[-1] - (left_out[0] if len(left_out) > 1 else 0)
     return bool(np.ptp(gap) < 1e-12 + 1e-11 * np.abs(left_out).max())
 
 def interval_from_values(
