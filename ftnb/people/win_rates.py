@@ -156,8 +156,10 @@ def _strength_table(rows: np.ndarray, systems: list[str], resamples: int, seed: 
         note = 'half a win added in each direction: there is a system that never lost, or won'
     draws = [np.tensordot(w, rows, 1) for w in bootstrap_weights(len(rows), resamples, seed)]
     strength = bradley_terry(total, 0. if chain else 0.5)
-    some = np.concatenate(draws) + _four_rows(rows, resamples, seed)
-    spread = 1.96 * np.std([bradley_terry(wins, 0.1) for wins in some], 0)
+    sets = np.concatenate(draws)
+    fits = [[bradley_terry(wins, 0.1) for wins in some]
+            for some in (sets, sets + _four_rows(rows, resamples, seed))]
+    spread = 1.96 * np.std(fits, axis=1).max(0)
     columns = {'strength': strength, 'low': strength - spread, 'high': strength + spread, 'note': note}
     table = pd.DataFrame(columns, index=pd.Index(systems, name='system'))
     return table.sort_values('strength', ascending=False)
