@@ -158,9 +158,9 @@ def _gain(a: Scores, b: Scores, metric: str) -> np.ndarray:
     return (a.metrics[metric].better or 1) * (new - old)
 
 # %% ../../nbs/evaluation/comparison.ipynb #e0d828c7
-def _test_name(m: TextMetric, rows: int, test: str) -> str:
-    "Where the p-value of a metric comes from."
-    if rows <= EXACT: return 'all exchanges'
+def _test_name(m: TextMetric, rows: int, test: str, kind: str) -> str:
+    "Where the p-value of a metric comes from; `kind` is that of its interval."
+    if rows <= EXACT or (kind == 'Tango' and test == 'randomization'): return 'all exchanges'
     return 'jackknife t' if m.spread == 'jackknife' else test
 
 # %% ../../nbs/evaluation/comparison.ipynb #3cde726d
@@ -168,9 +168,10 @@ def _line(a: Scores, b: Scores, k: str, result: tuple, test: str) -> dict[str, A
     "One metric in the table of a comparison; `result` is difference, low, high and p."
     m, (difference, low, high, p) = a.metrics[k], result
     effects = effect_sizes(_gain(a, b, k) if m.alone else np.zeros(0))
+    kind = interval_kind(m, a.stats[k], b.stats[k])
     return {'metric': k, 'a': a.values[k], 'b': b.values[k],
             'difference': difference, 'low': low, 'high': high, 'p_value': p, 'p_holm': math.nan, **effects,
-            'test': _test_name(m, len(a.rows), test), 'interval': interval_kind(m, a.stats[k], b.stats[k]),
+            'test': _test_name(m, len(a.rows), test, kind), 'interval': kind,
             **dict.fromkeys(('detectable', 'margin', 'low_90', 'high_90'), math.nan)}
 
 # %% ../../nbs/evaluation/comparison.ipynb #bebba903

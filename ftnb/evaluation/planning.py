@@ -129,13 +129,13 @@ def _spread_range(gains: np.ndarray, rows: int) -> tuple[float, float]:
     from scipy.special import chdtri
     freedom = len(gains) - 1
     low, high = (rows * freedom / float(chdtri(freedom, q)) for q in (0.025, 0.975))
-    return math.floor(low), math.ceil(high)
+    return max(FEW, math.floor(low)), max(FEW, math.ceil(high))
 
 # %% ../../nbs/evaluation/planning.ipynb #5f683276
 def _curve(power_of: Callable[[int], float], rows: int) -> list[tuple[int, float]]:
     "Numbers of rows up to twice as many as are needed, and their power."
     numbers = np.unique(np.linspace(min(FEW, rows // 2), 2 * rows, 25).astype(int))
-    return [(int(n), power_of(int(n))) for n in numbers if n >= 2]
+    return [(int(n), power_of(int(n)) if n >= FEW else 0.) for n in numbers if n >= 2]
 
 # %% ../../nbs/evaluation/planning.ipynb #14807807
 def _from_gains(gains: np.ndarray, name: str, exchange: bool, effect: float, power: float,
