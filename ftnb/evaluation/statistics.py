@@ -305,7 +305,8 @@ def all_exchanges(
 
 def _share_beyond(differences: np.ndarray, observed: float, rows: int) -> float:
     "The share of exchanges whose difference is not smaller than the one observed."
-    more, drawn = int((~(differences < abs(observed) - 1e-9)).sum()), int(rows > EXACT)
+    size, drawn = abs(observed), int(rows > EXACT)
+    more = int((~(differences < size - min(1e-9, 1e-6 * size))).sum())   # ties, but for rounding
     return float(more + drawn) / (len(differences) + drawn)
 
 # %% ../../nbs/evaluation/statistics.ipynb #ed19fb8f
