@@ -34,6 +34,7 @@ _STAR = _homes({  # what `from ftnb import *` gives
     'evaluation.scores': 'Scores load_scores',
     'evaluation.comparison': 'Comparison compare',
     'evaluation.scoring': 'score score_texts',
+    'evaluation.planning': 'rows_needed',
     'people.ratings': 'open_ratings rate',
 })
 _BY_NAME = _homes({  # what must be asked for: `from ftnb import playground`
@@ -53,6 +54,7 @@ _BY_NAME = _homes({  # what must be asked for: `from ftnb import playground`
     'evaluation.metric': 'TextMetric',
     'evaluation.metrics': 'hub_metric text_metric',
     'evaluation.comparison': 'Comparisons',
+    'evaluation.planning': 'RowsNeeded',
     'evaluation.watching': 'ScoreMonitor',
     'evaluation.benchmark': 'benchmark',
     'people.ratings': 'Ratings',

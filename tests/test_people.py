@@ -470,11 +470,42 @@ def test_one_row_is_one_row() -> None:
     assert "on 1 row\n" in repr(all_rated(rate(ONE, TWO, rows=[3]), "mole"))
 
 
-def test_interval_and_p_value_differ() -> None:
-    """Six wins of six: the p-value is exact, and below 0.05, while the interval may reach 50 %."""
-    r = all_rated(rate(system("a", 6), system("b", 6)), "b")
-    line = r.results().iloc[0]
-    assert line["p_value"] == pytest.approx(2 / 2**6) and 40 < line["low"] < 60
+def test_interval_and_p_value_agree() -> None:
+    """Six wins of six: p is below 0.05, and the interval does not reach 50 %; five of five: neither."""
+    for rows, p in ((6, 2 / 2**6), (5, 2 / 2**5)):
+        r = all_rated(rate(system("a", rows), system("b", rows), file=f"{rows}.db"), "b")
+        line = r.results().iloc[0]
+        assert line["p_value"] == pytest.approx(p) and line["high"] == 100
+        assert (line["low"] > 50) == (p < 0.05)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 8])
+@pytest.mark.parametrize("kind", ["all alike", "apart", "one constant", "by chance"])
+def test_marks_that_are_alike(kind: str, rows: int) -> None:
+    """Every interval has a width and agrees with its p; no warning of NumPy's comes out of constant marks."""
+    rng, one, two = np.random.default_rng(rows), system("p", rows), system("q", rows)
+    for rater in ("anna", "ben"):
+        r = rate(one, two, criteria=["style"], rater=rater)
+        while item := r.next():
+            chance = int(rng.integers(1, 6))
+            marks = {"all alike": 5, "apart": 5 if item.A[0] == "q" else 1, "by chance": chance}
+            r.record(item, {"style": marks.get(kind, 4 if rater == "anna" else chance)})
+    means, gap = r.means(), r.mark_differences().iloc[0]
+    assert ((means["low"] >= 1) & (means["low"] < means["high"]) & (means["high"] <= 5)).all()
+    assert -4 <= gap["low"] < gap["high"] <= 4 and gap["low"] <= gap["difference"] <= gap["high"]
+    if kind in ("all alike", "apart"):
+        assert (gap["p_value"] < 0.05) == (not gap["low"] <= 0 <= gap["high"]) == (kind == "apart" and rows >= 6)
+    for shown in (repr(r), r._repr_html_(), r.agreement(), r.judge_agreement(), r.metric_agreement(one, two)):
+        assert len(shown) or kind
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_rankings_of_rows_that_are_alike(rows: int) -> None:
+    r = all_rated(rate(system("a", rows), system("b", rows), system("c", rows)), "c")
+    table = r.ranking()
+    assert (table["high"] - table["low"] > 0.5).all() and repr(r)
 
 
 # Sheets

@@ -11,7 +11,7 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['format_seconds', 'format_p', 'format_p_cell', 'shorten', 'text_html', 'html_table', 'Card', 'loss_curve',
-           'length_histogram', 'in_notebook', 'StatusLine']
+           'curve_picture', 'length_histogram', 'in_notebook', 'StatusLine']
 
 # %% ../../nbs/core/display.ipynb #1b18601e
 def format_seconds(
@@ -129,6 +129,27 @@ def loss_curve(
     legend = f'{len(losses):,} steps; line: training loss' + ('; dots: held-out loss' if held_out else '')
     scale = _svg_text(2, y(high) + 4, f'{high:.2f}') + _svg_text(2, y(low) + 4, f'{low:.2f}')
     return _svg(line + dots + scale + _svg_text(44, height - 4, legend), width, height, 'losses')
+
+# %% ../../nbs/core/display.ipynb #e7201865
+def curve_picture(
+    points: Sequence[tuple[float, float]],  # (x, y), x increasing, two at least
+    mark: tuple[float, float],  # the point that matters
+    legend: str,  # a line below
+    width: int = 480,  # in pixels
+    height: int = 140,  # in pixels
+) -> str:  # SVG
+    "Draw a curve of shares, 0 to 1, and mark one of its points."
+    left, right = points[0][0], points[-1][0]
+    x = lambda v: 44 + (width - 80) * (v - left) / ((right - left) or 1)
+    y = lambda v: 12 + (height - 50) * (1 - v)
+    path = ' '.join(f'{x(a):.1f},{y(b):.1f}' for a, b in points)
+    line = f'<polyline points="{path}" fill="none" stroke="{_BLUE}" stroke-width="1.5"/>'
+    dot = (f'<circle cx="{x(mark[0]):.1f}" cy="{y(mark[1]):.1f}" r="4" fill="{_ORANGE}">'
+           f'<title>{mark[0]:,}: {mark[1]:.0%}</title></circle>')
+    ends = [(44, left), (x(mark[0]), mark[0]), (x(right), right)]
+    words = ''.join(_svg_text(at, height - 22, f'{v:,}', 'middle') for at, v in ends)
+    words += ''.join(_svg_text(2, y(v) + 4, f'{v:.0%}') for v in (0, 0.5, 1))
+    return _svg(line + dot + words + _svg_text(44, height - 4, legend), width, height, html.escape(legend))
 
 # %% ../../nbs/core/display.ipynb #465d8609
 def _bar(x: float, bottom: float, width: float, height: float, title: str) -> str:

@@ -5,7 +5,7 @@
 # %% ../../nbs/evaluation/comparison.ipynb #72892412
 from __future__ import annotations
 import html, itertools, math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 import numpy as np
@@ -14,7 +14,9 @@ from ..core.errors import FTNBError, check_choice, check_number, require
 from ..core.display import Card, format_p, format_p_cell, html_table, shorten
 from .metric import TextMetric, without_version
 from .perplexity import NUMERIC
-from .statistics import effect_sizes, holm, interval_kind, paired_differences
+from .statistics import (
+    EXACT, effect_sizes, holm, interval_kind, paired_differences)
+from .power import detectable_difference
 from .scores import Scores, number_format, row_metric, without_template
 
 # %% auto #0
@@ -77,11 +79,13 @@ class Comparison(Card):
     def verdict(self,
         metric: str,  # one that was compared
     ) -> str:
-        "Of b over a: 'better', 'worse' (or 'higher', 'lower'); 'no clear change' for a corrected p from 0.05."
+        "Of b over a: 'better', 'worse' ('higher', 'lower'), 'no clear change'; with a margin also 'as good as' ..."
         row = self.table.loc[check_choice(metric, self.metrics, 'metric')]
         if math.isnan(row['p_holm']): return 'undefined' if row['difference'] else 'equal'
-        if row['p_holm'] >= 0.05: return 'no clear change'
-        up, better = row['difference'] > 0, self.a.metrics[metric].better
+        within, better = _within_margin(row, self.a.metrics[metric].better), self.a.metrics[metric].better
+        if within == 'as good as': return within
+        if row['p_holm'] >= 0.05 or row['low'] <= 0 <= row['high']: return within or 'no clear change'
+        up = row['difference'] > 0
         if not better: return 'higher' if up else 'lower'
         return 'better' if up == (better > 0) else 'worse'
 
@@ -123,7 +127,7 @@ class Comparison(Card):
             f = number_format(self.a.metrics[k], r['a'], r['b'])
             d_z = '' if math.isnan(r['d_z']) else f'{r["d_z"]:+.2f}'
             lines.append((k, f(r['a']), f(r['b']), *_difference_cells(self, k, r), d_z,
-                          _share(r['rows_better']), _share(r['rows_worse']), self.verdict(k)))
+                          _share(r['rows_better']), _share(r['rows_worse']), self.verdict(k) + _missed(self, k, r)))
         lines += [(k, *[''] * 9, f'not compared: {why}') for k, why in self.left_out.items()]
         table, by = html_table(lines, head, _title(self)), _title_metric(self)
         if by is None: return table
@@ -140,7 +144,10 @@ COLUMNS = {  # of a comparison's table
     'superiority': 'share of rows that gained, plus half the share that stayed equal; 0 to 1',
     'rows_better': 'share of rows that gained, 0 to 1', 'rows_worse': 'that lost',
     'rows_equal': 'that did neither',
-    'test': 'where the p-value comes from', 'interval': 'the kind of interval'}
+    'test': 'where the p-value comes from', 'interval': 'the kind of interval',
+    'detectable': 'the smallest difference that would be found in 80 % of comparisons like this',
+    'margin': 'the largest difference that does not matter, if one was given',
+    'low_90': 'the lower end of the 90 % interval, which belongs to the margin', 'high_90': 'the upper end'}
 
 # %% ../../nbs/evaluation/comparison.ipynb #3694487f
 _EQUAL = 1e-9   # a gain this small is rounding
@@ -150,15 +157,22 @@ def _gain(a: Scores, b: Scores, metric: str) -> np.ndarray:
     old, new = (np.asarray(s.rows[metric], float) for s in (a, b))
     return (a.metrics[metric].better or 1) * (new - old)
 
+# %% ../../nbs/evaluation/comparison.ipynb #e0d828c7
+def _test_name(m: TextMetric, rows: int, test: str, kind: str) -> str:
+    "Where the p-value of a metric comes from; `kind` is that of its interval."
+    if rows <= EXACT or (kind == 'Tango' and test == 'randomization'): return 'all exchanges'
+    return 'jackknife t' if m.spread == 'jackknife' else test
+
 # %% ../../nbs/evaluation/comparison.ipynb #3cde726d
 def _line(a: Scores, b: Scores, k: str, result: tuple, test: str) -> dict[str, Any]:
     "One metric in the table of a comparison; `result` is difference, low, high and p."
     m, (difference, low, high, p) = a.metrics[k], result
     effects = effect_sizes(_gain(a, b, k) if m.alone else np.zeros(0))
+    kind = interval_kind(m, a.stats[k], b.stats[k])
     return {'metric': k, 'a': a.values[k], 'b': b.values[k],
             'difference': difference, 'low': low, 'high': high, 'p_value': p, 'p_holm': math.nan, **effects,
-            'test': 'jackknife t' if m.spread == 'jackknife' else test,
-            'interval': interval_kind(m, a.stats[k], b.stats[k])}
+            'test': _test_name(m, len(a.rows), test, kind), 'interval': kind,
+            **dict.fromkeys(('detectable', 'margin', 'low_90', 'high_90'), math.nan)}
 
 # %% ../../nbs/evaluation/comparison.ipynb #bebba903
 def _pair(a: Scores, b: Scores, resamples: int, seed: int, test: str) -> Comparison:
@@ -197,6 +211,38 @@ def _check_comparable(systems: Sequence[Any]) -> None:
                             f'they have no comparable metric in common ({why})',
                             'Score both with the same metrics.')
 
+# %% ../../nbs/evaluation/comparison.ipynb #a73433fb
+def _add_detectable(c: Comparison, tests: int) -> None:
+    "The smallest difference that each metric of a comparison would find."
+    untested = c.table['p_value'].isna()
+    c.table['detectable'] = [
+        math.nan if untested[k] else
+        detectable_difference(m, c.a.stats[k], c.b.stats[k], alpha=0.05 / max(1, tests))
+        for k, m in ((k, c.a.metrics[k]) for k in c.table.index)]
+
+# %% ../../nbs/evaluation/comparison.ipynb #56399b08
+def _checked_margins(margin: Any, metrics: set[str]) -> dict[str, float]:
+    "The margins by metric, or an error."
+    if margin is None: return {}
+    require('margin', margin, isinstance(margin, Mapping),
+            "it must be a dict by metric: margin={'chrf': 1.0}")
+    for k, x in margin.items():
+        check_choice(k, metrics, 'metric of margin')
+        above = check_number(f'margin of {k}', x, 0, whole=False)
+        require(f'margin of {k}', x, 0 < above < math.inf, 'it must be above 0, and finite')
+    return {k: float(x) for k, x in margin.items()}
+
+# %% ../../nbs/evaluation/comparison.ipynb #657cf617
+def _add_margins(c: Comparison, margins: dict[str, float], resamples: int, seed: int) -> None:
+    "Margins, and the 90 % intervals that are compared with them."
+    names = [k for k in margins if k in c.table.index and not math.isnan(c.table['p_value'][k])]
+    if not names: return
+    x, y = ([s.stats[k] for k in names] for s in (c.a, c.b))
+    metrics = [c.a.metrics[k] for k in names]
+    ends = paired_differences(metrics, x, y, resamples, seed, 'randomization', level=0.9)
+    for k, (_, low, high, _) in zip(names, ends):
+        c.table.loc[k, ['margin', 'low_90', 'high_90']] = margins[k], low, high
+
 # %% ../../nbs/evaluation/comparison.ipynb #dadbd371
 def compare(
     a: Scores,  # one set of outputs: before, or the baseline
@@ -206,18 +252,31 @@ def compare(
     test: str = 'randomization',  # or 'bootstrap': where p-values come from
     resamples: int | None = None,  # bootstrap samples, and exchanges; None: 1000, more for many tests
     seed: int = 0,  # of the bootstrap and the exchanges
+    margin: Mapping[str, float] | None = None,  # by metric, a difference that does not matter
 ) -> Any:  # a `Comparison`, with a `.table` and the rows; of more than two, `Comparisons`
     "Test whether sets of outputs for the same rows differ, metric by metric; the worst rows first."
     systems = [a, b, *more]
     _check_comparable(systems)
+    margins = _checked_margins(margin, {k for s in systems for k in s.metrics})
     check_choice(pairs, ('first', 'all'), 'pairs')
     check_choice(test, ('randomization', 'bootstrap'), 'test')
     chosen = [*itertools.combinations(systems, 2)] if pairs == 'all' else [(a, x) for x in systems[1:]]
     resamples = _enough(resamples, sum(len(_tested(x, y)) for x, y in chosen))
     compared = [_pair(x, y, resamples, check_number('seed', seed, 0), test) for x, y in chosen]
     corrected = iter(holm([p for c in compared for p in c.table['p_value']]))
-    for c in compared: c.table['p_holm'] = [next(corrected) for _ in c.table.index]
+    for c in compared:
+        c.table['p_holm'] = [next(corrected) for _ in c.table.index]
+        _add_detectable(c, int(sum(x.table['p_value'].notna().sum() for x in compared)))
+        _add_margins(c, margins, resamples, seed)
     return Comparisons(compared) if more else compared[0]
+
+# %% ../../nbs/evaluation/comparison.ipynb #1a13b4f2
+def _within_margin(row: Any, better: int) -> str:
+    "What a margin says of a line of the table, but for a change; '' without a margin."
+    if math.isnan(row['margin']): return ''
+    below, above = row['low_90'] > -row['margin'], row['high_90'] < row['margin']
+    if below and above: return 'as good as'
+    return 'not worse' if (below and better > 0) or (above and better < 0) else 'inconclusive'
 
 # %% ../../nbs/evaluation/comparison.ipynb #8fb1a48e
 def _column_names(a: Scores, b: Scores) -> tuple[str, str]:
@@ -274,6 +333,14 @@ def _title(c: Comparison) -> str:
     neither = n - worse - better
     return f'{start}: {worse:,} got worse by {by}, {better:,} better, {neither:,} neither'
 
+# %% ../../nbs/evaluation/comparison.ipynb #9427f0f7
+def _missed(c: Comparison, k: str, r: Any) -> str:
+    "After 'no clear change': the smallest difference that would have been found."
+    if c.verdict(k) not in ('no clear change', 'not worse', 'inconclusive'): return ''
+    if math.isnan(r['detectable']): return ''
+    if math.isinf(r['detectable']): return ' (too few rows to see any)'
+    return f' (could have seen {number_format(c.a.metrics[k], r["a"], r["b"])(r["detectable"])})'
+
 # %% ../../nbs/evaluation/comparison.ipynb #efa2d67d
 def _text_line(c: Comparison, k: str, r: Any) -> str:
     "A metric as a line of text: both scores, the difference with its interval, p and the verdict."
@@ -282,7 +349,7 @@ def _text_line(c: Comparison, k: str, r: Any) -> str:
     p = '' if math.isnan(r['p_value']) else format_p(r['p_value'])
     if p and len(c.table) > 1: p += f' (corrected {format_p_cell(r["p_holm"])})'
     ends = f'[{f(r["low"], "+")}, {f(r["high"], "+")}]'
-    return '   '.join([f'{change} {ends}', *[p] * bool(p), c.verdict(k)])
+    return '   '.join([f'{change} {ends}', *[p] * bool(p), c.verdict(k) + _missed(c, k, r)])
 
 # %% ../../nbs/evaluation/comparison.ipynb #2ae3f025
 def _share(x: float) -> str: return '' if math.isnan(x) else f'{x:.0%}'
@@ -351,7 +418,7 @@ class Comparisons(Card):
         for c in self.pairs:
             names = _column_names(c.a, c.b)
             lines += [(*names, k, *_difference_cells(c, k, r), _share(r['rows_better']), _share(r['rows_worse']),
-                       c.verdict(k)) for k, r in c.table.iterrows()]
+                       c.verdict(k) + _missed(c, k, r)) for k, r in c.table.iterrows()]
             title = f'{html.escape(" → ".join(names))}: the rows'
             folds += f'<details><summary>{title}</summary>{c._repr_html_()}</details>'
         return html_table(lines, head, self._facts()[0]) + folds

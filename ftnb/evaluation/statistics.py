@@ -12,9 +12,10 @@ from ..core.errors import check_choice
 from .metric import TextMetric
 
 # %% auto #0
-__all__ = ['bootstrap_weights', 'resampled_sums', 'resampled_values', 'wilson', 'bca', 'jackknife_error', 'jackknife',
-           'interval_kind', 'interval_from_sums', 'interval', 'tango', 'exchange_weights', 'paired_differences',
-           'difference', 'effect_sizes', 'holm']
+__all__ = ['FEW', 'EXACT', 'bootstrap_weights', 'resampled_sums', 'resampled_values', 'wilson', 'bca', 'jackknife_error',
+           'jackknife', 'interval_from_values', 'interval_kind', 'interval_from_sums', 'interval', 'tango',
+           'exchange_weights', 'all_exchanges', 'pseudo_gains', 'paired_differences', 'difference', 'effect_sizes',
+           'holm']
 
 # %% ../../nbs/evaluation/statistics.ipynb #626da1dd
 def bootstrap_weights(
@@ -135,6 +136,43 @@ def _alike(value: float, n: int, low: float, high: float,
     missed = 1 - wilson(n, n, level)[0]
     return value - (value - low) * missed, value + (high - value) * missed
 
+# %% ../../nbs/evaluation/statistics.ipynb #2b260c1f
+FEW = 6  # with fewer rows, 2 of the 2**rows exchanges are more than 5 %
+
+# %% ../../nbs/evaluation/statistics.ipynb #044c2fff
+def _no_narrower(samples: np.ndarray, value: float, left_out: np.ndarray, level: float,
+                 few: bool) -> tuple[float, float]:
+    "BCa's interval; of few rows, or of a difference, one that contains Student's as well."
+    if not np.isfinite(samples).all(): return -math.inf, math.inf
+    low, high = map(float, bca(samples, value, left_out, level))
+    if not few: return low, high
+    width = _jackknife_width(left_out, level)
+    return min(low, value - width), max(high, value + width)
+
+# %% ../../nbs/evaluation/statistics.ipynb #ae0dd7fe
+def _all_alike(
+    left_out: np.ndarray,  # [1 or 2, rows]: of one set of outputs, or of two, the score without each row
+) -> bool:
+    "Whether all rows contribute alike, but for rounding."
+    gap: np.ndarray = left_out[-1] - (left_out[0] if len(left_out) > 1 else 0)
+    return bool(np.ptp(gap) < 1e-12 + 1e-11 * np.abs(left_out).max())
+
+def interval_from_values(
+    samples: np.ndarray,  # [resamples]: the score of each resampled set
+    value: float,  # of the rows as they are
+    left_out: np.ndarray,  # [rows]: the score without each row in turn
+    limits: tuple[float, float],  # the lowest and the highest possible score
+    level: float = 0.95,  # the probability with which it should contain the true score
+) -> tuple[float, float]:
+    "The interval of any score, also of one that is no function of sums; within its limits."
+    n = len(left_out)
+    if not math.isfinite(value): return math.nan, math.nan
+    if n < 2 or not np.isfinite(left_out).all(): return limits
+    if _all_alike(left_out[None]): return _alike(value, n, *limits, level)
+    if n < FEW: return limits
+    low, high = _no_narrower(samples, value, left_out, level, n < 50)
+    return max(limits[0], low), min(limits[1], high)
+
 # %% ../../nbs/evaluation/statistics.ipynb #e03a4cf4
 def _is_share(metric: TextMetric, stats: np.ndarray) -> bool:
     "Whether every row is plainly right or wrong, in percent, and the metric is their mean."
@@ -150,10 +188,13 @@ def interval_kind(
     "Which interval a score, or the difference of two, gets."
     if not all(math.isfinite(metric.combine(s.sum(0))) for s in stats): return 'undefined'
     if len(stats[0]) < 2: return 'too few rows'
-    if all(_is_share(metric, s) for s in stats): return 'Wilson' if len(stats) == 1 else 'Tango'
-    left_out = [metric.leave_one_out(s) for s in stats]
-    if not all(np.isfinite(x).all() for x in left_out): return 'too few rows'
-    if np.ptp(left_out[-1] - (left_out[0] if len(stats) > 1 else 0)) < 1e-9: return 'rows alike'
+    few = len(stats[0]) < FEW
+    if all(_is_share(metric, s) for s in stats) and not (few and len(stats) > 1):
+        return 'Wilson' if len(stats) == 1 else 'Tango'
+    left_out = np.stack([metric.leave_one_out(s) for s in stats])
+    if not np.isfinite(left_out).all(): return 'too few rows'
+    if _all_alike(left_out): return 'rows alike'
+    if few: return 'too few rows'
     return 'jackknife' if metric.spread == 'jackknife' else 'BCa'
 
 # %% ../../nbs/evaluation/statistics.ipynb #16db21aa
@@ -168,11 +209,11 @@ def interval_from_sums(
     lowest, highest = metric.limits
     if kind == 'undefined': return math.nan, math.nan
     if kind == 'too few rows': return lowest, highest
-    if kind == 'rows alike': return _alike(value, len(stats), lowest, highest, level)
     if kind == 'jackknife': low, high = jackknife(metric, stats, level)
     elif kind == 'Wilson':
         low, high = (100 * x for x in wilson(int((stats[:, 0] == 100).sum()), len(stats), level))
-    else: low, high = bca(_defined(resampled_values(metric, sums)), value, metric.leave_one_out(stats), level)
+    else: low, high = interval_from_values(
+        _defined(resampled_values(metric, sums)), value, metric.leave_one_out(stats), metric.limits, level)
     return max(lowest, float(low)), min(highest, float(high))
 
 # %% ../../nbs/evaluation/statistics.ipynb #0bab364a
@@ -215,21 +256,33 @@ def tango(
         return (near + far) / 2
     return end(1), end(-1)
 
+# %% ../../nbs/evaluation/statistics.ipynb #a5153cf5
+def _alike_scale(m: TextMetric, observed: float) -> float:
+    "The largest difference that a missed row may have; of an open scale, the observed one."
+    scale = m.limits[1] - m.limits[0]
+    return scale if math.isfinite(scale) or not observed else abs(observed)
+
+def _alike_difference(m: TextMetric, observed: float, n: int, level: float) -> tuple[float, float]:
+    "The interval of a difference to which `n` rows contribute alike."
+    scale, missed = _alike_scale(m, observed), 1 - wilson(n, n, level)[0]
+    if n < FEW: missed = max(missed, 0.5)
+    return observed - (observed + scale) * missed, observed + (scale - observed) * missed
+
 # %% ../../nbs/evaluation/statistics.ipynb #2b862c8e
-def _difference_interval(m: TextMetric, a: np.ndarray, b: np.ndarray,
-                         differences: np.ndarray) -> tuple[float, float]:
-    "The 95 % interval of b - a, given the differences of resampled sets."
+def _difference_interval(m: TextMetric, a: np.ndarray, b: np.ndarray, differences: np.ndarray,
+                         level: float = 0.95) -> tuple[float, float]:
+    "The interval of b - a, given the differences of resampled sets."
     kind, observed = interval_kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
     scale = m.limits[1] - m.limits[0]
     if kind == 'undefined': return math.nan, math.nan
     if kind == 'too few rows': return -scale, scale
-    if kind == 'rows alike': return _alike(observed, len(a), -scale, scale)
+    if kind == 'rows alike': return _alike_difference(m, observed, len(a), level)
     left_out = m.leave_one_out(b) - m.leave_one_out(a)
-    if kind == 'Tango': low, high = (100 * x for x in tango(a[:, 0] == 100, b[:, 0] == 100))
+    if kind == 'Tango': low, high = (100 * x for x in tango(a[:, 0] == 100, b[:, 0] == 100, level))
     elif kind == 'jackknife':
-        width = _jackknife_width(left_out)
+        width = _jackknife_width(left_out, level)
         low, high = observed - width, observed + width
-    else: low, high = bca(differences, observed, left_out)
+    else: low, high = _no_narrower(differences, observed, left_out, level, True)
     return max(-scale, float(low)), min(scale, float(high))
 
 # %% ../../nbs/evaluation/statistics.ipynb #3cd853ad
@@ -245,13 +298,28 @@ def exchange_weights(
         size = min(some, resamples - start), rows
         yield rng.integers(2, size=size, dtype=bool).astype(float)
 
+# %% ../../nbs/evaluation/statistics.ipynb #fb514036
+EXACT = 10  # up to so many rows all exchanges are made
+
+def all_exchanges(
+    rows: int,  # in the test set, few
+) -> np.ndarray:  # [2**rows, rows] of 0 and 1
+    "Every way to exchange the two answers of rows."
+    return (np.arange(2 ** rows)[:, None] >> np.arange(rows) & 1).astype(float)
+
+def _share_beyond(differences: np.ndarray, observed: float, rows: int) -> float:
+    "The share of exchanges whose difference is not smaller than the one observed."
+    size, drawn = abs(observed), int(rows > EXACT)
+    more = int((~(differences < size - min(1e-9, 1e-6 * size))).sum())   # ties, but for rounding
+    return float(more + drawn) / (len(differences) + drawn)
+
 # %% ../../nbs/evaluation/statistics.ipynb #ed19fb8f
 def _p_exchange(m: TextMetric, a: np.ndarray, b: np.ndarray, exchanged: np.ndarray) -> float:
-    "Two-sided p of approximate randomization; `exchanged`: sums of b - a over exchanged rows."
+    "Two-sided p of randomization; `exchanged`: sums of b - a over exchanged rows."
     observed, one = m.combine(b.sum(0)) - m.combine(a.sum(0)), a.sum(0) + exchanged
     other = a.sum(0) + b.sum(0) - one
     differences = _defined(np.abs(resampled_values(m, other) - resampled_values(m, one)))
-    return float((differences >= abs(observed) - 1e-9).sum() + 1) / (len(differences) + 1)
+    return _share_beyond(differences, observed, len(a))
 
 # %% ../../nbs/evaluation/statistics.ipynb #3ad426c5
 def _p_bootstrap(differences: np.ndarray, observed: float) -> float:
@@ -260,15 +328,52 @@ def _p_bootstrap(differences: np.ndarray, observed: float) -> float:
     size = np.abs(differences)
     return float((size - size.mean() > abs(observed)).sum() + 1) / (len(differences) + 1)
 
-# %% ../../nbs/evaluation/statistics.ipynb #6618a294
+# %% ../../nbs/evaluation/statistics.ipynb #fb1e835c
+def pseudo_gains(
+    metric: TextMetric,  # what is computed
+    a: np.ndarray,  # [rows, k], statistics of one set of outputs
+    b: np.ndarray,  # [rows, k], of the other, for the same rows
+) -> np.ndarray:  # [rows]; their mean is the difference, their spread gives its jackknife error
+    "What each row contributes to the difference of two sets of outputs, for any metric."
+    left_out = metric.leave_one_out(b) - metric.leave_one_out(a)
+    observed = metric.combine(b.sum(0)) - metric.combine(a.sum(0))
+    return observed + (len(a) - 1) * (left_out.mean() - left_out)
+
+# %% ../../nbs/evaluation/statistics.ipynb #d62112a6
 def _p_jackknife(m: TextMetric, a: np.ndarray, b: np.ndarray) -> float:
-    "Two-sided p of Student's t with the jackknife's standard error; nan for too few rows."
-    from scipy.special import ndtr, stdtr
-    observed = abs(m.combine(b.sum(0)) - m.combine(a.sum(0)))
-    if interval_kind(m, a, b) == 'rows alike':
-        return float(2 * ndtr(-math.sqrt(len(a) * observed / (m.limits[1] - m.limits[0]))))
-    error = jackknife_error(m.leave_one_out(b) - m.leave_one_out(a))
-    return float(2 * stdtr(len(a) - 1, -observed / error))
+    "Two-sided p of Student's t with the jackknife's standard error; of few rows, of exchanges."
+    from scipy.special import stdtr
+    gains, n = pseudo_gains(m, a, b), len(a)
+    if n < 2 or not np.isfinite(gains).all(): return math.nan
+    observed, error = gains.mean(), gains.std(ddof=1) / math.sqrt(n)
+    if n > EXACT: return float(2 * stdtr(n - 1, -abs(observed) / max(error, 1e-300)))
+    return _share_beyond(np.abs((1 - 2 * all_exchanges(n)) @ gains) / n, observed, n)
+
+# %% ../../nbs/evaluation/statistics.ipynb #12dc61bd
+def _p_shares(a: np.ndarray, b: np.ndarray) -> float:
+    "Two-sided p of two paired shares, of all exchanges (McNemar 1947, exact)."
+    from scipy.stats import binomtest
+    only_b, only_a = int((b[:, 0] > a[:, 0]).sum()), int((b[:, 0] < a[:, 0]).sum())
+    return float(binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.
+
+def _p_alike(m: TextMetric, observed: float, n: int) -> float:
+    "Two-sided p at which the interval of `n` rows that are alike would end at 0."
+    from scipy.special import ndtr
+    if not observed: return 1.
+    return float(2 * ndtr(-math.sqrt(n * abs(observed) / _alike_scale(m, observed))))
+
+# %% ../../nbs/evaluation/statistics.ipynb #db3ed06f
+def _p_value(m: TextMetric, a: np.ndarray, b: np.ndarray, differences: np.ndarray,
+             exchanged: np.ndarray, test: str) -> float:
+    "Two-sided p of b - a, given the differences of resampled sets, and sums of exchanged rows."
+    kind, observed = interval_kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
+    exchange = test == 'randomization' or len(a) <= EXACT
+    if kind == 'undefined': return math.nan
+    if m.spread == 'jackknife': p = _p_jackknife(m, a, b)
+    elif kind == 'Tango' and exchange: p = _p_shares(a, b)
+    elif exchange: p = _p_exchange(m, a, b, exchanged)
+    else: p = _p_bootstrap(differences, observed)
+    return max(p, _p_alike(m, observed, len(a))) if kind == 'rows alike' else p
 
 # %% ../../nbs/evaluation/statistics.ipynb #ec7ccc74
 def paired_differences(
@@ -278,29 +383,27 @@ def paired_differences(
     resamples: int,  # bootstrap samples, and as many random exchanges
     seed: int,  # of the drawing
     test: str,  # 'randomization' or 'bootstrap': where p-values come from
-) -> list[tuple[float, float, float, float]]:  # for each metric b - a, its 95 % interval, p
+    level: float = 0.95,  # of the intervals
+) -> list[tuple[float, float, float, float]]:  # for each metric b - a, its interval, p
     "Compare two sets of outputs for the same rows by several metrics."
     n, count = len(a[0]), len(metrics)
     drawn = exchanged = resampled_sums(bootstrap_weights(n, resamples, seed), [*a, *b])
-    if test == 'randomization':
-        gains = [y - x for x, y in zip(a, b)]
-        exchanged = resampled_sums(exchange_weights(n, resamples, seed), gains)
+    if test == 'randomization' or n <= EXACT:
+        exchanges = [all_exchanges(n)] if n <= EXACT else exchange_weights(n, resamples, seed)
+        exchanged = resampled_sums(exchanges, [y - x for x, y in zip(a, b)])
     each = zip(metrics, a, b, drawn[:count], drawn[count:], exchanged)
-    return [_paired_difference(m, x, y, sums_x, sums_y, moved, test)
+    return [_paired_difference(m, x, y, sums_x, sums_y, moved, test, level)
             for m, x, y, sums_x, sums_y, moved in each]
 
 # %% ../../nbs/evaluation/statistics.ipynb #21455e4a
 def _paired_difference(
     m: TextMetric, a: np.ndarray, b: np.ndarray, sums_a: np.ndarray, sums_b: np.ndarray,
-    exchanged: np.ndarray, test: str) -> tuple[float, float, float, float]:
+    exchanged: np.ndarray, test: str, level: float) -> tuple[float, float, float, float]:
     "b - a, its interval and its p, given the sums of resampled sets and of random exchanges."
     observed = m.combine(b.sum(0)) - m.combine(a.sum(0))
     differences = _defined(resampled_values(m, sums_b) - resampled_values(m, sums_a))
-    if not math.isfinite(observed): p = math.nan
-    elif m.spread == 'jackknife': p = _p_jackknife(m, a, b)
-    elif test == 'randomization': p = _p_exchange(m, a, b, exchanged)
-    else: p = _p_bootstrap(differences, observed)
-    return observed, *_difference_interval(m, a, b, differences), p
+    p = _p_value(m, a, b, differences, exchanged, test)
+    return observed, *_difference_interval(m, a, b, differences, level), p
 
 # %% ../../nbs/evaluation/statistics.ipynb #02adfdec
 def difference(
@@ -310,10 +413,11 @@ def difference(
     resamples: int = 1000,  # bootstrap samples, and as many random exchanges
     seed: int = 0,  # of the drawing
     test: str = 'randomization',  # or 'bootstrap': where the p-value comes from
-) -> tuple[float, float, float, float]:  # b - a, its 95 % interval, and the two-sided p-value
+    level: float = 0.95,  # of the interval
+) -> tuple[float, float, float, float]:  # b - a, its interval, and the two-sided p-value
     "Compare two sets of outputs for the same rows by one metric."
     check_choice(test, ('randomization', 'bootstrap'), 'test')
-    return paired_differences([metric], [a], [b], resamples, seed, test)[0]
+    return paired_differences([metric], [a], [b], resamples, seed, test, level)[0]
 
 # %% ../../nbs/evaluation/statistics.ipynb #cea52a08
 def effect_sizes(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_number, imports_undisturbed
-from ..evaluation.statistics import bootstrap_weights
+from ..evaluation.statistics import bootstrap_weights, interval_from_values
 from ..evaluation.scores import Scores
 from ..evaluation.comparison import check_same_rows
 from .store import and_list
@@ -210,21 +210,28 @@ def _same_preference(ratings: BlindComparison, values: np.ndarray, resamples: in
     share = 100 * counted[:, 0].sum() / counted[:, 1].sum()
     return [(share, *share_interval(counted, resamples, seed), len(counted))]
 
+# %% ../../nbs/people/agreement.ipynb #6be790dc
+def _tau(x: np.ndarray, y: np.ndarray) -> float:
+    "Kendall's tau-b; nan where one of the two does not vary, or there are fewer than two."
+    from scipy.stats import kendalltau
+    if len(np.unique(x)) < 2 or len(np.unique(y)) < 2: return np.nan
+    return float(kendalltau(x, y).statistic)
+
 # %% ../../nbs/people/agreement.ipynb #73bf0048
 def _same_order(ratings: BlindComparison, values: np.ndarray, resamples: int, seed: int) -> list[tuple]:
     "Kendall's tau-b of a metric, `[systems, rows]`, and people's marks: criterion, tau, low, high, rows."
-    from scipy.stats import kendalltau
     marks, lines = mark_table(ratings), []
     for criterion, some in marks[marks['by'] == 'people'].groupby('criterion'):
         texts = some.groupby(['row', 'system'])['mark'].mean().reset_index()
         metric, people = values[texts['system'], texts['row']], texts['mark'].to_numpy()
         row, rows = pd.factorize(texts['row'])
         draws = np.concatenate(list(bootstrap_weights(len(rows), min(resamples, 300), seed)))
-        taus = []
-        for n in draws.astype(int)[:, row]:   # how often each text is drawn: as often as its row
-            taus.append(kendalltau(metric.repeat(n), people.repeat(n)).statistic)
-        low, high = np.nanquantile(taus, [0.025, 0.975])
-        lines.append((criterion, kendalltau(metric, people).statistic, low, high, len(rows)))
+        each = [_tau(metric.repeat(n), people.repeat(n))   # a text is drawn as often as its row
+                for n in np.concatenate([draws, 1 - np.eye(len(rows))]).astype(int)[:, row]]
+        samples, left_out = np.split(np.nan_to_num(each), [len(draws)])
+        tau = _tau(metric, people)
+        ends = interval_from_values(samples, tau, left_out, (-1., 1.))
+        lines.append((criterion, tau, *ends, len(rows)))
     return lines
 
 # %% ../../nbs/people/agreement.ipynb #d21f5ad7

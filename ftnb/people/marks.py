@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from ..core.errors import check_number
-from ..evaluation.statistics import bootstrap_weights, resampled_sums
+from ..evaluation.metric import TextMetric, ratio
+from ..evaluation.statistics import difference, interval
 from .session import (
     BlindComparison, check_rating_kind, current_verdicts, inconsistent_counts, rater_group)
 
@@ -30,20 +31,17 @@ def mark_table(
                   for i in wrote for criterion, mark in json.loads(v.choice).items()]
     return pd.DataFrame(lines, columns=['by', 'rater', 'row', 'system', 'criterion', 'mark'])
 
-# %% ../../nbs/people/marks.ipynb #772908e5
+# %% ../../nbs/people/marks.ipynb #1b42a987
+_MARK = TextMetric('mark', lambda marks, _: np.asarray(marks, float), ratio, 'mark|mean|ftnb',
+                   limits=(1., 5.))   # statistics: sum and count of each row, [rows, 2]
+
 def _mean_interval(
     sums: np.ndarray,  # [rows, 2]: sum and count of each row
     resamples: int,  # bootstrap samples
     seed: int,  # of the drawing
-) -> tuple[float, float, float]:  # mean, low, high; one row says nothing about others: nan
-    "A mean over rows and its 95 % bootstrap interval, expanded (Hesterberg 2015)."
-    from scipy.stats import norm, t
-    n, mean = len(sums), float(sums[:, 0].sum() / sums[:, 1].sum())
-    if n < 2: return mean, np.nan, np.nan
-    tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
-    totals, = resampled_sums(bootstrap_weights(n, resamples, seed), [sums])
-    low, high = map(float, np.quantile(totals[:, 0] / totals[:, 1], [tail, 1 - tail]))
-    return mean, low, high
+) -> tuple[float, float, float]:  # mean, low, high
+    "A mean mark over rows and its 95 % interval, by the rules of scores."
+    return _MARK.combine(sums.sum(0)), *interval(_MARK, sums, resamples, seed)
 
 # %% ../../nbs/people/marks.ipynb #b72a8d56
 def _judges_without_marks(ratings: BlindComparison, marked: set[tuple[str, str]]) -> Iterator[tuple]:
@@ -72,13 +70,16 @@ def mean_marks(
     lines += _judges_without_marks(ratings, {(line[0], line[2]) for line in lines})
     return _people_first(lines, 'by criterion system mean low high marks')
 
-# %% ../../nbs/people/marks.ipynb #2f335520
-def _signed_rank(
-    gaps: np.ndarray,  # [rows]: the difference in each row
-) -> float:
-    "The two-sided p-value of Wilcoxon's test; 1 where no row differs."
-    from scipy.stats import wilcoxon
-    return float(wilcoxon(gaps).pvalue) if np.any(gaps) else 1.
+# %% ../../nbs/people/marks.ipynb #e5f3ef0e
+def _mark_difference(
+    gaps: pd.DataFrame,  # by row and rater, the marks of two systems: columns 'a' and 'b'
+    resamples: int,  # bootstrap samples, and exchanges
+    seed: int,  # of the drawing
+) -> tuple[float, float, float, float, int]:  # b - a, low, high, p, rows
+    "The difference of two systems' marks, by the rules of scores."
+    rows = gaps.groupby('row').agg(a=('a', 'sum'), b=('b', 'sum'), count=('a', 'count'))
+    a, b = (rows[[k, 'count']].to_numpy(float) for k in 'ab')
+    return *difference(_MARK, a, b, resamples, seed), len(rows)
 
 # %% ../../nbs/people/marks.ipynb #44e98d14
 def mark_difference_table(
@@ -93,10 +94,9 @@ def mark_difference_table(
     for (by, criterion), some in mark_table(ratings).groupby(['by', 'criterion']):
         marks = some.pivot_table(index=['row', 'rater'], columns='system', values='mark')
         for a, b in itertools.combinations(marks.columns, 2):
-            gaps = (marks[b] - marks[a]).dropna().groupby('row').agg(['sum', 'count'])
+            gaps = marks[[a, b]].dropna().set_axis(['a', 'b'], axis=1)
             if not len(gaps): continue
-            numbers = _mean_interval(gaps.to_numpy(float), resamples, seed)
-            p_value = _signed_rank((gaps['sum'] / gaps['count']).to_numpy())
+            *numbers, p_value, rows = _mark_difference(gaps, resamples, seed)
             names = ratings.systems[b], ratings.systems[a]
-            lines.append((by, criterion, *names, *numbers, len(gaps), p_value))
+            lines.append((by, criterion, *names, *numbers, rows, p_value))
     return _people_first(lines, 'by criterion system over difference low high rows p_value')

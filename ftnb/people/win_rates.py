@@ -7,33 +7,63 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_number
-from ..evaluation.statistics import bootstrap_weights, resampled_sums
+from ..evaluation.metric import TextMetric, ratio
+from ..evaluation.statistics import bootstrap_weights, difference, tango
 from .session import (
     BlindComparison, check_rating_kind, identical_rows, inconsistent_counts, pairwise_votes)
 
 # %% auto #0
 __all__ = ['share_interval', 'win_rate_table', 'bradley_terry', 'bradley_terry_ranking']
 
-# %% ../../nbs/people/win_rates.ipynb #92fd7241
+# %% ../../nbs/people/win_rates.ipynb #a892a8e0
+def _plain_rows(sums: np.ndarray) -> tuple[int, int, int] | None:
+    "How many rows are won, lost and tied, if each is plainly one of them, by as many verdicts."
+    share, each = sums[:, 0] / sums[:, 1], sums[0, 1]
+    if not ((sums[:, 1] == each) & np.isin(share, (0., 0.5, 1.))).all(): return None
+    return int((share == 1).sum()), int((share == 0).sum()), int((share == 0.5).sum())
+
+def _plain_interval(won: int, lost: int, tied: int) -> tuple[float, float]:
+    "The 95 % interval of the win rate of rows that are won, lost or tied, in percent."
+    from scipy.stats import binomtest
+    rows, decided = won + lost + tied, won + lost
+    sides = np.repeat([[False, True], [True, False], [False, False]], [won, lost, tied], axis=0)
+    low, high = (50 + 50 * x for x in tango(sides[:, 0], sides[:, 1]))
+    if not decided: return low, high
+    exact = binomtest(won, decided).proportion_ci()
+    ends = (100 * (tied / 2 + decided * x) / rows for x in (exact.low, exact.high))
+    return min(low, next(ends)), max(high, next(ends))
+
+# %% ../../nbs/people/win_rates.ipynb #4ee75ef4
+_WIN = TextMetric('win rate', lambda shares, _: np.asarray(shares, float), ratio, 'win rate|ftnb',
+                  limits=(0., 100.))   # statistics: sum of shares in percent, and number of verdicts
+
+def _win_test(sums: np.ndarray, resamples: int, seed: int) -> tuple[float, float, float]:
+    "The 95 % interval of a win rate in percent, and p; by the rules of scores."
+    count = sums[:, 1]
+    a, b = (np.stack([100 * x, count], 1) for x in (count - sums[:, 0], sums[:, 0]))
+    _, low, high, p = difference(_WIN, a, b, resamples, seed)
+    return 50 + low / 2, 50 + high / 2, p
+
+# %% ../../nbs/people/win_rates.ipynb #1f23a407
 def share_interval(
     sums: np.ndarray,  # [rows, 2]: sum of shares (0 to 1) and number of verdicts of each row
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the drawing
 ) -> tuple[float, float]:  # 95 %, in percent
-    "The bootstrap interval of a share over rows, with two won and two lost (Agresti and Coull 1998)."
-    each = sums[:, 1].mean()
-    rows = np.vstack([sums, [[each, each]] * 2, [[0, each]] * 2])
-    totals, = resampled_sums(bootstrap_weights(len(rows), resamples, seed), [rows])
-    low, high = map(float, np.quantile(100 * totals[:, 0] / totals[:, 1], [0.025, 0.975]))
-    return low, high
+    "The interval of a share over rows, exact where each row is plainly won, tied or lost."
+    if (plain := _plain_rows(sums)) is not None: return _plain_interval(*plain)
+    return _win_test(sums, resamples, seed)[:2]
 
 # %% ../../nbs/people/win_rates.ipynb #7ffa96f4
-def _sign_test(
+def _win_p(
     sums: np.ndarray,  # [rows, 2]: sum of shares and number of verdicts of each row
+    resamples: int,  # exchanges
+    seed: int,  # of the drawing
 ) -> float:
-    "The two-sided p-value of the rows with a winner, each counted once."
+    "The two-sided p-value of a win rate; of plain rows that of the sign test."
     from scipy.stats import binomtest
-    won, lost = int((2 * sums[:, 0] > sums[:, 1]).sum()), int((2 * sums[:, 0] < sums[:, 1]).sum())
+    if (plain := _plain_rows(sums)) is None: return _win_test(sums, resamples, seed)[2]
+    won, lost, _ = plain
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.
 
 # %% ../../nbs/people/win_rates.ipynb #4131d097
@@ -60,7 +90,7 @@ def _win_counts(
     counted = sums[sums[:, 1] > 0]
     share = 100 * counted[:, 0].sum() / counted[:, 1].sum()
     counts = (int((votes['score'] == score).sum()) for score in (1., 0.5, 0.))
-    p_value = _sign_test(sums[~identical_rows(ratings, a, b)])
+    p_value = _win_p(counted, resamples, seed)
     return share, *share_interval(counted, resamples, seed), *counts, p_value
 
 # %% ../../nbs/people/win_rates.ipynb #004324d9
@@ -109,6 +139,15 @@ def _connected(wins: np.ndarray, strong: bool) -> bool:
     from scipy.sparse.csgraph import connected_components
     return connected_components(wins > 0, connection='strong' if strong else 'weak')[0] == 1
 
+# %% ../../nbs/people/win_rates.ipynb #723f081f
+def _four_rows(rows: np.ndarray, sets: int, seed: int) -> np.ndarray:
+    "Wins of four more rows for each pair that was compared, by chance: [sets, systems, systems]."
+    k, compared = rows.shape[1], (rows + rows.transpose(0, 2, 1)).sum(0)
+    each = compared / np.maximum(1, ((rows + rows.transpose(0, 2, 1)) > 0).sum(0))   # verdicts in a row
+    won = np.triu(np.random.default_rng(seed).binomial(4, 0.5, (sets, k, k)), 1).astype(float)
+    lost = np.triu(4 - won, 1).transpose(0, 2, 1)
+    return (won + lost) * each
+
 # %% ../../nbs/people/win_rates.ipynb #27f0a6ee
 def _strength_table(rows: np.ndarray, systems: list[str], resamples: int, seed: int) -> pd.DataFrame:
     "Strengths and their intervals from the wins of rows, `[rows, systems, systems]`."
@@ -117,7 +156,10 @@ def _strength_table(rows: np.ndarray, systems: list[str], resamples: int, seed: 
         note = 'half a win added in each direction: there is a system that never lost, or won'
     draws = [np.tensordot(w, rows, 1) for w in bootstrap_weights(len(rows), resamples, seed)]
     strength = bradley_terry(total, 0. if chain else 0.5)
-    spread = 1.96 * np.std([bradley_terry(wins, 0.1) for wins in np.concatenate(draws)], 0)
+    sets = np.concatenate(draws)
+    fits = [[bradley_terry(wins, 0.1) for wins in some]
+            for some in (sets, sets + _four_rows(rows, resamples, seed))]
+    spread = 1.96 * np.std(fits, axis=1).max(0)
     columns = {'strength': strength, 'low': strength - spread, 'high': strength + spread, 'note': note}
     table = pd.DataFrame(columns, index=pd.Index(systems, name='system'))
     return table.sort_values('strength', ascending=False)
