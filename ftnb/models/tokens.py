@@ -4,7 +4,7 @@
 
 # %% ../../nbs/models/tokens.ipynb #3feb21c8
 from __future__ import annotations
-import functools, itertools, json, os, re
+import functools, itertools, json, os, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from .lm import LM, is_seq2seq
 # %% auto #0
 __all__ = ['SPECIAL_MARK', 'check_text', 'SpecialText', 'token_ids', 'one_start', 'source_ids', 'without_eos',
            'adds_leading_space', 'ids_in_context', 'continuation_ids', 'unfinished_bytes', 'byte_names', 'TextDecoder',
-           'decode_continuation', 'GrowingText', 'token_texts', 'token_labels', 'tokenizer_hash']
+           'decode_continuation', 'GrowingText', 'token_texts', 'token_labels', 'joins', 'tokenizer_hash']
 
 # %% ../../nbs/models/tokens.ipynb #6043ebd1
 SPECIAL_MARK = '\ufdd0'  # a noncharacter: marks what must not become a special token
@@ -246,6 +246,25 @@ class TextDecoder:
         unfinished = not self.backend and text.endswith('\ufffd') and '\ufffd' not in str(self.token(ids[-1]))
         return text[:-1] if unfinished else text
 
+    def is_whole(self,
+        ids: Sequence[int],  # token ids
+    ) -> bool:
+        "Whether no character is unfinished at the end."
+        data = b''
+        for i in reversed(ids):
+            if not self.kept_ids([i]): continue
+            if (part := self.bytes_of(str(self.token(i)))) is None: break
+            data = part + data
+            if len(data) > 2: break
+        return not unfinished_bytes(data)
+
+    def continues(self,
+        i: int,  # a token id
+    ) -> bool:
+        "Whether a token can be the rest of a character that others have begun."
+        data = self.bytes_of(self.token(i) or '')
+        return bool(data) and 0x80 <= data[0] < 0xC0
+
     def context(self,
         ids: Sequence[int],  # token ids
     ) -> list[int]:
@@ -346,6 +365,17 @@ def token_labels(
     times = Counter(labels)
     name = lambda i: f'{decoder.token(i)} (token {i})'
     return [label if times[label] == 1 else name(i) for i, label in zip(ids, labels)]
+
+# %% ../../nbs/models/tokens.ipynb #8ddb59a5
+def joins(
+    before: str,  # a text
+    after: str,  # what follows
+) -> bool:
+    "Whether one visible character goes on from a text to the next: accents, joiners, variation selectors, skin tones."
+    if not before or not after: return False
+    first = after[0]
+    accent = unicodedata.category(first) in ('Mn', 'Me', 'Mc')
+    return before[-1] == '\u200d' or accent or first == '\u200d' or '\U0001f3fb' <= first <= '\U0001f3ff'
 
 # %% ../../nbs/models/tokens.ipynb #0eba3d0f
 def tokenizer_hash(
