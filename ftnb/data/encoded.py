@@ -16,6 +16,7 @@ from ..core.errors import FTNBError, check_choice, check_number
 from ..core.display import Card, length_histogram
 from ..core.files import atomic_folder, find_damage, read_errors, write_checksums
 from ..models.lm import LM, is_seq2seq
+from ..models.tokens import TextDecoder
 from .tasks import Task
 from .batches import IGNORE, supervised_count
 
@@ -251,41 +252,40 @@ def _supervised_tokens(row: dict) -> list[tuple[int, bool]]:
     return [(token, label != IGNORE and at > 0) for at, (token, label) in enumerate(pairs)]
 
 # %% ../../nbs/data/encoded.ipynb #fff8eff8
-def _visible_tokens(tokenizer: Any, row: dict) -> Iterator[tuple[list[int], bool]]:
+def _visible_tokens(decode: TextDecoder, row: dict) -> Iterator[tuple[list[int], bool]]:
     "Tokens that can be shown: one, or as many as it takes to make a whole character."
     waiting: list[int] = []
     flag = False   # whether the waiting tokens carry loss
     for at, (token, supervised) in enumerate(_supervised_tokens(row)):
-        if waiting and supervised != flag and at > 1: yield waiting, flag; waiting = []   # the first has no loss
+        is_other = supervised != flag and at > 1   # the first has no loss
+        if waiting and (is_other or not decode.continues(token)): yield waiting, flag; waiting = []
         waiting, flag = [*waiting, token], supervised
-        if len(waiting) < 12 and '\ufffd' in tokenizer.decode(waiting): continue
+        if not decode.is_whole(waiting): continue
         yield waiting, flag
         waiting = []
     if waiting: yield waiting, flag
 
 # %% ../../nbs/data/encoded.ipynb #a97f0f73
-def _token_text(tokenizer: Any, ids: list[int]) -> str:
-    "Tokens as text, with line ends made visible; their names where they are only part of a character."
-    text = tokenizer.decode(ids)
-    if '\ufffd' in text: return ''.join(tokenizer.convert_ids_to_tokens(ids))
-    return text.replace('\n', '↵\n')
+def _token_text(decode: TextDecoder, ids: list[int]) -> str:
+    "Tokens as text, with line ends made visible; as bytes where they are only part of a character."
+    return decode.shown(ids).replace('\n', '↵\n')
 
 # %% ../../nbs/data/encoded.ipynb #dfd92566
-def _token_html(tokenizer: Any, ids: list[int], supervised: bool) -> str:
+def _token_html(decode: TextDecoder, ids: list[int], supervised: bool) -> str:
     "Tokens as a span: coloured if they carry loss, grey if not, framed if special, underlined if several."
     style = 'background:rgba(46,160,67,.30);border-radius:3px' if supervised else 'opacity:.6'
-    if ids[0] in tokenizer.all_special_ids:
+    if ids[0] in decode.special:
         style += ';border:1px solid currentColor;border-radius:3px;font-weight:bold'
     several = f' title="{len(ids)} tokens"' if len(ids) > 1 else ''
     if several: style += ';text-decoration:underline dotted'
-    return f'<span style="{style}"{several}>{html.escape(_token_text(tokenizer, ids))}</span>'
+    return f'<span style="{style}"{several}>{html.escape(_token_text(decode, ids))}</span>'
 
 # %% ../../nbs/data/encoded.ipynb #56688388
-def _token_line(tokenizer: Any, row: dict) -> str:
+def _token_line(decode: TextDecoder, row: dict) -> str:
     "A row as plain text: what carries loss in brackets, token by token (or character by character)."
-    line, visible = '', _visible_tokens(tokenizer, row)
+    line, visible = '', _visible_tokens(decode, row)
     for supervised, run in itertools.groupby(visible, key=lambda shown: shown[1]):
-        texts = [_token_text(tokenizer, ids) for ids, _ in run]
+        texts = [_token_text(decode, ids) for ids, _ in run]
         line += f'⟦{"|".join(texts)}⟧' if supervised else ''.join(texts)
     return line
 
@@ -298,12 +298,13 @@ class TokenView:
 
     def __repr__(self) -> str:
         head = lambda n, row: f'row {n}: {len(row["labels"])} tokens, {supervised_count(row)} ⟦supervised⟧'
-        line = lambda row: _token_line(self.tokenizer, row)
+        decode = TextDecoder(self.tokenizer, skip_special=False)
+        line = lambda row: _token_line(decode, row)
         return '\n\n'.join(f'{head(n, row)}\n{line(row)}' for n, row in enumerate(self.rows))
 
     def _repr_html_(self) -> str:
-        spans = lambda row: ''.join(_token_html(self.tokenizer, ids, supervised)
-                                    for ids, supervised in _visible_tokens(self.tokenizer, row))
+        decode = TextDecoder(self.tokenizer, skip_special=False)
+        spans = lambda row: ''.join(_token_html(decode, *shown) for shown in _visible_tokens(decode, row))
         return ''.join(
             f'<p><b>row {n}</b>: {len(row["labels"])} tokens, {supervised_count(row)} supervised (coloured)</p>'
             f'<div dir="auto" style="white-space:pre-wrap;font-family:monospace">{spans(row)}</div>'

@@ -81,16 +81,18 @@ def _unlearned(chunks: list[dict]) -> int:
     return sum(chunk['labels'].count(IGNORE) for chunk in chunks)
 
 # %% ../../nbs/data/splits.ipynb #18c4cc53
-def _pair_chunks(row: dict, max_len: int, done: EncodedSplit, tokenizer: Any = None,
+def _pair_chunks(row: dict, max_len: int, done: EncodedSplit, tokenizer: Any,
                  side: str = 'right') -> list[dict]:
     "One pair of source and target, cut."
-    source, target = len(row['input_ids']), len(row['labels'])
+    kept, sides = cut_seq2seq_row(row, max_len, tokenizer, side), ('input_ids', 'labels')
+    source, target = (len(row[k]) for k in sides)
     done.sizes.append((source, target))
     done.count['truncated_rows'] += max(source, target) > max_len
-    done.count['lost_prompt_tokens'] += max(0, source - max_len)
-    done.count['lost_target_tokens'] += max(0, target - max_len)
+    for k, what in zip(sides, ('lost_prompt_tokens', 'lost_target_tokens')):
+        done.count[what] += len(row[k]) - len(kept[k])
+        done.count['moved_cuts'] += len(kept[k]) < min(max_len, len(row[k]))
     done.count['without_eos'] += target > max_len
-    return [cut_seq2seq_row(row, max_len, tokenizer, side)]
+    return [kept]
 
 # %% ../../nbs/data/splits.ipynb #63b226cc
 CHUNK = 1000  # rows that are read and tokenized at a time

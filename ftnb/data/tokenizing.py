@@ -4,15 +4,15 @@
 
 # %% ../../nbs/data/tokenizing.ipynb #0c9ab064
 from __future__ import annotations
-import functools, itertools, unicodedata
+import functools, itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 from ..core.errors import FTNBError
 from ..models.chat_templates import BrokenTemplate
 from ..models.lm import LM, eos_ids, is_seq2seq
-from ftnb.models.tokens import (
-    SPECIAL_MARK, SpecialText, adds_leading_space, ids_in_context, one_start, source_ids, token_ids,
-    without_eos)
+from ..models.tokens import (
+    SPECIAL_MARK, SpecialText, TextDecoder, adds_leading_space, ids_in_context, joins, one_start, source_ids,
+    token_ids, without_eos)
 from .tasks import Task
 from .templates import (
     END, Part, render_documents, source_and_target, uses_chat_template, waiting_prompt)
@@ -220,22 +220,22 @@ def _ends_already(parts: list[tuple[list[int], bool]], ends: list[int]) -> bool:
     "Whether what is supervised spells an end token at its end."
     return bool(parts) and parts[-1][1] and bool(parts[-1][0]) and parts[-1][0][-1] in ends
 
-# %% ../../nbs/data/tokenizing.ipynb #11bdd135
-def _joins_previous(c: str) -> bool:
-    "Whether a character belongs to the one before it: accents, joiners, variation selectors, skin tones."
-    accent = unicodedata.category(c) in ('Mn', 'Me', 'Mc')
-    return accent or c == '\u200d' or '\U0001f3fb' <= c <= '\U0001f3ff'
-
 # %% ../../nbs/data/tokenizing.ipynb #09deb1b6
 def _ends_character(tokenizer: Any, ids: list[int], start: int, at: int) -> bool:
     "Whether a character ends before the token number `at`."
-    before, after = tokenizer.decode(ids[max(start, at - 8):at]), tokenizer.decode(ids[at:at + 4])
-    return not (before.endswith(('\ufffd', '\u200d')) or after and _joins_previous(after[0]))
+    decode = TextDecoder(tokenizer, skip_special=False)
+    before = ids[max(start, at - 8):at]
+    return decode.is_whole(before) and not joins(decode(before), decode(ids[at:at + 4]))
 
 def _character_end(tokenizer: Any, ids: list[int], start: int, cut: int) -> int:
     "The last place up to `cut` (a few tokens before it at most) where a character ends."
     places = range(cut, max(start + 1, cut - 12), -1)
     return next((at for at in places if _ends_character(tokenizer, ids, start, at)), cut)
+
+def _character_start(tokenizer: Any, ids: list[int], first: int, stop: int) -> int:
+    "The first place from `first` on (a few tokens after it, and `stop`, at most) where a character begins."
+    places = range(first, min(first + 12, stop + 1))
+    return next((at for at in places if _ends_character(tokenizer, ids, 0, at)), first)
 
 # %% ../../nbs/data/tokenizing.ipynb #7c31390c
 def split_row(
@@ -260,8 +260,7 @@ def _left_cut(tokenizer: Any, ids: list[int], size: int, stop: int) -> tuple[int
     start_token = tokenizer.bos_token_id
     keep = int(size > 1 and stop > 0 and ids[0] == start_token and ids.count(start_token) == 1)
     first = min(max(keep, len(ids) - size + keep), stop)
-    places = range(first, min(first + 12, stop + 1))
-    return keep, next((at for at in places if _ends_character(tokenizer, ids, 0, at)), first)
+    return keep, _character_start(tokenizer, ids, first, stop)
 
 # %% ../../nbs/data/tokenizing.ipynb #08f9b1fd
 def cut_prompt(
@@ -276,7 +275,8 @@ def cut_prompt(
         keep, start = _left_cut(tokenizer, ids, size, len(ids))
         return ids[:keep] + ids[start:]
     end = ids[-1:] if ids[-1] in tokenizer.all_special_ids else []   # an encoder has always seen one
-    return (ids[:size - 1] + end) if end and size > 1 else ids[:size]
+    room = size - len(end) if size > 1 else size
+    return (ids[:_character_end(tokenizer, ids, 0, room)] + end)[:size]
 
 # %% ../../nbs/data/tokenizing.ipynb #fefa9fd3
 def cut_row_left(
@@ -324,14 +324,17 @@ def _seq2seq_rows(lm: LM, task: Task, rows: CheckedRows, special: SpecialText | 
 def cut_seq2seq_row(
     row: dict,  # `input_ids` (read) and `labels` (written)
     max_len: int,  # tokens of each side
-    tokenizer: Any = None,  # of the model; needed for a cut at the left
+    tokenizer: Any,  # of the model
     side: str = 'right',  # where the source is cut
 ) -> dict:
-    "Both sides cut to `max_len` tokens; the source keeps its last token, which may be an end token."
+    "Both sides cut to `max_len` tokens, between two characters; special tokens around the source stay."
     ids, labels = row['input_ids'], row['labels']
-    first = 0 if side == 'right' else sum(1 for _ in itertools.takewhile(tokenizer.all_special_ids.__contains__, ids))
-    source = ids[:max_len - 1] + ids[-1:] if side == 'right' else ids[:first] + ids[first - max_len:]
-    return {'input_ids': source if len(ids) > max_len else ids, 'labels': labels[:max_len]}
+    if len(labels) > max_len: labels = labels[:_character_end(tokenizer, labels, 0, max_len)]
+    if len(ids) > max_len and side == 'right': ids = cut_prompt(tokenizer, ids, max_len, side)
+    elif len(ids) > max_len:
+        first = sum(1 for _ in itertools.takewhile(tokenizer.all_special_ids.__contains__, ids))
+        ids = ids[:first] + ids[_character_start(tokenizer, ids, len(ids) - max_len + first, len(ids)):]
+    return {'input_ids': ids, 'labels': labels}
 
 # %% ../../nbs/data/tokenizing.ipynb #bb6ff654
 def _hide(special: SpecialText, value: Any) -> Any:

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_names, check_number, check_utf8, require
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq, locked_model
+from ..models.tokens import TextDecoder
 from ..data.turns import last_answer
 from ..data.tasks import Task, check_lm_and_task, complete_task
 from ..data.rows import CheckedRows, check_not_columns, check_rows, read_rows
@@ -203,7 +204,7 @@ def prompts_and_references(
 # %% ../../nbs/evaluation/scoring.ipynb #07d03ba2
 def _written_references(lm: LM, references: list[str], pairs: Sequence[tuple[list[int], list[int]]]) -> list[str]:
     "The references, and for empty ones what the model should write in their place."
-    decode = lambda ids: lm.tokenizer.decode(ids, skip_special_tokens=True)
+    decode = TextDecoder(lm.tokenizer)
     return [text if text.strip() else decode(target) for text, (_, target) in zip(references, pairs)]
 
 # %% ../../nbs/evaluation/scoring.ipynb #65ab40e0
@@ -393,7 +394,7 @@ def score(
     answers: list = [None] * len(pairs)
     if task.answers: answers = _answers(lm, task, prompts, max_new_tokens, progress, options)
     probs = row_label_probs(lm, task, given, prompts, allow_special) if task.labels else None
-    texts = lm.tokenizer.batch_decode(prompts)
+    texts = list(map(TextDecoder(lm.tokenizer, skip_special=False), prompts))
     columns = {'prompt': texts, 'prediction': answers, 'reference': references}
     stats = _answer_stats(chosen, task, answers, references, questions, probs)
     stats |= _likelihood_stats(lm, pairs, task, chosen, references)

@@ -111,7 +111,7 @@ class Chat:
         should_stop = lambda row, token: is_over() or stops(row, token)
         steps = decode_steps(self.lm, [ids], self.max_new_tokens, self.decoding, uniforms,
                              should_stop=should_stop, prefilled=prefilled, stop_ids=self.stop_ids)
-        return text_pieces(self.lm, ids[-8:], steps, self.stops, self.stop_ids)
+        return text_pieces(self.lm, ids, steps, self.stops, self.stop_ids)
 
     def _write(self, turns: list[dict], ids: list[int], attempt: int, before: list[dict]) -> Iterator[str]:
         "Write the answer to `turns`; `before` are the turns of the moment when it was asked for."

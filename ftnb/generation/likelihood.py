@@ -13,7 +13,7 @@ import torch
 from ..core.errors import FTNBError, check_names, check_number, require
 from ..core.display import Card
 from ..models.lm import LM, check_lm, eos_ids, eval_mode, is_seq2seq, locked_model
-from ..models.tokens import continuation_ids, control_ids
+from ..models.tokens import TextDecoder, continuation_ids, control_ids, token_labels
 from ..data.batches import token_batches
 from .decoding import Decoding, logits_processors
 from .kv_cache import (
@@ -169,7 +169,7 @@ def label_probs(
 class NextTokens(Card):
     "The most probable next tokens after a prompt."
     prompt: str
-    tokens: list[str]  # the most probable first
+    tokens: list[str]  # the most probable first; pieces of characters as bytes, such as <0xF0>
     probs: list[float]  # by the model, 0 to 1
     drawn: list[float]  # with the decoding options: the probability that it is drawn; greedy: 1 for the best
     rest: float  # the model's probability of all other tokens together
@@ -220,9 +220,8 @@ def next_tokens(
             'it must be a Decoding that takes one token at a time: no beams, no contrastive search')
     probs, drawn = _next_probs(lm, rows, decoding)
     top, ids = probs.topk(check_number('k', k, 1, len(probs)))
-    text = prompt if isinstance(prompt, str) else lm.tokenizer.decode(rows[0])
-    tokens = [lm.tokenizer.decode([t]) for t in ids.tolist()]
-    return NextTokens(text, tokens, top.tolist(), drawn[ids].tolist(), float(1 - top.sum()))
+    text = prompt if isinstance(prompt, str) else TextDecoder(lm.tokenizer, skip_special=False)(rows[0])
+    return NextTokens(text, token_labels(lm.tokenizer, ids.tolist()), top.tolist(), drawn[ids].tolist(), float(1 - top.sum()))
 
 # %% ../../nbs/generation/likelihood.ipynb #a27929d2
 def _next_probs(lm: LM, rows: list[list[int]], decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError, check_utf8, require
 from ..models.chat_templates import end_of_turn_stops
-from ..models.lm import LM, active_adapters, eos_ids, is_seq2seq, model_lock
-from ..models.tokens import SpecialText, decode_continuation
+from ..models.lm import LM, active_adapters, eos_ids, model_lock
+from ..models.tokens import GrowingText, SpecialText
 
 # %% auto #0
 __all__ = ['check_stop', 'stop_strings_and_ids', 'with_end_of_turn', 'cut_at_stop', 'partial_stop_length', 'StopStrings',
@@ -86,43 +86,38 @@ class StopStrings:
         stops: tuple[str, ...],  # the strings
         skip_special: bool = True,  # look for them in the text without special tokens
     ):
-        self.lm, self.stops, self.skip_special = lm, stops, skip_special
-        # some tokenizers show a first space only after something else
-        self.context = [[] if is_seq2seq(lm) else r[-4:] for r in rows]
-        self.new: list[list[int]] = [[] for _ in rows]
-        self.reach = max((len(s.encode()) for s in stops), default=0) + 8   # tokens in which one fits
+        self.stops = stops
+        self.texts = [GrowingText(lm, r, skip_special) for r in rows]
+        self.reach = max(map(len, stops), default=1) - 1   # characters of one that may stand there already
 
     def __call__(self, row: int, token: int) -> bool:
         "Whether the row ends with this token."
-        self.new[row].append(token)
-        last, earlier = self.new[row][-self.reach:], self.new[row][:-self.reach]
-        text = decode_continuation(self.lm, [*self.context[row], *earlier][-4:], last, self.skip_special)
-        return any(s in text for s in self.stops)
+        written = self.texts[row]
+        written.add(token)
+        start = max(0, written.kept - self.reach)
+        return any(written.text.find(s, start) >= 0 for s in self.stops)
 
 # %% ../../nbs/generation/streaming.ipynb #feaad4ed
 def text_pieces(
     lm: LM,  # a loaded model
-    prompt: list[int],  # the last token ids of the prompt
+    prompt: list[int],  # token ids of the prompt
     steps: Any,  # a generator of {0: token}, as `decode_steps` gives for one row; it is closed at the end
     stops: Sequence[str] = (),  # stop strings
     stop_ids: Sequence[int] = (),  # end tokens besides the model's
     skip_special: bool = True,  # leave special tokens out
 ) -> Iterator[str]:
     "Turn a stream of tokens into a stream of whole characters, up to the first stop string."
-    new: list[int] = []
-    sent, ends = '', [*eos_ids(lm), *stop_ids]
+    written, sent, ends = GrowingText(lm, prompt, skip_special), 0, [*eos_ids(lm), *stop_ids]   # sent: characters
     with contextlib.closing(steps):
         for step in steps:
             if step[0] in ends: continue   # not every end token is a special one, which decoding leaves out
-            new.append(step[0])
-            full = decode_continuation(lm, prompt, new, skip_special)
-            text = cut_at_stop(full, stops)
-            if text == full: text = text[:len(text) - partial_stop_length(text, stops)]
-            if text.endswith('\ufffd') or len(text) <= len(sent): continue
-            yield text[len(sent):]
-            sent = text
-    rest = cut_at_stop(decode_continuation(lm, prompt, new, skip_special), stops)[len(sent):]
-    if rest: yield rest
+            written.add(step[0])
+            waiting = written.text[sent:written.sure]
+            piece = cut_at_stop(waiting, stops)
+            if piece == waiting: piece = piece[:len(piece) - partial_stop_length(piece, stops)]
+            if piece: yield piece
+            sent += len(piece)
+    if rest := cut_at_stop(written.text[sent:], stops): yield rest
 
 # %% ../../nbs/generation/streaming.ipynb #432a4906
 def refuse_adapter_switch(

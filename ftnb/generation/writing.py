@@ -14,7 +14,7 @@ from ..core.options import known_options
 from ..core.files import check_path
 from ..core.display import Card, html_table
 from ..models.lm import LM, active_weights_hash, check_lm, eos_ids, locked_model
-from ..models.tokens import tokenizer_hash
+from ..models.tokens import joins, token_texts, tokenizer_hash
 from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
 from .constraints import Constraint, make_constraint, schema_dict
 from .search import decode_steps
@@ -75,7 +75,7 @@ def stream(
     uniforms = sampling_uniforms(rows, max_new_tokens, seed) if temperature else None
     should_stop = StopStrings(lm, rows, stops, skip_special_tokens) if stops else None
     steps = decode_steps(lm, rows, max_new_tokens, decoding, uniforms, constraint, should_stop, stop_ids=stop_ids)
-    pieces = text_pieces(lm, rows[0][-8:], steps, stops, stop_ids, skip_special_tokens)
+    pieces = text_pieces(lm, rows[0], steps, stops, stop_ids, skip_special_tokens)
     if constraint: pieces = _warn_incomplete(pieces, constraint)
     return refuse_adapter_switch(list(lm.model.modules()), pieces)
 
@@ -85,7 +85,7 @@ class Completion(Card):
     "A text that a model has written, and how."
     text: str  # without the prompt, without a stop string
     ids: list[int]  # the tokens that were written, with those of a stop string, without an end or stop token
-    tokens: list[str]  # the text of each
+    tokens: list[str]  # what each adds to the text; '' for all but the last one of a character
     logprobs: list[float]  # of each token, in nats, by the model itself (temperature 1, without top-k and top-p)
     finish: str  # 'end': the model's end token; 'stop': a stop string or token; 'length': max_new_tokens
     cut: int = 0  # tokens of the prompt that were cut off
@@ -102,15 +102,31 @@ class Completion(Card):
     def _repr_html_(self) -> str:
         return _underlined(self.tokens, self.logprobs) + html_table(list(self._facts()[1].items())[1:])
 
-# %% ../../nbs/generation/writing.ipynb #5519d28f
+# %% ../../nbs/generation/writing.ipynb #4f826874
+def _visible_pieces(tokens: list[str], logprobs: list[float]) -> list[tuple[str, list[float]]]:
+    "Texts that can be shown by themselves, each with the log-probabilities of its tokens."
+    pieces: list[tuple[str, list[float]]] = []
+    waiting: list[float] = []   # of tokens that have not made a character yet
+    for token, logprob in zip(tokens, logprobs):
+        waiting.append(logprob)
+        if not token: continue
+        if pieces and joins(pieces[-1][0], token):
+            text, earlier = pieces.pop()
+            token, waiting = text + token, earlier + waiting
+        pieces.append((token, waiting))
+        waiting = []
+    return pieces
+
+# %% ../../nbs/generation/writing.ipynb #5dbd7f7a
 def _underlined(tokens: list[str], logprobs: list[float]) -> str:
     "Tokens as HTML: the less probable, the stronger the underline; a pointer shows the probability."
-    def one(token: str, logprob: float) -> str:
-        strength = min(1., -logprob / 5)   # e^-5 is below one in a hundred
+    def one(text: str, logprobs: list[float]) -> str:
+        strength = min(1., -sum(logprobs) / 5)   # e^-5 is below one in a hundred
         style = f'border-bottom:3px solid rgba(220,120,0,{strength:.2f})'
-        title = f'probability {np.exp(logprob):.3f}'
-        return f'<span style="{style}" title="{title}">{html.escape(token)}</span>'
-    text = ''.join(map(one, tokens, logprobs))
+        several = f' of {len(logprobs)} tokens' if len(logprobs) > 1 else ''
+        title = f'probability{several} {np.exp(sum(logprobs)):.3f}'
+        return f'<span style="{style}" title="{title}">{html.escape(text)}</span>'
+    text = ''.join(one(*piece) for piece in _visible_pieces(tokens, logprobs))
     return f'<div style="white-space:pre-wrap;line-height:1.8;max-width:720px">{text}</div>'
 
 # %% ../../nbs/generation/writing.ipynb #f533b901
@@ -258,6 +274,6 @@ def _job_settings(job: GenerationJob) -> dict:
 def _completions(job: GenerationJob, cut: list[int]) -> list[Completion]:
     "What is known of each text; `cut` is given for each prompt."
     nats = token_nats(job.lm, job.rows, [[ids] for ids in job.ids]) if job.rows else []
-    tokens = lambda ids: [job.lm.tokenizer.decode([t]) for t in ids]
-    return [Completion(job.text(i), ids, tokens(ids), (-nats[i][0]).tolist(), job.finish[i],
+    tokens = lambda i: token_texts(job.lm, job.rows[i], job.ids[i], job.skip_special)
+    return [Completion(job.text(i), ids, tokens(i), (-nats[i][0]).tolist(), job.finish[i],
                        cut[i // job.num_return_sequences]) for i, ids in enumerate(job.ids)]

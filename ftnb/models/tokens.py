@@ -4,8 +4,9 @@
 
 # %% ../../nbs/models/tokens.ipynb #3feb21c8
 from __future__ import annotations
-import json, re
-from collections.abc import Callable
+import functools, itertools, json, os, re, unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 import xxhash
 from ..core.errors import FTNBError, check_utf8
@@ -13,7 +14,8 @@ from .lm import LM, eos_ids, is_seq2seq
 
 # %% auto #0
 __all__ = ['SPECIAL_MARK', 'check_text', 'SpecialText', 'control_ids', 'token_ids', 'one_start', 'source_ids', 'without_eos',
-           'adds_leading_space', 'ids_in_context', 'continuation_ids', 'decode_continuation', 'tokenizer_hash']
+           'adds_leading_space', 'ids_in_context', 'continuation_ids', 'unfinished_bytes', 'byte_names', 'TextDecoder',
+           'decode_continuation', 'GrowingText', 'token_texts', 'token_labels', 'joins', 'tokenizer_hash']
 
 # %% ../../nbs/models/tokens.ipynb #6043ebd1
 SPECIAL_MARK = '\ufdd0'  # a noncharacter: marks what must not become a special token
@@ -154,16 +156,238 @@ def continuation_ids(
     if is_seq2seq(lm) or not adds_leading_space(lm.tokenizer): return ids([text])[0]
     return ids_in_context(ids, text)
 
-# %% ../../nbs/models/tokens.ipynb #0da578c3
+# %% ../../nbs/models/tokens.ipynb #905ecd42
+def unfinished_bytes(
+    data: bytes,  # UTF-8, perhaps cut off
+) -> int:
+    "How many bytes at the end are the beginning of a character whose rest is missing."
+    for n in range(1, min(3, len(data)) + 1):
+        try: data[-n:].decode()
+        except UnicodeDecodeError as e:
+            if e.start == 0 and e.reason == 'unexpected end of data': return n
+    return 0
+
+# %% ../../nbs/models/tokens.ipynb #3b607fee
+@functools.cache
+def _ways_to_name_bytes() -> list[dict[int, str]]:
+    "What tokenizers call the 256 bytes: SentencePiece's, GPT-2's, ByT5's."
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    ways = ('<0x{:02X}>'.format, bytes_to_unicode().__getitem__, chr)
+    return [{b: name(b) for b in range(256)} for name in ways]
+
+def _decodes(tokenizer: Any, tokens: list[str]) -> bool:
+    "Whether tokens with these names are the character 日."
+    try: return tokenizer.convert_tokens_to_string(tokens) == '日'
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError): return False   # in pure Python
+
+# %% ../../nbs/models/tokens.ipynb #911d3ad1
+def byte_names(
+    tokenizer: Any,  # a transformers tokenizer
+) -> dict[int, str]:  # byte -> name; empty if tokens are never pieces of characters
+    "What a tokenizer calls single bytes."
+    ways = _ways_to_name_bytes()
+    return next((w for w in ways if _decodes(tokenizer, [w[b] for b in '日'.encode()])), {})
+
+# %% ../../nbs/models/tokens.ipynb #b964b953
+class TextDecoder:
+    "Turns token ids into text, in whole characters."
+    def __init__(self,
+        tokenizer: Any,  # a transformers tokenizer
+        skip_special: bool = True,  # leave special tokens out
+    ):
+        self.tokenizer, self.skip_special = tokenizer, skip_special
+        self.backend = getattr(tokenizer, 'backend_tokenizer', None)
+        self.names = byte_names(tokenizer)  # byte -> name
+        self.byte_of = {name: b for b, name in self.names.items()}
+        self.is_local = bool(self.backend or self.names)  # what is written stays, whatever follows
+        self.added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items()}
+        self.special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        if not self.backend: self.special |= set(tokenizer.all_special_ids)
+
+    def token(self,
+        i: int,  # a token id
+    ) -> str | None:  # None: the tokenizer does not know it
+        "The name of a token."
+        if self.backend: return self.backend.id_to_token(i)
+        return self.tokenizer.convert_ids_to_tokens(i) if i < len(self.tokenizer) else None
+
+    def kept_ids(self,
+        ids: Sequence[int],  # token ids
+    ) -> list[int]:
+        "Those that have a text."
+        skipped = self.special if self.skip_special else ()
+        return [i for i in ids if i not in skipped and self.token(i) is not None]
+
+    def bytes_of(self,
+        token: str,  # its name
+    ) -> bytes | None:  # None: it is a text
+        "The bytes of a token that may hold pieces of characters."
+        if token in self.byte_of: return bytes([self.byte_of[token]])
+        if not self.names or any(c not in self.byte_of for c in token): return None
+        data = bytes(map(self.byte_of.__getitem__, token))
+        is_broken = '\ufffd' in data.decode('utf-8', 'replace')
+        return token.encode() if is_broken and token in self.added.values() else data
+
+    def whole(self,
+        tokens: list[str],  # names of tokens
+    ) -> list[str]:  # names of single bytes, and of other tokens
+        "Tokens with the same text, without broken characters."
+        runs = [(part, list(run)) for part, run in itertools.groupby(tokens, lambda t: self.bytes_of(t) is not None)]
+        result: list[str] = []
+        for n, (are_bytes, run) in enumerate(runs, 1):
+            if not are_bytes: result += run; continue
+            data = b''.join(map(self.bytes_of, run))  # type: ignore[arg-type]
+            if n == len(runs): data = data[:len(data) - unfinished_bytes(data)]
+            result += [self.names[b] for b in data.decode('utf-8', 'replace').encode()]
+        return result
+
+    def __call__(self,
+        ids: Sequence[int],  # token ids
+    ) -> str:
+        "The text of tokens. An unfinished character at the end is left out, a broken one elsewhere is one U+FFFD."
+        if self.backend or not self.names:
+            text = self._plain(list(ids))
+            if not (self.names and '\ufffd' in text): return text
+        tokens = [self.token(i) for i in self.kept_ids(ids)]
+        return self.tokenizer.convert_tokens_to_string(self.whole(tokens))
+
+    def _plain(self, ids: list[int]) -> str:
+        "As the tokenizer has it, without its clean-up of spaces."
+        if not self.backend: ids = self.kept_ids(ids)
+        text = self.tokenizer.decode(ids, skip_special_tokens=self.skip_special, clean_up_tokenization_spaces=False)
+        unfinished = not self.backend and text.endswith('\ufffd') and '\ufffd' not in str(self.token(ids[-1]))
+        return text[:-1] if unfinished else text
+
+    def is_whole(self,
+        ids: Sequence[int],  # token ids
+    ) -> bool:
+        "Whether no character is unfinished at the end."
+        data = b''
+        for i in reversed(ids):
+            if not self.kept_ids([i]): continue
+            if (part := self.bytes_of(str(self.token(i)))) is None: break
+            data = part + data
+            if len(data) > 2: break
+        return not unfinished_bytes(data)
+
+    def continues(self,
+        i: int,  # a token id
+    ) -> bool:
+        "Whether a token can be the rest of a character that others have begun."
+        data = self.bytes_of(self.token(i) or '')
+        return bool(data) and 0x80 <= data[0] < 0xC0
+
+    def context(self,
+        ids: Sequence[int],  # token ids
+    ) -> list[int]:
+        "As many of the last ones as can change the text of those that follow."
+        n = 8 if self.is_local else len(ids)
+        while n < len(ids) and (len(self.kept_ids(ids[-n:])) < 8 or not self(ids[-n:])): n *= 2
+        return list(ids[-n:]) if n else []
+
+    def shown(self,
+        ids: Sequence[int],  # token ids; more than one: what they are together
+    ) -> str:
+        "Tokens by themselves: with spaces, names of special tokens, and pieces of characters as bytes."
+        data = b''.join(map(self._shown_bytes, ids))
+        name = lambda m: f'<0x{ord(m[0]) - 0xDC00:02X}>'
+        return re.sub('[\udc80-\udcff]', name, data.decode('utf-8', 'surrogateescape'))
+
+    def _shown_bytes(self, i: int) -> bytes:
+        token = self.token(i)
+        if token is None: return f'<unknown {i}>'.encode()
+        if i in self.special: return token.encode()
+        if (data := self.bytes_of(token)) is not None: return data
+        alone, after = map(self.tokenizer.convert_tokens_to_string, (['a'], ['a', token]))
+        return after[len(alone):].encode()
+
+# %% ../../nbs/models/tokens.ipynb #371d4592
+def _common(a: str, b: str) -> int:
+    "With how many characters two texts begin alike."
+    return len(a) if b.startswith(a) else len(os.path.commonprefix([a, b]))
+
+# %% ../../nbs/models/tokens.ipynb #afc21e3c
 def decode_continuation(
     lm: LM,  # a loaded model
-    prompt: list[int],  # token ids that the model has read
-    new: list[int],  # token ids that it has written
+    prompt: Sequence[int],  # token ids that the model has read
+    new: Sequence[int],  # token ids that it has written
     skip_special: bool = True,  # leave special tokens out
 ) -> str:
-    "What `new` adds to the text of `prompt`."
-    decode = lambda ids: lm.tokenizer.decode(ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
-    return decode(new) if is_seq2seq(lm) else decode(prompt + new)[len(decode(prompt)):]
+    "What `new` adds to the text of `prompt`, in whole characters."
+    decode = TextDecoder(lm.tokenizer, skip_special)
+    before = [] if is_seq2seq(lm) else decode.context(prompt)
+    earlier, both = decode(before), decode([*before, *new])
+    return both[_common(earlier, both):]
+
+# %% ../../nbs/models/tokens.ipynb #b49f5d83
+class GrowingText:
+    "The text of tokens that are written one by one, in whole characters."
+    def __init__(self,
+        lm: LM,  # a loaded model
+        prompt: Sequence[int],  # token ids that it has read
+        skip_special: bool = True,  # leave special tokens out
+    ):
+        self.decode = TextDecoder(lm.tokenizer, skip_special)
+        self.before = [] if is_seq2seq(lm) else self.decode.context(prompt)  # token ids
+        self.text = ''  # what has been written
+        self.kept = 0  # characters that were there before the last token, and still are
+        self.start = self.decode(self.before)  # the text before
+
+    @property
+    def sure(self) -> int:
+        "So many characters will not change any more."
+        return len(self.text) if self.decode.is_local else self.kept
+
+    def add(self,
+        token: int,  # its id
+    ) -> None:
+        "Write one more token."
+        now = [*self.before, *self.decode.kept_ids([token])]
+        if self.decode.is_local:
+            self.kept, both = len(self.text), self.decode(now)
+            self.text += both[_common(self.decode(self.before), both):]
+            self.before = self.decode.context(now)
+        else:
+            both = self.decode(now)
+            text = both[_common(self.start, both):]
+            self.kept, self.text, self.before = _common(self.text, text), text, now
+
+# %% ../../nbs/models/tokens.ipynb #5fea21e8
+def token_texts(
+    lm: LM,  # a loaded model
+    prompt: Sequence[int],  # token ids that it has read
+    new: Sequence[int],  # token ids that it has written
+    skip_special: bool = True,  # leave special tokens out
+) -> list[str]:  # one for each of `new`; joined, they are what `decode_continuation` has
+    "What each token adds to a text."
+    growing, ends = GrowingText(lm, prompt, skip_special), []   # where the text of the token before ends
+    for t in new:
+        growing.add(t)
+        ends.append(growing.kept)
+    return [growing.text[a:b] for a, b in zip(ends, [*ends[1:], len(growing.text)])]
+
+# %% ../../nbs/models/tokens.ipynb #c5955a33
+def token_labels(
+    tokenizer: Any,  # a transformers tokenizer
+    ids: Sequence[int],  # token ids, all different
+) -> list[str]:
+    "What to call tokens in a list of candidates: by their text, or by their name where two would look alike."
+    decoder = TextDecoder(tokenizer)
+    labels = [decoder.shown([i]) for i in ids]
+    times = Counter(labels)
+    name = lambda i: f'{decoder.token(i)} (token {i})'
+    return [label if times[label] == 1 else name(i) for i, label in zip(ids, labels)]
+
+# %% ../../nbs/models/tokens.ipynb #8ddb59a5
+def joins(
+    before: str,  # a text
+    after: str,  # what follows
+) -> bool:
+    "Whether one visible character goes on from a text to the next: accents, joiners, variation selectors, skin tones."
+    if not before or not after: return False
+    first = after[0]
+    accent = unicodedata.category(first) in ('Mn', 'Me', 'Mc')
+    return before[-1] == '\u200d' or accent or first == '\u200d' or '\U0001f3fb' <= first <= '\U0001f3ff'
 
 # %% ../../nbs/models/tokens.ipynb #0eba3d0f
 def tokenizer_hash(
