@@ -4,9 +4,9 @@
 
 # %% ../../nbs/core/tables.ipynb #4dfe1d82
 from __future__ import annotations
-import csv, io, json, re, threading
+import contextlib, csv, io, itertools, json, re, threading, unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .files import atomic_file, check_path, clear_leftovers
 
 # %% auto #0
 __all__ = ['FORMULA_STARTS', 'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv', 'read_csv',
-           'escape_cell', 'unescape_cell', 'write_csv']
+           'looks_like_number', 'escape_cell', 'unescape_cell', 'write_csv']
 
 # %% ../../nbs/core/tables.ipynb #a346cfe8
 def read_text(
@@ -64,15 +64,26 @@ def check_unique_columns(
 # %% ../../nbs/core/tables.ipynb #3aeaf011
 _CSV_LIMIT = threading.Lock()   # the longest cell is a setting of the whole process
 
+@contextlib.contextmanager
+def _csv_limit(characters: int) -> Iterator[None]:
+    "Let cells be so long inside the block."
+    with _CSV_LIMIT:
+        old = csv.field_size_limit(characters)
+        try: yield
+        finally:
+            if (now := csv.field_size_limit(old)) != characters: csv.field_size_limit(now)
+
 def _csv_cells(text: str, separator: str, strict: bool, name: str) -> list[list[str]]:
     "The cells of CSV text, row by row."
-    lines = io.StringIO(text, newline='')  # a cell keeps the line ends that it has
-    with _CSV_LIMIT:
-        limit = csv.field_size_limit(2**31 - 1)
-        try: return list(csv.reader(lines, delimiter=separator, strict=strict))
+    lines = lambda: io.StringIO(text, newline='')   # a cell keeps the line ends that it has
+    read = lambda: list(csv.reader(lines(), delimiter=separator, strict=strict))
+    try:
+        try: return read()
         except csv.Error as e:
-            raise FTNBError(f'file {name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
-        finally: csv.field_size_limit(limit)
+            if 'field limit' not in str(e): raise
+            with _csv_limit(len(text)): return read()
+    except csv.Error as e:
+        raise FTNBError(f'file {name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
 
 # %% ../../nbs/core/tables.ipynb #3781cd9d
 def parse_csv(
@@ -124,28 +135,70 @@ def read_csv(
     clear_leftovers(file)
     return parse_csv(read_text(file, fallback), file.name, separator, strict)
 
-# %% ../../nbs/core/tables.ipynb #5bee8cc4
-FORMULA_STARTS = "=+-@＝＋－＠\t\r\n'"  # what a text in a cell must not begin with
+# %% ../../nbs/core/tables.ipynb #5cf45852
+FORMULA_STARTS = '=+-@＝＋－＠﹦﹢﹣﹫'  # what a formula begins with
+_UNSEEN = r'\x00-\x08\x0e-\x1f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff'
+_SKIPPED = rf'(?:[^\S\t\r\n]|["{_UNSEEN}])*'
+_FORMULA = re.compile(f'{_SKIPPED}[{re.escape(FORMULA_STARTS)}]')
+# where a cell may begin inside a text
+_INNER = re.compile(f"(?<=[,;\t\r\n])(?='*{_FORMULA.pattern})")
+_INNER_ESCAPED = re.compile(f"(?<=[,;\t\r\n])'(?='*{_FORMULA.pattern})")
+# a number in a list is none
+_INNER_JSON = re.compile(f'(?:(?<=;)|(?<=,)(?! *-[0-9I])){_FORMULA.pattern}')
 
+# %% ../../nbs/core/tables.ipynb #34da39a7
+_MONTHS = '''jan feb mar apr may jun jul aug sep oct nov dec mär mai okt dez fév fev avr jui aoû déc
+    ene abr ago set dic gen mag giu lug ott out maa mrt mei янв фев мар апр май мая июн июл авг сен
+    окт ноя дек'''.split()
+_TRUTH = '''true false wahr falsch vrai faux verdadero falso vero verdadeiro waar onwaar prawda fałsz
+    sand falsk sant истина ложь'''.split()
+_WORD = rf"(?:{'|'.join(_MONTHS)})[^\W\d_]{{0,8}}|[ap]m?|eur|usd|gbp|chf"
+_NUMBER_PART = re.compile(
+    rf"[\d\s.,:;/\-–−+()%'’$€£¥￥₩₹年月日时時分秒元]|(?<=\d)[edt](?=[+-]?\d)|(?<=\d)z"
+    rf"|(?<![^\W\d_])(?:{_WORD})(?![^\W\d_])")
+
+# %% ../../nbs/core/tables.ipynb #eab9b42a
+def looks_like_number(
+    text: str,  # of a cell
+) -> bool:
+    "Whether a spreadsheet may take a text for a number, a date or a truth value, and change it."
+    word = unicodedata.normalize('NFKC', text).strip().lower()   # １２ is 12
+    if len(text) > 40 or re.fullmatch('0|[1-9][0-9]{0,10}', text): return False
+    if word in _TRUTH or word.startswith('sep='): return True   # the second is no row, at the top
+    return any(map(str.isdigit, word)) and not _NUMBER_PART.sub('', word)
+
+# %% ../../nbs/core/tables.ipynb #a604e8b6
 def escape_cell(
     value: Any,  # a text, a number, None; anything else is written as JSON
 ) -> str:  # the cell
-    "A value as a cell: a text is never taken for a formula, a missing value is an empty cell."
+    "A value as a cell, of which no spreadsheet makes another; a missing value is an empty cell."
     if value is None: return ''
-    if isinstance(value, str):
-        check_utf8(value, 'a cell')
-        return f"'{value}" if not value or value[0] in FORMULA_STARTS else value
     if isinstance(value, float): return float.__repr__(value)
-    return check_utf8(json.dumps(value, ensure_ascii=False), 'a cell')
+    if not isinstance(value, str):
+        name = lambda found: f'{found[0][:-1]}\\u{ord(found[0][-1]):04x}'
+        return _INNER_JSON.sub(name, check_utf8(json.dumps(value, ensure_ascii=False), 'a cell'))
+    text = _INNER.sub("'", check_utf8(value, 'a cell'))
+    free = text and text[0] not in "'\t\r\n\ufeff" and not _FORMULA.match(text)
+    return text if free and not looks_like_number(value) else f"'{text}"
 
-# %% ../../nbs/core/tables.ipynb #596c1dff
+# %% ../../nbs/core/tables.ipynb #e33ad5f5
 def unescape_cell(
     cell: str,  # from `escape_cell`
+    inner: bool = True,  # False: of a file from before there were apostrophes inside of texts
 ) -> str | None:
     "The text of a cell; None for an empty cell."
-    return cell.removeprefix("'") if cell else None
+    if not cell: return None
+    text = cell.removeprefix("'")
+    return _INNER_ESCAPED.sub('', text) if inner else text
 
-# %% ../../nbs/core/tables.ipynb #0e132ebe
+# %% ../../nbs/core/tables.ipynb #96ad87da
+def _csv_line(values: Iterable) -> str:
+    "A row as a line of CSV; a cell with any of the three separators stands in quotes."
+    cells = [*map(escape_cell, values)]
+    for i, cell in enumerate(cells):
+        if re.search('[",;\t\r\n]', cell): cells[i] = '"' + cell.replace('"', '""') + '"'
+    return (','.join(cells) or '""') + '\r\n'
+
 def write_csv(
     file: str | Path,  # appears whole or not at all
     columns: Iterable[str],  # their names
@@ -156,5 +209,4 @@ def write_csv(
     "Write a table as CSV; read it with `read_csv`, and its texts with `unescape_cell`."
     encoding = 'utf-8-sig' if bom else 'utf-8'
     with atomic_file(file, replace) as aside, aside.open('w', encoding=encoding, newline='') as f:
-        csv.writer(f).writerow(map(escape_cell, columns))
-        csv.writer(f).writerows(map(escape_cell, row) for row in rows)
+        f.writelines(map(_csv_line, itertools.chain([columns], rows)))

@@ -259,8 +259,9 @@ def _description(scores: Scores, table_checksum: str) -> dict:
     metrics = {k: {column: json_number(table.loc[k, column]) for column in table.columns}
                | {'signature': m.signature, 'stats': [numbers(row) for row in scores.stats[k]]}
                for k, m in scores.metrics.items()}
-    return {'ftnb_scores': 1, 'name': scores.name, 'rows': len(scores.rows), 'checksum': table_checksum,
-            'features': scores.rows.features.to_dict(), 'metrics': metrics, 'asked': scores.asked}
+    return {'ftnb_scores': 1, 'csv': 2, 'name': scores.name, 'rows': len(scores.rows),
+            'checksum': table_checksum, 'features': scores.rows.features.to_dict(),
+            'metrics': metrics, 'asked': scores.asked}
 
 # %% ../../nbs/evaluation/scores.ipynb #9ce4990b
 def _metric_again(name: str, signature: str, own: Mapping[str, TextMetric]) -> TextMetric:
@@ -312,7 +313,9 @@ def load_scores(
     _check_table(file, beside, facts['checksum'])
     known = {k: _metric_again(k, m['signature'], own) for k, m in facts['metrics'].items()}
     features, (_, read) = datasets.Features.from_dict(facts['features']), FORMATS[file.suffix]
-    with read_errors(file.name): rows = datasets.Dataset.from_dict(read(file, features), features=features)
+    old = file.suffix == '.csv' and facts.get('csv') != 2   # no apostrophes inside of texts
+    with read_errors(file.name): columns = read(file, features, **({'inner': False} if old else {}))
+    rows = datasets.Dataset.from_dict(columns, features=features)
     stats, intervals = {}, {}
     for k, m in facts['metrics'].items():
         stats[k] = np.array([list(map(float, row)) for row in m['stats']])

@@ -167,7 +167,7 @@ class BlindComparison(Card):
         "An item as a rater sees it."
         source = self.items[key]
         id = hashlib.blake2b(f'{self.id} {key} {flipped}'.encode(), digest_size=5).hexdigest()
-        return Item(id, self.prompts[source.row], *source.texts[::-1 if flipped else 1])
+        return Item(f'x{id}', self.prompts[source.row], *source.texts[::-1 if flipped else 1])
 
     def unrated(self) -> list[tuple[str, bool]]:
         "What this rater has neither rated nor skipped, in order: (key, whether the sides are exchanged)."
@@ -212,7 +212,7 @@ class BlindComparison(Card):
 @dataclass(frozen=True)
 class Item:
     "What a rater sees at once; it does not say whose texts they are."
-    id: str  # ten hexadecimal digits
+    id: str  # an x and ten hexadecimal digits
     prompt: str
     A: str  # the text on the left, or the only one
     B: str | None = None  # the text on the right
@@ -267,7 +267,8 @@ def find_item(
 ) -> tuple[str, bool]:
     "The key of an item, and whether its sides are exchanged."
     id = item.id if isinstance(item, Item) else item
-    if isinstance(id, str) and id in ratings.ids: return ratings.ids[id]
+    for known in (id, f'x{id}'):   # sheets of before had ids without the x
+        if isinstance(id, str) and known in ratings.ids: return ratings.ids[known]
     if item is None:
         raise FTNBError('item=None', 'next() returns None when all are rated', 'Stop at None.')
     raise FTNBError(describe_value('item', id), 'it is none of this comparison',
