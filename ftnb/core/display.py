@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['format_seconds', 'format_p', 'format_p_cell', 'shorten', 'text_html', 'html_table', 'Card', 'loss_curve',
-           'length_histogram', 'in_notebook', 'StatusLine']
+__all__ = ['PLAINTEXT', 'format_seconds', 'format_p', 'format_p_cell', 'shorten', 'directed', 'text_html', 'html_table', 'Card',
+           'loss_curve', 'length_histogram', 'in_notebook', 'direct_inputs', 'StatusLine']
 
 # %% ../../nbs/core/display.ipynb #1b18601e
 def format_seconds(
@@ -45,13 +45,22 @@ def shorten(
     if len(text) <= limit: return text
     return f'{text[:limit * 2 // 3]} … {text[-limit // 3:]}'
 
-# %% ../../nbs/core/display.ipynb #2bb2b90e
+# %% ../../nbs/core/display.ipynb #df4dedb7
+PLAINTEXT = 'unicode-bidi:plaintext;text-align:start'  # each line has a direction of its own
+
+def directed(
+    text: str,  # anything, also what looks like HTML
+    style: str = '',  # more CSS
+) -> str:
+    "A text as an HTML element in which each line runs as its letters do, to the right or to the left."
+    return f'<div dir="auto" style="{PLAINTEXT}{style and ";" + style}">{html.escape(text)}</div>'
+
+# %% ../../nbs/core/display.ipynb #b85358e5
 def text_html(
     text: str,  # anything, also what looks like HTML
 ) -> str:
     "A text as HTML that shows it as it is written."
-    style = 'white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;line-height:1.4'
-    return f'<div style="{style}">{html.escape(text)}</div>'
+    return directed(text, 'white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;line-height:1.4')
 
 # %% ../../nbs/core/display.ipynb #11f9885f
 def html_table(
@@ -60,11 +69,11 @@ def html_table(
     title: str = '',  # a caption above the table
 ) -> str:  # an HTML table, every text escaped
     "Lay `rows` out as a small HTML table that reads well in light and dark themes."
-    style = 'text-align:left;vertical-align:top;white-space:pre-wrap;padding:2px 14px 2px 0'
-    bold = 'text-align:left;font-weight:bold'
-    cell = lambda tag, x: f'<{tag} style="{style}">{html.escape(str(x))}</{tag}>'
+    style = f'{PLAINTEXT};vertical-align:top;white-space:pre-wrap;padding:2px 14px 2px 0'
+    cell = lambda tag, x: f'<{tag} dir="auto" style="{style}">{html.escape(str(x))}</{tag}>'
     line = lambda tag, r: '<tr>' + ''.join(cell(tag, x) for x in r) + '</tr>'
-    caption = f'<caption style="{bold}">{html.escape(title)}</caption>' if title else ''
+    bold = f'<caption dir="auto" style="{PLAINTEXT};font-weight:bold">'
+    caption = f'{bold}{html.escape(title)}</caption>' if title else ''
     head = list(head)
     top = f'<thead>{line("th", head)}</thead>' if head else ''
     return f'<table>{caption}{top}<tbody>{"".join(line("td", r) for r in rows)}</tbody></table>'
@@ -160,6 +169,16 @@ def in_notebook() -> bool:
     "Whether a Jupyter kernel is running this code."
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     return any(kind.__name__ == 'ZMQInteractiveShell' for kind in type(shell).__mro__)   # Colab's is a subclass
+
+# %% ../../nbs/core/display.ipynb #0caca87a
+def direct_inputs(
+    *inputs: Any,  # ipywidgets that take text
+) -> Any:  # a widget that is not seen, to be put beside them
+    "Have each line that is typed run as its letters do."
+    import ipywidgets as w
+    for widget in inputs: widget.add_class('ftnb-typed')
+    style = f'<style>.ftnb-typed input, .ftnb-typed textarea {{ {PLAINTEXT} }}</style>'
+    return w.HTML(style, layout=w.Layout(display='none'))
 
 # %% ../../nbs/core/display.ipynb #8bd9fd08
 def _show(text: str, handle=None, over: bool = False, html: str = ''):

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from ..core.errors import FTNBError, check_choice, check_number
-from ..core.display import Card, length_histogram
+from ..core.display import PLAINTEXT, Card, length_histogram
 from ..core.files import atomic_folder, find_damage, read_errors, write_checksums
 from ..models.lm import LM, is_seq2seq
 from .tasks import Task
@@ -306,7 +306,7 @@ class TokenView:
                                     for ids, supervised in _visible_tokens(self.tokenizer, row))
         return ''.join(
             f'<p><b>row {n}</b>: {len(row["labels"])} tokens, {supervised_count(row)} supervised (coloured)</p>'
-            f'<div dir="auto" style="white-space:pre-wrap;font-family:monospace">{spans(row)}</div>'
+            f'<div dir="auto" style="{PLAINTEXT};white-space:pre-wrap;font-family:monospace">{spans(row)}</div>'
             for n, row in enumerate(self.rows))
 
 # %% ../../nbs/data/encoded.ipynb #71a677a9

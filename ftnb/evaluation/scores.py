@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_choice, check_number, did_you_mean
-from ..core.display import Card, html_table, shorten
+from ..core.display import Card, direct_inputs, html_table, shorten
 from ..core.files import atomic_files, check_path, checksum, clear_leftovers, is_sealed, read_errors, sealed
 from .metric import TextMetric, without_version
 from .metrics import METRICS, metrics_by_name, text_metric
@@ -107,7 +107,7 @@ class Scores(Card):
         controls = metric, best, text, number
         for control in controls: control.observe(show, 'value')
         show()
-        return w.VBox([w.HBox(controls, layout=w.Layout(flex_flow='row wrap')), table])
+        return w.VBox([w.HBox([*controls, direct_inputs(text)], layout=w.Layout(flex_flow='row wrap')), table])
 
     def save(self,
         path: str | Path,  # ends with .csv, .jsonl or .parquet; an existing file is replaced

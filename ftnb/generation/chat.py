@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, require
+from ..core.display import directed
 from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, is_seq2seq, model_lock
 from ..models.tokens import check_text
 from ..data.templates import SPEAKERS, uses_chat_template, waiting_prompt
@@ -168,6 +169,6 @@ def transcript(
     style = ('white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.45;max-width:680px;'
              'margin:6px 0;padding:6px 10px')
     side = {'user': 'border-left:3px solid #3b82f6', 'assistant': 'border-left:3px solid #8a94a6'}
-    one = lambda t: (f'<div style="{style};{side.get(t["role"], "")}"><b>{html.escape(t["role"])}</b>\n'
-                     f'{html.escape(t["content"])}</div>')
+    one = lambda t: (f'<div style="{style};{side.get(t["role"], "")}"><b>{html.escape(t["role"])}</b>'
+                     f'{directed(t["content"])}</div>')
     return ''.join(map(one, turns)) or f'<div style="{style}"><i>nothing has been said</i></div>'

@@ -169,7 +169,7 @@ def _bar_row(token: str, p: float, drawn: float) -> str:
     share = f'{100 * p:.1f} %' + (f' → {100 * drawn:.1f} %' if drawn and abs(drawn - p) > 5e-4 else '')
     visible = html.escape(token.replace('\n', '⏎').replace(' ', '␣'))
     label = visible if token != 'all others' else f'<i>{token}</i>'
-    return (f'<div style="display:flex;align-items:center;gap:10px"><code style="width:110px;flex:none;'
+    return (f'<div style="display:flex;align-items:center;gap:10px"><code dir="auto" style="width:110px;flex:none;'
             f'text-align:right;background:none">{label}</code>'
             f'<div>{bar(p, "#8a94a6")}{bar(drawn, "#3b82f6") if drawn else ""}</div>'
             f'<span style="font-size:85%">{share}</span></div>')
@@ -177,7 +177,7 @@ def _bar_row(token: str, p: float, drawn: float) -> str:
 # %% ../../nbs/generation/likelihood.ipynb #55765fc0
 def _probability_bars(tokens: list[str], probs: list[float], drawn: list[float], prompt: str) -> str:
     "Probabilities as bars, in HTML."
-    head = f'<div style="margin-bottom:4px">after <code>{html.escape(prompt[-60:])}</code></div>'
+    head = f'<div style="margin-bottom:4px">after <code dir="auto">{html.escape(prompt[-60:])}</code></div>'
     return f'<div style="max-width:640px">{head}{"".join(map(_bar_row, tokens, probs, drawn))}</div>'
 
 # %% ../../nbs/generation/likelihood.ipynb #504759ad

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from ..core.errors import FTNBError, check_number, require
-from ..core.display import Card, in_notebook
+from ..core.display import Card, direct_inputs, directed, in_notebook
 from ..models.lm import LM, is_seq2seq, locked_model
 from .decoding import Decoding
 from .likelihood import NextTokens, next_tokens
@@ -33,7 +33,7 @@ class ChatWindow:
         self.input = w.Text(placeholder='say something, then Enter', layout=w.Layout(width='420px'))
         self.input.on_msg(self._on_message)
         self.buttons = {name: self._button(name) for name in BUTTONS}
-        below = w.HBox([self.input, *self.buttons.values()], layout=w.Layout(flex_flow='row wrap'))
+        below = w.HBox([self.input, *self.buttons.values(), direct_inputs(self.input)], layout=w.Layout(flex_flow='row wrap'))
         self.box = w.VBox([self.transcript, below])
         self._set_busy(False)
 
@@ -155,7 +155,7 @@ def _columns(texts: Mapping[str, str]) -> str:
     "Texts side by side, as HTML."
     style = ('flex:1 1 200px;max-width:320px;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;'
              'padding:6px 10px;border-left:3px solid #8a94a6')
-    columns = ''.join(f'<div style="{style}"><b>{html.escape(name)}</b>\n{html.escape(text)}</div>'
+    columns = ''.join(f'<div style="{style}"><b>{html.escape(name)}</b>{directed(text)}</div>'
                       for name, text in texts.items())
     return f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin-top:8px">{columns}</div>'
 
@@ -203,7 +203,7 @@ class Playground:
         import ipywidgets as w
         self.button.add_class('ftnb-control')
         sliders = w.VBox([self.temperature, self.top_p, self.min_p, w.HBox([self.seed, self.button])])
-        top = w.HBox([w.VBox([self.prompt, self.bars]), sliders], layout=w.Layout(flex_flow='row wrap'))
+        top = w.HBox([w.VBox([self.prompt, self.bars, direct_inputs(self.prompt)]), sliders], layout=w.Layout(flex_flow='row wrap'))
         return w.VBox([top, self.texts])
 
     @property

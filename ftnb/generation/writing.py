@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_number, require
 from ..core.files import check_path
-from ..core.display import Card, html_table
+from ..core.display import PLAINTEXT, Card, html_table
 from ..models.lm import LM, active_weights_hash, eos_ids, locked_model
 from ..models.tokens import tokenizer_hash
 from .decoding import Decoding, sampling_uniforms
@@ -92,7 +92,8 @@ def _underlined(tokens: list[str], logprobs: list[float]) -> str:
         title = f'probability {np.exp(logprob):.3f}'
         return f'<span style="{style}" title="{title}">{html.escape(token)}</span>'
     text = ''.join(map(one, tokens, logprobs))
-    return f'<div style="white-space:pre-wrap;line-height:1.8;max-width:720px">{text}</div>'
+    style = f'{PLAINTEXT};white-space:pre-wrap;line-height:1.8;max-width:720px'
+    return f'<div dir="auto" style="{style}">{text}</div>'
 
 # %% ../../nbs/generation/writing.ipynb #f533b901
 class _Options(TypedDict, total=False):

@@ -8,7 +8,7 @@ import atexit, threading, weakref
 from collections.abc import Callable
 from typing import Any
 from ..core.errors import FTNBError
-from ..core.display import in_notebook, text_html
+from ..core.display import direct_inputs, in_notebook, text_html
 from ..models.lm import begin_training
 from ..generation.writing import generate
 from .runs import Run, background_controls, fit_run, let_go
@@ -89,7 +89,7 @@ def control_panel(
              _button('stop', 'stop', 'end; resume(run) goes on', run.stop), prompt,
              _button('say it', '', 'continue the prompt now',
                      lambda: _ask(run, prompt.value, reply))]
-    return w.VBox([w.HBox(parts, layout=w.Layout(flex_flow='row wrap')), reply])
+    return w.VBox([w.HBox([*parts, direct_inputs(prompt)], layout=w.Layout(flex_flow='row wrap')), reply])
 
 # %% ../../nbs/training/panel.ipynb #9a98c1fd
 def _show_panel(run: Run) -> Callable[[], None]:

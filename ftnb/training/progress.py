@@ -6,7 +6,7 @@
 from __future__ import annotations
 import html, time
 from collections.abc import Sequence
-from ..core.display import StatusLine, format_seconds, loss_curve
+from ..core.display import StatusLine, directed, format_seconds, loss_curve
 from ..core.machine import memory_in_use
 from .learner import Callback, Learner
 from .callbacks import Monitor
@@ -28,7 +28,7 @@ def _texts(step: int, texts: Sequence[str]) -> str:
     style = ('white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;'
              'border-left:3px solid rgba(128,128,128,.4);padding-left:8px;margin:4px 0')
     title = f'<small>written after step {step}</small>'
-    return ''.join(f'<div style="{style}">{title}\n{html.escape(text)}</div>' for text in texts)
+    return ''.join(f'<div style="{style}">{title}{directed(text)}</div>' for text in texts)
 
 # %% ../../nbs/training/progress.ipynb #641da06c
 def live_view(
