@@ -357,7 +357,8 @@ def test_methods_are_documented(name: str) -> None:
     method = getattr(Ratings, name)
     text = pydoc.plain(pydoc.render_doc(method))
     page = show_doc(method, name=f"Ratings.{name}")._repr_markdown_()
-    assert method.__doc__ in text and method.__doc__ in page and f"Ratings.{name}" in page
+    assert all(line.strip() in text for line in method.__doc__.splitlines()) and "Args:" in text
+    assert method.__doc__.splitlines()[0] in page and f"Ratings.{name}" in page
     for parameter in inspect.signature(method).parameters:
         assert parameter in text and parameter in page
 

@@ -22,7 +22,15 @@ def read_text(
     file: Path,  # any file of text
     fallback: str | None = None,  # encoding of what is neither UTF-8 nor UTF-16; None: an error
 ) -> str:  # line ends are left as they are
-    "The text of a file, without a byte-order mark."
+    """The text of a file, without a byte-order mark.
+
+    Args:
+        file: any file of text
+        fallback: encoding of what is neither UTF-8 nor UTF-16; None: an error
+
+    Returns:
+        line ends are left as they are
+    """
     raw = check_path('file', file).read_bytes()
     encoding = 'utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try: return raw.decode(encoding)
@@ -38,14 +46,25 @@ _HEADER = re.compile(r'(?:"[^"]*"|[^"\r\n])*')  # the first row; a quoted name m
 def csv_separator(
     text: str,  # of a CSV file
 ) -> str:
-    "What stands between the cells of a CSV file: the commonest candidate in its header."
+    """What stands between the cells of a CSV file: the commonest candidate in its header.
+
+    Args:
+        text: of a CSV file
+    """
     header = re.sub(r'"[^"]*"', '', _HEADER.match(text)[0])  # type: ignore[index]
     return max(',;\t', key=header.count)
 
 # %% ../../nbs/core/tables.ipynb #80ac6bb9
 @dataclass
 class CSVTable:
-    "The cells of a CSV file as text."
+    """The cells of a CSV file as text.
+
+    Args:
+        columns: their names, in the order of the file
+        rows: column name -> cell
+        numbers: of each row, as a spreadsheet counts them: 1 is the header
+        separator: between the cells: ',', ';' or a tab
+    """
     columns: list[str]  # their names, in the order of the file
     rows: list[dict[str, str]]  # column name -> cell
     numbers: list[int]  # of each row, as a spreadsheet counts them: 1 is the header
@@ -56,7 +75,12 @@ def check_unique_columns(
     columns: Iterable,  # their names
     table: str,  # what it is called in messages
 ) -> None:
-    "Refuse columns of the same name: one would silently hide the other."
+    """Refuse columns of the same name: one would silently hide the other.
+
+    Args:
+        columns: their names
+        table: what it is called in messages
+    """
     for column, n in Counter(columns).items():
         if n == 1: continue
         raise FTNBError(f'column {column!r} of {table}', f'there are {n} of this name', 'Rename them.')
@@ -92,7 +116,14 @@ def parse_csv(
     separator: str | None = None,  # None: found in the header
     strict: bool = True,  # False: rows may be shorter or longer; blank ones are left out
 ) -> CSVTable:
-    "The cells of CSV text, by column; every cell stays the text that it is."
+    """The cells of CSV text, by column; every cell stays the text that it is.
+
+    Args:
+        text: CSV with a header
+        name: the name of the file, for messages
+        separator: None: found in the header
+        strict: False: rows may be shorter or longer; blank ones are left out
+    """
     if said := re.match(r'sep=(.)\r?\n', text, re.IGNORECASE): text = text[said.end():]
     separator = separator or (said[1] if said else csv_separator(text))
     columns, *rows = _csv_cells(text, separator, strict, name) or [[]]
@@ -131,7 +162,14 @@ def read_csv(
     strict: bool = True,  # False: for sheets that people have edited, see `parse_csv`
     fallback: str | None = None,  # encoding of what is neither UTF-8 nor UTF-16; None: an error
 ) -> CSVTable:
-    "The cells of a CSV file, by column; every cell stays the text that it is."
+    """The cells of a CSV file, by column; every cell stays the text that it is.
+
+    Args:
+        file: CSV with a header
+        separator: None: found in the header
+        strict: False: for sheets that people have edited, see `parse_csv`
+        fallback: encoding of what is neither UTF-8 nor UTF-16; None: an error
+    """
     clear_leftovers(file)
     return parse_csv(read_text(file, fallback), file.name, separator, strict)
 
@@ -161,7 +199,11 @@ _NUMBER_PART = re.compile(
 def looks_like_number(
     text: str,  # of a cell
 ) -> bool:
-    "Whether a spreadsheet may take a text for a number, a date or a truth value, and change it."
+    """Whether a spreadsheet may take a text for a number, a date or a truth value, and change it.
+
+    Args:
+        text: of a cell
+    """
     word = unicodedata.normalize('NFKC', text).strip().lower()   # １２ is 12
     if len(text) > 40 or re.fullmatch('0|[1-9][0-9]{0,10}', text): return False
     if word in _TRUTH or word.startswith('sep='): return True   # the second is no row, at the top
@@ -171,7 +213,14 @@ def looks_like_number(
 def escape_cell(
     value: Any,  # a text, a number, None; anything else is written as JSON
 ) -> str:  # the cell
-    "A value as a cell, of which no spreadsheet makes another; a missing value is an empty cell."
+    """A value as a cell, of which no spreadsheet makes another; a missing value is an empty cell.
+
+    Args:
+        value: a text, a number, None; anything else is written as JSON
+
+    Returns:
+        the cell
+    """
     if value is None: return ''
     if isinstance(value, float): return float.__repr__(value)
     if not isinstance(value, str):
@@ -186,7 +235,12 @@ def unescape_cell(
     cell: str,  # from `escape_cell`
     inner: bool = True,  # False: of a file from before there were apostrophes inside of texts
 ) -> str | None:
-    "The text of a cell; None for an empty cell."
+    """The text of a cell; None for an empty cell.
+
+    Args:
+        cell: from `escape_cell`
+        inner: False: of a file from before there were apostrophes inside of texts
+    """
     if not cell: return None
     text = cell.removeprefix("'")
     return _INNER_ESCAPED.sub('', text) if inner else text
@@ -206,7 +260,15 @@ def write_csv(
     bom: bool = False,  # begin with a byte-order mark, for Excel
     replace: bool = True,  # False: `FileExistsError` if the file is there already
 ) -> None:
-    "Write a table as CSV; read it with `read_csv`, and its texts with `unescape_cell`."
+    """Write a table as CSV; read it with `read_csv`, and its texts with `unescape_cell`.
+
+    Args:
+        file: appears whole or not at all
+        columns: their names
+        rows: the values of each row, in the order of the columns
+        bom: begin with a byte-order mark, for Excel
+        replace: False: `FileExistsError` if the file is there already
+    """
     encoding = 'utf-8-sig' if bom else 'utf-8'
     with atomic_file(file, replace) as aside, aside.open('w', encoding=encoding, newline='') as f:
         f.writelines(map(_csv_line, itertools.chain([columns], rows)))

@@ -24,7 +24,11 @@ _BETWEEN_WORDS = regex.compile(r'(?<=\w)[\s_-]+(?=\w)')
 def plain_label(
     label: str,
 ) -> str:
-    "A label without what does not count: case, width, space around it, how words are joined."
+    """A label without what does not count: case, width, space around it, how words are joined.
+
+    Args:
+        label: str
+    """
     text = _BETWEEN_WORDS.sub(' ', unicodedata.normalize('NFKC', label).strip().casefold())
     return regex.sub(r'(?<=\w)[.!。]+$', '', text)
 
@@ -47,7 +51,15 @@ def first_label(
     text: str,  # what the model wrote
     labels: Sequence[str],  # the labels to look for
 ) -> str:  # the label, or the stripped text if no label occurs
-    "Find the label that occurs first in a text, as a whole word; of two at one place the longer."
+    """Find the label that occurs first in a text, as a whole word; of two at one place the longer.
+
+    Args:
+        text: what the model wrote
+        labels: the labels to look for
+
+    Returns:
+        the label, or the stripped text if no label occurs
+    """
     plain = plain_label(text)
     found = [(match.start(), -len(match.group()), label) for label in labels
              if (match := _label_pattern(label).search(plain))]
@@ -58,7 +70,15 @@ def label_key(
     value: Any,  # what a row holds
     column: str,  # where
 ) -> str | float:  # a number; of a text its plain form
-    "What labels are looked up by."
+    """What labels are looked up by.
+
+    Args:
+        value: what a row holds
+        column: where
+
+    Returns:
+        a number; of a text its plain form
+    """
     if hasattr(value, 'item') and not getattr(value, 'ndim', 0): value = value.item()   # of an array
     if isinstance(value, (bool, int)): return int(value)
     if isinstance(value, float):
@@ -69,7 +89,14 @@ def label_key(
 # %% ../../nbs/data/labels.ipynb #bfd8de14
 @dataclass(frozen=True)
 class Labels:
-    "The labels of a task."
+    """The labels of a task.
+
+    Args:
+        names: as prompts and targets have them
+        origin: where they come from, for cards and messages
+        by_key: for each key (see `label_key`) the name
+        spellings: the only ones that a row may have; None: any
+    """
     names: tuple[str, ...]  # as prompts and targets have them
     origin: str  # where they come from, for cards and messages
     by_key: Mapping[Any, str]  # for each key (see `label_key`) the name
@@ -79,7 +106,12 @@ class Labels:
         value: Any,  # what a row holds
         column: str,  # where
     ) -> str:
-        "The name of a row's label; refused if it is none of the labels."
+        """The name of a row's label; refused if it is none of the labels.
+
+        Args:
+            value: what a row holds
+            column: where
+        """
         key = label_key(value, column)
         if key == '': return ''   # an empty target is reported as such
         exact = self.spellings is not None and isinstance(value, str)
@@ -110,7 +142,12 @@ def given_labels(
     labels: Sequence[str] | Mapping[Any, str],  # names; or what the rows hold: name
     classes: Sequence[str] = (),  # the names in the data set's features, if there are any
 ) -> Labels:
-    "Labels as somebody gave them."
+    """Labels as somebody gave them.
+
+    Args:
+        labels: names; or what the rows hold: name
+        classes: the names in the data set's features, if there are any
+    """
     mapped = labels if isinstance(labels, Mapping) else None
     values = labels if mapped is None else dict.fromkeys(mapped.values())
     names = tuple(name.strip() for name in check_names('labels', values, 2, different=True))
@@ -140,7 +177,12 @@ def found_labels(
     rows: Any,  # a Dataset, or a list of rows
     column: str,  # with the labels
 ) -> Labels:
-    "The labels that a column has."
+    """The labels that a column has.
+
+    Args:
+        rows: a Dataset, or a list of rows
+        column: with the labels
+    """
     feature = (getattr(rows, 'features', None) or {}).get(column)
     if isinstance(feature, datasets.ClassLabel):
         return _class_labels(feature.names, column)
@@ -161,7 +203,12 @@ def class_names(
     rows: Any,  # a Dataset, or a list of rows
     column: str,  # with the labels
 ) -> Sequence[str]:
-    "The names in the features of a column; none if it has none."
+    """The names in the features of a column; none if it has none.
+
+    Args:
+        rows: a Dataset, or a list of rows
+        column: with the labels
+    """
     feature = (getattr(rows, 'features', None) or {}).get(column)
     return feature.names if isinstance(feature, datasets.ClassLabel) else ()
 

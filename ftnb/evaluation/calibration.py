@@ -22,7 +22,12 @@ def check_label_probs(
     where: str,  # what the message calls it: 'brier: row 3'
     probs: Any,  # what should be {label: probability}
 ) -> None:
-    "Refuse what is no {label: probability}."
+    """Refuse what is no {label: probability}.
+
+    Args:
+        where: what the message calls it: 'brier: row 3'
+        probs: what should be {label: probability}
+    """
     value = f'{where}: {probs!r:.80}'
     if not isinstance(probs, Mapping) or not probs or not all(isinstance(k, str) for k in probs):
         raise FTNBError(

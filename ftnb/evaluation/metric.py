@@ -28,7 +28,20 @@ JUDGED = {  # what stands in the second argument of `stats`
 # %% ../../nbs/evaluation/metric.ipynb #5c544afd
 @dataclass(frozen=True)
 class TextMetric:
-    "A metric as a function of sums over rows."
+    """A metric as a function of sums over rows.
+
+    Args:
+        name: str
+        stats: predictions, `judged` -> [rows, k]
+        combine: the sum of the rows' statistics, [k] -> the score
+        signature: exactly what is computed, and by which library
+        better: 1: more is better; -1: less is better; 0: neither, look at the value
+        what: one sentence, with the scale
+        judged: what `stats` takes second; one of `JUDGED`
+        spread: or 'jackknife': `stats` ends with the score without the row
+        limits: the lowest and the highest possible score
+        alone: whether the score of a single row says something; else only a set has one
+    """
     name: str
     stats: Callable[[Sequence, Any], np.ndarray]  # predictions, `judged` -> [rows, k]
     combine: Callable[[np.ndarray], float]  # the sum of the rows' statistics, [k] -> the score
@@ -44,20 +57,36 @@ class TextMetric:
         predictions: Sequence,  # what was written (or nats, or probabilities)
         judged: Any = None,  # by what: references, prompts ...
     ) -> float:
-        "The score of a set of rows."
+        """The score of a set of rows.
+
+        Args:
+            predictions: what was written (or nats, or probabilities)
+            judged: by what: references, prompts ...
+        """
         return self.combine(self.stats(predictions, judged).sum(0))
 
     def leave_one_out(self,
         stats: np.ndarray,  # [rows, k]
     ) -> np.ndarray:  # [rows]
-        "The score without each row in turn."
+        """The score without each row in turn.
+
+        Args:
+            stats: [rows, k]
+
+        Returns:
+            [rows]
+        """
         if self.spread == 'jackknife': return stats[:, -1]
         return np.array([self.combine(s) for s in stats.sum(0) - stats])
 
     def signed(self,
         references: References,  # one for each row, or a list for each row
     ) -> str:
-        "The signature for these references: how many there are for each row belongs to it."
+        """The signature for these references: how many there are for each row belongs to it.
+
+        Args:
+            references: one for each row, or a list for each row
+        """
         if self.judged != 'references': return self.signature
         counts = {1 if isinstance(r, str) else len(r) for r in references}
         return self.signature.replace('nrefs:1', f'nrefs:{counts.pop() if len(counts) == 1 else "var"}')
@@ -66,21 +95,34 @@ class TextMetric:
         predictions: Sequence,  # what was written (or nats, or probabilities)
         judged: Any = None,  # by what: references, prompts ...
     ) -> None:
-        "Refuse what cannot be scored; `stats` of a `text_metric` does it as well."
+        """Refuse what cannot be scored; `stats` of a `text_metric` does it as well.
+
+        Args:
+            predictions: what was written (or nats, or probabilities)
+            judged: by what: references, prompts ...
+        """
         check_pairs(self.name, predictions, judged, self.judged)
 
 # %% ../../nbs/evaluation/metric.ipynb #62ade769
 def ratio(
     sums: np.ndarray,  # [2]: numerator and denominator
 ) -> float:
-    "The first sum divided by the second; 0 if that is 0."
+    """The first sum divided by the second; 0 if that is 0.
+
+    Args:
+        sums: [2]: numerator and denominator
+    """
     return float(sums[0] / sums[1]) if sums[1] else 0.
 
 # %% ../../nbs/evaluation/metric.ipynb #430fbbd7
 def row_references(
     references: str | Sequence[str],  # of one row
 ) -> list[str]:
-    "The references of a row as a list, also where there is only one."
+    """The references of a row as a list, also where there is only one.
+
+    Args:
+        references: of one row
+    """
     return [references] if isinstance(references, str) else list(references)
 
 # %% ../../nbs/evaluation/metric.ipynb #fffe7101
@@ -90,7 +132,14 @@ def mean_of_rows(
     signature: str,  # exactly what is computed
     what: str,  # one sentence, with the scale
 ) -> TextMetric:
-    "The mean of scores of rows, times 100; of several references the best counts."
+    """The mean of scores of rows, times 100; of several references the best counts.
+
+    Args:
+        name: of the metric
+        score: prediction, reference -> 0 to 1
+        signature: exactly what is computed
+        what: one sentence, with the scale
+    """
     best = lambda p, refs: max(score(p, r) for r in row_references(refs))
     def stats(predictions: Sequence[str], references: References) -> np.ndarray:
         rows = zip(predictions, references, strict=True)
@@ -101,7 +150,11 @@ def mean_of_rows(
 def without_version(
     signature: str,  # of a metric
 ) -> str:
-    "A signature without the version of the library."
+    """A signature without the version of the library.
+
+    Args:
+        signature: of a metric
+    """
     return '|'.join(part for part in signature.split('|') if not part.startswith('version:'))
 
 # %% ../../nbs/evaluation/metric.ipynb #4c36f1f7
@@ -113,7 +166,11 @@ _WORD = regex.compile(rf'[{CJK}]|[[\p{{L}}\p{{M}}\p{{N}}]--[{CJK}]]+', regex.VER
 def unicode_words(
     text: str,  # in any language
 ) -> list[str]:
-    "The words of a text, in lower case; a Chinese, Japanese or Korean character is a word."
+    """The words of a text, in lower case; a Chinese, Japanese or Korean character is a word.
+
+    Args:
+        text: in any language
+    """
     return _WORD.findall(text.lower())
 
 # %% ../../nbs/evaluation/metric.ipynb #714617de
@@ -122,7 +179,13 @@ def check_texts(
     texts: Sequence,  # to be checked
     several: bool = False,  # whether a row may have a list of texts
 ) -> None:
-    "Refuse what is not text."
+    """Refuse what is not text.
+
+    Args:
+        what: what they are called in the message: 'predictions', 'references' ...
+        texts: to be checked
+        several: whether a row may have a list of texts
+    """
     for i, row in enumerate(texts):
         plain = isinstance(row, str) or not several or not isinstance(row, Iterable)
         each = [row] if plain else list(row)
@@ -143,7 +206,14 @@ def check_pairs(
     references: Sequence | None,  # what it is judged by
     judged: str = 'references',  # one of `JUDGED`
 ) -> None:
-    "Refuse what cannot be compared."
+    """Refuse what cannot be compared.
+
+    Args:
+        name: of the metric
+        predictions: what was written
+        references: what it is judged by
+        judged: one of `JUDGED`
+    """
     what = 'prompts' if judged == 'prompts' else 'references'
     if not len(predictions):
         raise FTNBError(f'{name} of no rows', 'it is not defined', 'Give at least one prediction.')

@@ -35,13 +35,21 @@ def _read_csv(file: Path, features: datasets.Features, inner: bool = True) -> di
 def json_number(
     x: Any,  # a number; anything else stays as it is
 ) -> Any:
-    "A number for JSON: nan and infinity become texts."
+    """A number for JSON: nan and infinity become texts.
+
+    Args:
+        x: a number; anything else stays as it is
+    """
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
 def number_from_json(
     x: Any,  # from a column of numbers
 ) -> Any:
-    "The number that `json_number` was given."
+    """The number that `json_number` was given.
+
+    Args:
+        x: from a column of numbers
+    """
     return float(x) if isinstance(x, str) else x
 
 # %% ../../nbs/evaluation/tables.ipynb #4718c5bc

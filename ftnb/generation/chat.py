@@ -37,7 +37,21 @@ def _check_system(lm: LM, system: list[dict]) -> None:
 
 # %% ../../nbs/generation/chat.ipynb #19541cb4
 class Chat:
-    "A conversation with a model: `chat('Hello!')` gives its answer."
+    """A conversation with a model: `chat('Hello!')` gives its answer.
+
+    Args:
+        lm: a loaded model
+        system: a system turn to begin with
+        max_new_tokens: most tokens of an answer
+        temperature: 0: greedy; about 0.7 to 1.2 to sample
+        top_k: sample from the k most probable tokens only
+        top_p: sample from the smallest set with this probability, 0 to 1
+        min_p: sample from tokens with this share of the best one's, 0 to 1
+        repetition_penalty: above 1: tokens that were there become less likely
+        stop: a str or a list of str: end an answer before any of these
+        seed: of the sampling
+        language: of the names of speakers, if the model has no chat template: 'en' or 'zh'
+    """
     def __init__(self,
         lm: LM,  # a loaded model
         system: str | None = None,  # a system turn to begin with
@@ -136,12 +150,20 @@ class Chat:
         return refuse_adapter_switch(list(self.lm.model.modules()), pieces)
 
     def stream(self, text: str) -> Iterator[str]:
-        "Say something; the model's answer as it is written. If the stream is closed early, what was said stays."
+        """Say something; the model's answer as it is written. If the stream is closed early, what was said stays.
+
+        Args:
+            text: str
+        """
         require('text', text, isinstance(text, str) and bool(text.strip()), 'it must be a str, and not empty')
         return self._answer([*self.turns, {'role': 'user', 'content': text}], 0)
 
     def __call__(self, text: str) -> str:
-        "Say something; the model's answer."
+        """Say something; the model's answer.
+
+        Args:
+            text: str
+        """
         with model_lock(self.lm.model): return ''.join(self.stream(text))
 
     def stop(self) -> None:
@@ -165,7 +187,14 @@ class Chat:
 def transcript(
     turns: list[dict],  # role and content
 ) -> str:  # HTML; every text escaped
-    "A conversation as HTML."
+    """A conversation as HTML.
+
+    Args:
+        turns: role and content
+
+    Returns:
+        HTML; every text escaped
+    """
     style = ('white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.45;max-width:680px;'
              'margin:6px 0;padding:6px 10px')
     side = {'user': 'border-left:3px solid #3b82f6', 'assistant': 'border-left:3px solid #8a94a6'}

@@ -18,7 +18,22 @@ __all__ = ['Decoding', 'logits_processors', 'sampling_uniforms', 'choose_tokens'
 # %% ../../nbs/generation/decoding.ipynb #45c3cb12
 @dataclass(frozen=True)
 class Decoding:
-    "How the next token is chosen; options that contradict each other are refused."
+    """How the next token is chosen; options that contradict each other are refused.
+
+    Args:
+        temperature: 0: greedy; about 0.7 to 1.2 to sample
+        top_k: sample from the k most probable tokens only
+        top_p: sample from the smallest set with this probability, 0 to 1
+        min_p: sample from tokens with this share of the best one's, 0 to 1
+        typical_p: sample from the most typical with this probability, 0 to 1
+        repetition_penalty: above 1: tokens that were there become less likely
+        no_repeat_ngram_size: no n-gram of this size comes twice
+        num_beams: hypotheses that beam search keeps; 1: no beam search
+        num_beam_groups: groups of beams that avoid each other's tokens
+        diversity_penalty: nats off for each time that another group has taken the token
+        length_penalty: beams are ranked by log-probability / length ** length_penalty
+        penalty_alpha: contrastive search: weight of similarity, 0 to 1
+    """
     temperature: float = 0.  # 0: greedy; about 0.7 to 1.2 to sample
     top_k: int | None = None  # sample from the k most probable tokens only
     top_p: float | None = None  # sample from the smallest set with this probability, 0 to 1
@@ -122,7 +137,14 @@ def _sampling_processors(d: Decoding) -> list[Callable]:
 def logits_processors(
     decoding: Decoding,  # the options
 ) -> list[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]:  # (ids, mask, logits)
-    "transformers' logits processors for the options, in its order."
+    """transformers' logits processors for the options, in its order.
+
+    Args:
+        decoding: the options
+
+    Returns:
+        (ids, mask, logits)
+    """
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
     penalty, ngram = decoding.repetition_penalty, decoding.no_repeat_ngram_size
     ignore_mask = lambda rule: lambda ids, mask, logits: rule(ids, logits)
@@ -136,7 +158,16 @@ def sampling_uniforms(
     steps: int,  # random numbers for each prompt
     seed: int,  # at least 0
 ) -> torch.Tensor:  # [prompts, steps] in [0, 1)
-    "One row of random numbers for each prompt, from the seed and the prompt itself."
+    """One row of random numbers for each prompt, from the seed and the prompt itself.
+
+    Args:
+        prompts: token ids
+        steps: random numbers for each prompt
+        seed: at least 0
+
+    Returns:
+        [prompts, steps] in [0, 1)
+    """
     times: Counter = Counter()   # that a prompt came before
     rows = []
     for p in prompts:
@@ -150,7 +181,15 @@ def choose_tokens(
     logits: torch.Tensor,  # [rows, vocabulary]
     uniforms: torch.Tensor | None,  # [rows] in [0, 1) to sample with; None: the most probable token
 ) -> torch.Tensor:  # [rows]
-    "The next token of every row: the most probable one, or one drawn with `uniforms`."
+    """The next token of every row: the most probable one, or one drawn with `uniforms`.
+
+    Args:
+        logits: [rows, vocabulary]
+        uniforms: [rows] in [0, 1) to sample with; None: the most probable token
+
+    Returns:
+        [rows]
+    """
     if uniforms is None: return logits.argmax(-1)
     exact = torch.float32 if logits.device.type == 'mps' else torch.float64   # Apple: no float64
     cumulative = logits.to(exact).softmax(-1).cumsum(-1)

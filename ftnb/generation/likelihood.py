@@ -81,7 +81,17 @@ def token_nats(
     answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of as many answers
     batch_tokens: int | None = None,  # rows × longest prompt in one batch; None: 8192, on a CPU 2048
 ) -> list[list[np.ndarray]]:  # for each prompt and answer, the nats of its tokens
-    "The nats of each token of given answers: minus the log of its probability."
+    """The nats of each token of given answers: minus the log of its probability.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        answers: for each prompt, token ids of as many answers
+        batch_tokens: rows × longest prompt in one batch; None: 8192, on a CPU 2048
+
+    Returns:
+        for each prompt and answer, the nats of its tokens
+    """
     result: list[list[np.ndarray]] = [[np.zeros(0)] * len(a) for a in answers]
     if not any(answers): return result
     with eval_mode(lm): prefix = prefill_shared(lm, rows)
@@ -107,7 +117,17 @@ def answer_nats(
     answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of as many answers
     batch_tokens: int | None = None,  # rows × longest prompt in one batch; None: 8192, on a CPU 2048
 ) -> np.ndarray:  # [prompts, answers]
-    "The nats of each answer after its prompt: minus the log of its probability."
+    """The nats of each answer after its prompt: minus the log of its probability.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        answers: for each prompt, token ids of as many answers
+        batch_tokens: rows × longest prompt in one batch; None: 8192, on a CPU 2048
+
+    Returns:
+        [prompts, answers]
+    """
     sums = [[x.sum() for x in row] for row in token_nats(lm, rows, answers, batch_tokens)]
     return np.array(sums).reshape(len(rows), len(answers[0]) if len(rows) else 0)
 
@@ -115,7 +135,14 @@ def answer_nats(
 def normalized_probs(
     nats: np.ndarray,  # [prompts, answers], from `answer_nats`
 ) -> np.ndarray:  # [prompts, answers]; each row sums to 1
-    "The probability of each answer, as a share of all of them."
+    """The probability of each answer, as a share of all of them.
+
+    Args:
+        nats: [prompts, answers], from `answer_nats`
+
+    Returns:
+        [prompts, answers]; each row sums to 1
+    """
     odds = np.exp(nats.min(1, keepdims=True) - nats)
     return odds / odds.sum(1, keepdims=True)
 
@@ -127,7 +154,17 @@ def label_probs(
     labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
     truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right'
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
-    "How probable each of a few answers is, compared with the others (a longer answer has more to lose)."
+    """How probable each of a few answers is, compared with the others (a longer answer has more to lose).
+
+    Args:
+        lm: a loaded model
+        prompt: a prompt, or a list of them
+        labels: the answers to choose from, as they would be written: with a space before, say
+        truncate: cut prompts that are too long, with a warning; or 'left', 'right'
+
+    Returns:
+        {label: probability}, which sum to 1; a list of such for a list
+    """
     check_lm(lm)
     require('labels', labels, not isinstance(labels, Mapping), 'it must be a list of str')
     prompts, labels = as_prompt_list(prompt), check_names('labels', labels, 2, different=True)
@@ -143,7 +180,15 @@ def label_probs(
 # %% ../../nbs/generation/likelihood.ipynb #7943a6fd
 @dataclass(repr=False)
 class NextTokens(Card):
-    "The most probable next tokens after a prompt."
+    """The most probable next tokens after a prompt.
+
+    Args:
+        prompt: str
+        tokens: the most probable first
+        probs: by the model, 0 to 1
+        drawn: with the decoding options: the probability that it is drawn; greedy: 1 for the best
+        rest: the model's probability of all other tokens together
+    """
     prompt: str
     tokens: list[str]  # the most probable first
     probs: list[float]  # by the model, 0 to 1
@@ -189,7 +234,14 @@ def next_tokens(
     k: int = 8,  # how many tokens
     decoding: Decoding | None = None,  # options whose effect is shown beside; None: greedy
 ) -> NextTokens:
-    "The most probable next tokens, and what the options leave of them."
+    """The most probable next tokens, and what the options leave of them.
+
+    Args:
+        lm: a loaded model
+        prompt: a string, or token ids
+        k: how many tokens
+        decoding: options whose effect is shown beside; None: greedy
+    """
     rows, decoding = prepare_prompts(lm, [prompt], 1)[0], decoding or Decoding()
     ok = isinstance(decoding, Decoding) and not decoding.uses_beams and not decoding.penalty_alpha
     require('decoding', decoding, ok,

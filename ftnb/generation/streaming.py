@@ -21,7 +21,11 @@ __all__ = ['stop_strings', 'with_end_of_turn', 'cut_at_stop', 'partial_stop_leng
 def stop_strings(
     stop: str | Sequence[str] | None,  # what was given
 ) -> tuple[str, ...]:
-    "Stop strings as a tuple."
+    """Stop strings as a tuple.
+
+    Args:
+        stop: what was given
+    """
     stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
     ok = isinstance(stops, (list, tuple)) and all(isinstance(s, str) and s for s in stops)
     require('stop', stop, ok,
@@ -33,7 +37,12 @@ def with_end_of_turn(
     lm: LM,  # a loaded model
     stops: tuple[str, ...],  # from `stop_strings`
 ) -> tuple[str, ...]:
-    "Stop strings, and the mark with which the model's chat template ends an answer, if no token does."
+    """Stop strings, and the mark with which the model's chat template ends an answer, if no token does.
+
+    Args:
+        lm: a loaded model
+        stops: from `stop_strings`
+    """
     return tuple(dict.fromkeys((*stops, *end_of_turn_stops(lm.tokenizer))))
 
 # %% ../../nbs/generation/streaming.ipynb #49a8bf82
@@ -41,7 +50,15 @@ def cut_at_stop(
     text: str,  # what was written
     stops: Sequence[str],  # where it ends
 ) -> str:  # the text before the first of them
-    "A text up to its first stop string."
+    """A text up to its first stop string.
+
+    Args:
+        text: what was written
+        stops: where it ends
+
+    Returns:
+        the text before the first of them
+    """
     return text[:min((at for s in stops if (at := text.find(s)) >= 0), default=len(text))]
 
 # %% ../../nbs/generation/streaming.ipynb #5ec301db
@@ -49,12 +66,26 @@ def partial_stop_length(
     text: str,  # what was written so far
     stops: Sequence[str],  # where it may end
 ) -> int:  # characters
-    "How many characters at the end of a text might be the beginning of a stop string."
+    """How many characters at the end of a text might be the beginning of a stop string.
+
+    Args:
+        text: what was written so far
+        stops: where it may end
+
+    Returns:
+        characters
+    """
     return max((n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
 
 # %% ../../nbs/generation/streaming.ipynb #735b82b4
 class StopStrings:
-    "Tells a row to end when a stop string has been written."
+    """Tells a row to end when a stop string has been written.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        stops: the strings
+    """
     def __init__(self,
         lm: LM,  # a loaded model
         rows: list[list[int]],  # token ids of the prompts
@@ -67,7 +98,12 @@ class StopStrings:
         self.reach = max((len(s.encode()) for s in stops), default=0) + 8   # tokens in which one fits
 
     def __call__(self, row: int, token: int) -> bool:
-        "Whether the row ends with this token."
+        """Whether the row ends with this token.
+
+        Args:
+            row: int
+            token: int
+        """
         self.new[row].append(token)
         last, earlier = self.new[row][-self.reach:], self.new[row][:-self.reach]
         text = decode_continuation(self.lm, [*self.context[row], *earlier][-4:], last)
@@ -80,7 +116,14 @@ def text_pieces(
     steps: Any,  # a generator of {0: token}, as `decode_steps` gives for one row; it is closed at the end
     stops: Sequence[str] = (),  # stop strings
 ) -> Iterator[str]:
-    "Turn a stream of tokens into a stream of whole characters, up to the first stop string."
+    """Turn a stream of tokens into a stream of whole characters, up to the first stop string.
+
+    Args:
+        lm: a loaded model
+        prompt: the last token ids of the prompt
+        steps: a generator of {0: token}, as `decode_steps` gives for one row; it is closed at the end
+        stops: stop strings
+    """
     new: list[int] = []
     sent, ends = '', eos_ids(lm)
     with contextlib.closing(steps):
@@ -101,7 +144,12 @@ def refuse_adapter_switch(
     modules: list[torch.nn.Module],  # of the model
     pieces: Iterator[str],  # a generator; it is closed at the end
 ) -> Iterator[str]:
-    "The same pieces, as long as the adapters are those of this moment."
+    """The same pieces, as long as the adapters are those of this moment.
+
+    Args:
+        modules: of the model
+        pieces: a generator; it is closed at the end
+    """
     active = active_adapters(modules)
     def checked() -> Iterator[str]:
         with contextlib.closing(pieces):  # type: ignore[type-var]

@@ -47,7 +47,29 @@ def stream(
     seed: int = 0,  # of the sampling
     truncate: bool | str = False,  # cut a prompt that is too long, with a warning; or 'left', 'right'
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
-    "Yield the continuation of `prompt` piece by piece, as the model writes it."
+    """Yield the continuation of `prompt` piece by piece, as the model writes it.
+
+    Args:
+        lm: a loaded model
+        prompt: a string, or token ids
+        max_new_tokens: most tokens to write
+        temperature: 0: greedy; about 0.7 to 1.2 to sample
+        top_k: sample from the k most probable tokens only
+        top_p: sample from the smallest set with this probability, 0 to 1
+        min_p: sample from tokens with this share of the best one's, 0 to 1
+        typical_p: sample from the most typical with this probability, 0 to 1
+        repetition_penalty: above 1: tokens that were there become less likely
+        no_repeat_ngram_size: no n-gram of this size comes twice
+        penalty_alpha: contrastive search: weight of similarity, 0 to 1; with top_k
+        stop: end before any of these
+        pattern: a regular expression that the whole text must match
+        schema: a JSON schema (or a pydantic model) that it must satisfy
+        seed: of the sampling
+        truncate: cut a prompt that is too long, with a warning; or 'left', 'right'
+
+    Returns:
+        pieces; joined, they are what `generate` returns
+    """
     check_number('seed', seed, 0)
     decoding = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
                         penalty_alpha=penalty_alpha)
@@ -63,7 +85,16 @@ def stream(
 # %% ../../nbs/generation/writing.ipynb #d9959746
 @dataclass(repr=False)
 class Completion(Card):
-    "A text that a model has written, and how."
+    """A text that a model has written, and how.
+
+    Args:
+        text: without the prompt, without a stop string
+        ids: the tokens that were written, with those of a stop string, without an end token
+        tokens: the text of each
+        logprobs: of each token, in nats, by the model itself (temperature 1, without top-k and top-p)
+        finish: 'end': the model's end token; 'stop': a stop string; 'length': max_new_tokens
+        cut: tokens of the prompt that were cut off
+    """
     text: str  # without the prompt, without a stop string
     ids: list[int]  # the tokens that were written, with those of a stop string, without an end token
     tokens: list[str]  # the text of each
@@ -163,7 +194,39 @@ def generate(
     batch_tokens: int = 8192,  # rows × (longest prompt + new tokens) in one batch
     progress: bool = True,  # show a status line when there is more than one batch
 ):  # the new text, without the prompt: a str for a str, a list for a list
-    "Continue a prompt, or each of a list of prompts."
+    """Continue a prompt, or each of a list of prompts.
+
+    Args:
+        lm: a loaded model
+        prompt: a string; or a list of strings or of lists of token ids
+        max_new_tokens: most tokens to write for each prompt
+        temperature: 0: greedy; about 0.7 to 1.2 to sample
+        top_k: sample from the k most probable tokens only
+        top_p: sample from the smallest set with this probability, 0 to 1
+        min_p: sample from tokens with this share of the best one's, 0 to 1
+        typical_p: sample from the most typical with this probability, 0 to 1
+        repetition_penalty: above 1: tokens that were there become less likely
+        no_repeat_ngram_size: no n-gram of this size comes twice
+        num_beams: hypotheses of beam search; above 1: search instead of sampling
+        num_beam_groups: groups of beams that avoid each other's tokens
+        diversity_penalty: nats off for each time that another group has taken the token
+        length_penalty: beams are ranked by log-probability / length ** length_penalty
+        penalty_alpha: contrastive search: weight of similarity, 0 to 1; with top_k
+        stop: end before any of these
+        pattern: a regular expression that the whole text must match
+        schema: a JSON schema (or a pydantic model) that it must satisfy
+        n: texts for each prompt, as a list: samples, or the best beams
+        details: return `Completion`s: tokens, log-probabilities, why it ended
+        seed: of the sampling; a prompt's text does not depend on the other prompts
+        truncate: cut prompts that are too long, with a warning; or 'left', 'right'
+        file: write each finished text there; take what is there already
+        engine: who writes: 'ftnb', 'continuous' (transformers' batching) or 'vllm'
+        batch_tokens: rows × (longest prompt + new tokens) in one batch
+        progress: show a status line when there is more than one batch
+
+    Returns:
+        the new text, without the prompt: a str for a str, a list for a list
+    """
     decoding = Decoding(
         temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
         num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha)

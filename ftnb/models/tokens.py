@@ -28,7 +28,15 @@ def check_text(
     value: Any,  # what should be a text
     what: str,  # what it is called in the message: "column 'text'"
 ) -> str:  # `value`, unchanged
-    "Return `value` if it is a text that can be written; else raise an `FTNBError`."
+    """Return `value` if it is a text that can be written; else raise an `FTNBError`.
+
+    Args:
+        value: what should be a text
+        what: what it is called in the message: "column 'text'"
+
+    Returns:
+        `value`, unchanged
+    """
     if isinstance(value, str):
         _check_characters(value, what)
         return value
@@ -41,7 +49,11 @@ def check_text(
 
 # %% ../../nbs/models/tokens.ipynb #c87aa4a1
 class SpecialText:
-    "Hides the names of a tokenizer's special tokens in texts, and finds them again."
+    """Hides the names of a tokenizer's special tokens in texts, and finds them again.
+
+    Args:
+        tokenizer: a transformers tokenizer
+    """
     def __init__(self,
         tokenizer: Any,  # a transformers tokenizer
     ):
@@ -53,13 +65,21 @@ class SpecialText:
     def hide(self,
         text: str,  # anything that `check_text` accepts
     ) -> str:
-        "The text with each name replaced by two characters that stand for it."
+        """The text with each name replaced by two characters that stand for it.
+
+        Args:
+            text: anything that `check_text` accepts
+        """
         return self.pattern.sub(lambda m: SPECIAL_MARK + chr(0xE000 + self.names.index(m[0])), text)
 
     def split(self,
         text: str,  # what `hide` made, or a longer text with that in it
     ) -> list[tuple[str, bool]]:
-        "The text in stretches: as they are (False), or names that were hidden (True)."
+        """The text in stretches: as they are (False), or names that were hidden (True).
+
+        Args:
+            text: what `hide` made, or a longer text with that in it
+        """
         pieces = re.split(f'{SPECIAL_MARK}(.)', text)
         name = lambda character: self.names[ord(character) - 0xE000]
         return [(name(x), True) if i % 2 else (x, False) for i, x in enumerate(pieces) if x]
@@ -71,7 +91,14 @@ def token_ids(
     special: bool = False,  # add what the tokenizer puts around a text
     literal: bool = False,  # names of special tokens in the texts are only text
 ) -> list[list[int]]:
-    "The ids that a tokenizer gives, as quickly as it can."
+    """The ids that a tokenizer gives, as quickly as it can.
+
+    Args:
+        tokenizer: a transformers tokenizer
+        texts: any texts, one at least
+        special: add what the tokenizer puts around a text
+        literal: names of special tokens in the texts are only text
+    """
     options = dict(add_special_tokens=special, split_special_tokens=literal,
                    return_attention_mask=False, verbose=False)
     first = tokenizer(texts[:1], **options)['input_ids']   # this also sets the backend as the options say
@@ -86,7 +113,15 @@ def one_start(
     tokenizer: Any,  # a transformers tokenizer
     ids: list[int],  # token ids of a text
 ) -> list[int]:  # the same, if there are not two start tokens
-    "Take off a start token that comes before another one."
+    """Take off a start token that comes before another one.
+
+    Args:
+        tokenizer: a transformers tokenizer
+        ids: token ids of a text
+
+    Returns:
+        the same, if there are not two start tokens
+    """
     start = tokenizer.bos_token_id
     return one_start(tokenizer, ids[1:]) if start is not None and ids[:2] == [start, start] else ids
 
@@ -96,7 +131,13 @@ def source_ids(
     texts: list[str],  # what it is to read
     literal: bool = False,  # names of special tokens in the texts are only text
 ) -> list[list[int]]:
-    "Token ids of texts for an encoder, with whatever its tokenizer puts around a text."
+    """Token ids of texts for an encoder, with whatever its tokenizer puts around a text.
+
+    Args:
+        lm: an encoder-decoder
+        texts: what it is to read
+        literal: names of special tokens in the texts are only text
+    """
     if not texts: return []
     rows = lm.tokenizer(texts, split_special_tokens=literal, verbose=False)['input_ids']
     return [one_start(lm.tokenizer, ids) for ids in rows]
@@ -107,7 +148,13 @@ def without_eos(
     ids: list[int],  # token ids of a text
     text: str = '',  # the text itself: an end token that it spells at its end stays
 ) -> list[int]:
-    "Take off the end token that some tokenizers add: a prompt is meant to go on."
+    """Take off the end token that some tokenizers add: a prompt is meant to go on.
+
+    Args:
+        lm: a loaded model
+        ids: token ids of a text
+        text: the text itself: an end token that it spells at its end stays
+    """
     end = lm.tokenizer.eos_token_id
     added = len(ids) > 1 and ids[-1] == end
     if added and text.endswith(lm.tokenizer.eos_token): added = ids[-2] == end
@@ -117,7 +164,11 @@ def without_eos(
 def adds_leading_space(
     tokenizer: Any,  # transformers' own
 ) -> bool:
-    "Whether a tokenizer puts a space before each text."
+    """Whether a tokenizer puts a space before each text.
+
+    Args:
+        tokenizer: transformers' own
+    """
     alone = tokenizer('a', add_special_tokens=False)['input_ids']
     return tokenizer.decode(alone * 2, clean_up_tokenization_spaces=False) != 'aa'
 
@@ -126,7 +177,12 @@ def ids_in_context(
     ids: Callable[[list[str]], list[list[int]]],  # texts -> token ids
     text: str,  # what goes on from another text
 ) -> list[int]:
-    "The ids that a text has after a character which does not merge with it."
+    """The ids that a text has after a character which does not merge with it.
+
+    Args:
+        ids: texts -> token ids
+        text: what goes on from another text
+    """
     for anchor in ('a', '>', '0', '。', '\n'):
         alone, both = ids([anchor, anchor + text])
         if both[:len(alone)] == alone: return both[len(alone):]
@@ -137,7 +193,12 @@ def continuation_ids(
     lm: LM,  # a loaded model
     text: str,  # what goes on from a prompt; of an encoder-decoder, a target of its own
 ) -> list[int]:
-    "Token ids of a text that is an answer."
+    """Token ids of a text that is an answer.
+
+    Args:
+        lm: a loaded model
+        text: what goes on from a prompt; of an encoder-decoder, a target of its own
+    """
     ids = lambda texts: lm.tokenizer(texts, add_special_tokens=False)['input_ids']
     if is_seq2seq(lm) or not adds_leading_space(lm.tokenizer): return ids([text])[0]
     return ids_in_context(ids, text)
@@ -148,7 +209,13 @@ def decode_continuation(
     prompt: list[int],  # token ids that the model has read
     new: list[int],  # token ids that it has written
 ) -> str:
-    "What `new` adds to the text of `prompt`; special tokens are left out."
+    """What `new` adds to the text of `prompt`; special tokens are left out.
+
+    Args:
+        lm: a loaded model
+        prompt: token ids that the model has read
+        new: token ids that it has written
+    """
     decode = lambda ids: lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return decode(new) if is_seq2seq(lm) else decode(prompt + new)[len(decode(prompt)):]
 
@@ -156,7 +223,14 @@ def decode_continuation(
 def tokenizer_hash(
     tokenizer: Any,  # a transformers tokenizer
 ) -> str:  # 16 hexadecimal digits
-    "A name for what a tokenizer does: its vocabulary, how it cuts and joins, its special tokens."
+    """A name for what a tokenizer does: its vocabulary, how it cuts and joins, its special tokens.
+
+    Args:
+        tokenizer: a transformers tokenizer
+
+    Returns:
+        16 hexadecimal digits
+    """
     backend = getattr(tokenizer, 'backend_tokenizer', None)
     rules = backend.to_str().partition('"added_tokens"')[2] if backend else ''
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}

@@ -61,7 +61,12 @@ def write_sheet(
     ratings: BlindComparison,  # a comparison
     path: str | os.PathLike,  # a new file, .csv
 ) -> Path:
-    "Write what this rater has not rated yet as a blind sheet, with room for the verdicts."
+    """Write what this rater has not rated yet as a blind sheet, with room for the verdicts.
+
+    Args:
+        ratings: a comparison
+        path: a new file, .csv
+    """
     check_ratings(ratings)
     file, verdicts = _sheet_path(path), _verdict_columns(ratings)
     texts = ['prompt', 'A'] if ratings.criteria else ['prompt', 'A', 'B']
@@ -176,7 +181,16 @@ def read_sheet(
     path: str | os.PathLike,  # a sheet from `to_csv`, filled in
     rater: str,  # who filled it in
 ) -> AnyRatings:  # as this rater's
-    "Take verdicts over from a sheet: all, or (where a cell cannot be read) none."
+    """Take verdicts over from a sheet: all, or (where a cell cannot be read) none.
+
+    Args:
+        ratings: the comparison that the sheet was made from
+        path: a sheet from `to_csv`, filled in
+        rater: who filled it in
+
+    Returns:
+        as this rater's
+    """
     check_ratings(ratings)
     file, mine = check_path('path', path), replace(ratings, rater=check_rater(rater))
     verdicts = _sheet_verdicts(mine, file)

@@ -27,7 +27,14 @@ def _stop_at_exit(run: Callable[[], Run | None]) -> None:
 def fit_in_background(
     run: Run,  # with `controls`
 ) -> Run:  # the same, at once
-    "Have a thread train."
+    """Have a thread train.
+
+    Args:
+        run: with `controls`
+
+    Returns:
+        the same, at once
+    """
     begin_training(run.lm, run, 'a run in the background is training it')
     run.learner.status = 'running'
     run.done.clear()
@@ -79,7 +86,14 @@ def _ask(run: Run, prompt: str, reply: Any) -> None:
 def control_panel(
     run: Run,  # in the background
 ) -> Any:  # an ipywidgets box; its last part is what the model said
-    "Buttons for a run: pause, go on, stop, and a line to have the model say something now."
+    """Buttons for a run: pause, go on, stop, and a line to have the model say something now.
+
+    Args:
+        run: in the background
+
+    Returns:
+        an ipywidgets box; its last part is what the model said
+    """
     import ipywidgets as w
     prompt = w.Text(placeholder='a prompt', layout=w.Layout(width='280px'))
     prompt.add_class('ftnb-control')
