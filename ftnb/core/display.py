@@ -240,7 +240,7 @@ def direct_inputs(
     import ipywidgets as w
     for widget in inputs: widget.add_class('ftnb-typed')
     style = f'<style>.ftnb-typed input, .ftnb-typed textarea {{ {PLAINTEXT} }}</style>'
-    return w.HTML(style, layout=w.Layout(display='none'))
+    return w.HTMLMath(style, layout=w.Layout(display='none'))   # `.widget-html` is what is seen
 
 # %% ../../nbs/core/display.ipynb #8bd9fd08
 def _show(text: str, handle=None, over: bool = False, html: str = ''):
