@@ -25,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import yaml
+from documented import document, plain
 from execnb.nbio import nb2str, read_nb
 from fastcore.docments import DocmentTbl, _bold, _list2row, _maybe_nm
 from grown import CannotGrow, grow
@@ -154,7 +155,7 @@ def exported(folder: Path) -> Path:
             shutil.copy(init, fresh / init.relative_to(kept))
         nbdev_export.__wrapped__()
         for path in fresh.rglob("[!_]*.py"):
-            path.write_text(grow(path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(document(grow(path.read_text(encoding="utf-8"))), encoding="utf-8")
         _build_modidx()  # again: of whole classes
         hide_private(fresh / "_modidx.py")
     get_config.cache_clear()
@@ -375,11 +376,13 @@ class ParameterTable(BasicMarkdownRenderer):
 
     sym: Any
     fn: str
+    docs: str | None
     dm: Any
 
     def _repr_markdown_(self) -> str:
         # nbdev finds the source line by the name within the module
         self.fn = self.fn.removeprefix(f"{self.sym.__module__}.")
+        self.docs = plain(self.docs or "")  # what the table says
         table = Cells(self.sym)
         if table.has_docment:
             self.dm = re.sub(r" +# .*", "", str(self.dm))  # the signature need not repeat the table

@@ -29,7 +29,7 @@ from ftnb.people.screen import STATIC, _screen_class, _state, screen
 from ftnb.people.session import current_verdicts
 from ftnb.people.store import APPLICATION_ID, SCHEMAS, overview
 from ftnb.models.from_scratch import tiny_lm
-from ftnb.evaluation.scores import Scores
+from ftnb.evaluation.scores import Scores, load_scores
 from ftnb.evaluation.scoring import score_texts
 from ftnb.data.applications import free_text
 
@@ -357,7 +357,8 @@ def test_methods_are_documented(name: str) -> None:
     method = getattr(Ratings, name)
     text = pydoc.plain(pydoc.render_doc(method))
     page = show_doc(method, name=f"Ratings.{name}")._repr_markdown_()
-    assert method.__doc__ in text and method.__doc__ in page and f"Ratings.{name}" in page
+    assert all(line.strip() in text for line in method.__doc__.splitlines()) and "Args:" in text
+    assert method.__doc__.splitlines()[0] in page and f"Ratings.{name}" in page
     for parameter in inspect.signature(method).parameters:
         assert parameter in text and parameter in page
 
@@ -582,6 +583,103 @@ def test_a_sheet_whose_columns_were_sorted_alone(folder: Path) -> None:
         csv.writer(f).writerows([lines[0], *([i, *line[1:-1], "A"] for i, line in zip(ids, lines[1:]))])
     with pytest.raises(FTNBError, match="another one than was asked"):
         r.from_csv(path, "anna")
+
+
+def as_excel_saves(path: Path, **form) -> None:
+    """What a spreadsheet makes of a sheet that is opened, filled in and saved."""
+
+    def kept(cell: str) -> str:
+        if re.fullmatch(r"\d+e\d+", cell) and float(cell) < 1e308:
+            return f"{float(cell):.2E}".replace(".", ",")
+        if re.fullmatch(r"[\d.]+", cell) and cell.count(".") < 2:
+            return f"{float(cell):g}"
+        return {"1/2": "01. Feb", "MARCH1": "01. Mrz", "True": "WAHR", "(5)": "-5", "12:30": "12:30:00"}.get(cell, cell)
+
+    lines = list(csv.reader(path.open(encoding="utf-8-sig", newline="")))
+    with path.open("w", encoding="utf-16", newline="") as f:
+        csv.writer(f, **{"delimiter": "\t", **form}).writerows([[*map(kept, line[:-1]), line[-1]] for line in lines])
+
+
+LIKE_NUMBERS = ["00123", "1/2", "MARCH1", "True", "(5)", "12:30", "1e5", "71136143e8", "1.50", "007", "2", "-1"]
+
+
+def test_texts_like_numbers(folder: Path) -> None:
+    """A spreadsheet may have opened and saved the sheet: ids, texts, criteria and raters stay what they are."""
+    asked = [f"{x} {i}" for i, x in enumerate(LIKE_NUMBERS)]
+    one = score_texts(LIKE_NUMBERS, asked, ("chrf",), None, LIKE_NUMBERS, "007", 100)
+    two = score_texts(LIKE_NUMBERS[::-1], asked, ("chrf",), None, LIKE_NUMBERS, "1-2", 100)
+    r = rate(one, two)
+    path = r.to_csv("sheet.csv")
+    filled(path, lambda line: "A")
+    as_excel_saves(path)
+    done = r.from_csv(path, "007")
+    assert done.progress == (len(r.order),) * 2 and set(done.to_pandas()["rater"]) == {"007"}
+    assert set(done.to_pandas()["left"]) == {"007", "1-2"}
+    assert all(re.fullmatch("x[0-9a-f]{10}", id) for id in r.ids)
+
+
+def with_numeric_ids() -> tuple[Ratings, list[str]]:
+    """Ratings some ids of which looked like numbers, as long as they had no letter before them."""
+    for i in range(99):
+        r = rate(system(f"a{i}", 60), system(f"b{i}", 60))
+        shown = [r.item(*place).id[1:] for place in r.order]
+        found = [id for id in shown if re.fullmatch(r"\d+e\d+", id) and float(id) < 1e308]
+        if found:
+            return r, found
+    raise AssertionError("none")
+
+
+def test_sheets_with_ids_of_before(folder: Path) -> None:
+    """Sheets and ratings files of before stay readable, also where a spreadsheet has made a number of an id."""
+    r, found = with_numeric_ids()
+    path = r.to_csv("sheet.csv")
+    filled(path, lambda line: "A")
+    text = path.read_text("utf-8").replace("\nx", "\n")
+    path.write_text(text, encoding="utf-8")
+    assert found[0] in text and "\nx" not in text
+    assert r.from_csv(path, "anna").progress == (60, 60)
+    as_excel_saves(path)
+    assert found[0] not in path.read_text("utf-16") and "E+" in path.read_text("utf-16")
+    assert r.from_csv(path, "ben").progress == (60, 60)
+    again = open_ratings(rater="me", which=r.id)
+    again.record(found[0], "tie")
+    assert set(again.to_pandas()["better"]) >= {"tie"} and open_ratings(which=r.id).progress[0] == 1
+    text = path.read_text("utf-16")
+    path.write_text(re.sub(r"(?m)^\d,\d\dE\+\d+", "1E+1", text), encoding="utf-16")
+    with pytest.raises(FTNBError, match="line .*item='1E.1', a spreadsheet has made a number of it"):
+        r.from_csv(path, "carl")
+
+
+def test_a_text_that_a_spreadsheet_has_changed_is_named(folder: Path) -> None:
+    one = score_texts(["1/2", "x"], ["", ""], ("chrf",), None, ["a", "b"], "one", 100)
+    two = score_texts(["0.5", "y"], ["", ""], ("chrf",), None, ["a", "b"], "two", 100)
+    r = rate(one, two)
+    path = r.to_csv("sheet.csv")
+    path.write_text(path.read_text("utf-8-sig").replace("'1/2", "01. Feb").replace("'0.5", "0.50"))  # as written before
+    with pytest.raises(FTNBError, match="line .*text [AB] of item x.*'1/2' may have become '01. Feb'.*empty this cell"):
+        r.from_csv(path, "anna")
+    path.write_text(path.read_text().replace("01. Feb", ""))
+    assert r.from_csv(path, "anna").progress == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "bad", ["plain;=HYPERLINK(1)", "a\t =1", "a\n＝1", "a\r@x", " =1", '"=1', "\x01+1", "\u200b-1", "x,=1"]
+)
+def test_no_cell_is_a_formula_wherever_lines_are_split(bad: str, folder: Path) -> None:
+    prompts = [bad, "b"]
+    scores = [score_texts([bad, str(i)], prompts, ("chrf",), None, prompts, f"s{i}", 100) for i in range(2)]
+    sheets = [
+        rate(*scores, prompts=[f"{bad}{bad}", ";;"]).to_csv("a.csv"),
+        rate(*scores, criteria=[bad]).to_csv("b.csv"),
+    ]
+    sheets += [scores[0].save("c.csv")]
+    for path in sheets:
+        text = path.read_text(encoding="utf-8-sig")
+        for separator in ",;\t":
+            for line in csv.reader(text.splitlines(), delimiter=separator):
+                for cell in line:
+                    assert not re.match('[\\s"\x01\u200b]*[=+@＝-]', cell), (separator, line)
+    assert load_scores("c.csv").rows["prediction"][:] == [bad, "0"]
 
 
 # Judges

@@ -7,6 +7,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 from typing import NamedTuple
 
+import documented
 import nb
 import pytest
 
@@ -139,7 +140,8 @@ def test_private_names_stay_at_home(name: str) -> None:
 
 @each_room
 def test_length(name: str) -> None:
-    lines = len(ROOMS[name].text.splitlines())
+    text = ROOMS[name].text
+    lines = len(text.splitlines()) - documented.added_lines(text)  # what the comments on parameters say, said again
     assert lines <= LINES, f"{name} has {lines} lines; more than {LINES} are two rooms"
 
 

@@ -1,6 +1,8 @@
 """One rule at every door: half of a character is refused with an `FTNBError`, and whatever else Unicode has is text."""
 
+import csv
 import json
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +46,7 @@ from ftnb import (
     train_tokenizer,
     translation,
 )
-from ftnb.core.tables import read_csv, write_csv
+from ftnb.core.tables import escape_cell, read_csv, unescape_cell, write_csv
 
 HALF = json.loads('"\\ud83d"')
 ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\x00j"  # all that str.splitlines takes for line ends, and a zero
@@ -256,6 +258,59 @@ def test_odd_characters_end_no_line(tmp_path: Path) -> None:
     filled = [[*row.values()][:-1] + ["A"] for row in table.rows]
     write_csv(tmp_path / "filled.csv", table.columns, filled)
     assert rated.from_csv(tmp_path / "filled.csv", "anna").progress == (3, 3)
+
+
+ALPHABET = [
+    *"'\"=+-@＝;,\t\r\n |eE01/.: aé中",
+    "\ufeff",
+    "\u200b",
+    "\x00",
+    "\x85",
+    "\u2028",
+    "';'",
+    "true",
+    "Mar 5",
+    "😀",
+]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_text_comes_back_from_a_table(seed: int, tmp_path: Path) -> None:
+    """Whatever a cell holds, its own escapes, and every separator."""
+    draw = random.Random(seed)
+    texts = ["".join(draw.choices(ALPHABET, k=draw.choice([0, 1, 2, 3, 4, 9, 60]))) for _ in range(3000)]
+    assert [unescape_cell(escape_cell(t)) for t in texts] == texts
+    rows = [texts[i : i + 3] for i in range(0, 3000, 3)]
+    write_csv(tmp_path / "t.csv", [f"a{texts[0]}", f"{texts[1]}b", f"{texts[2]}"], rows, bom=bool(seed % 2))
+    table = read_csv(tmp_path / "t.csv", separator=",")
+    assert [unescape_cell(c) or "" for c in table.columns] == [f"a{texts[0]}", f"{texts[1]}b", texts[2]]
+    assert [[unescape_cell(cell) for cell in row.values()] for row in table.rows] == rows
+    nested = [[t, {t: [-1, t]}] for t in texts]
+    assert [json.loads(escape_cell(n)) for n in nested] == nested
+
+
+def test_a_table_that_cannot_be_written_is_not_begun(tmp_path: Path) -> None:
+    for rows in ([["a"], [HALF]], [["a"], [["b", {"c": HALF}]]], [["a"], [{1, 2}]]):
+        with pytest.raises((FTNBError, TypeError)):
+            write_csv(tmp_path / "t.csv", ["a"], rows)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("separator", ",;\t")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_million_characters_in_a_cell(separator: str, encoding: str, tmp_path: Path) -> None:
+    long = ['a "b";,\t\n' * 110_000, "x" * 1_000_000, "=1;=2\n" * 200_000]
+    write_csv(tmp_path / "t.csv", ["n", "text"], enumerate(long), bom=True)
+    cells = [*map(escape_cell, long)]
+    with (tmp_path / "o.csv").open("w", encoding=encoding, newline="") as f:
+        csv.writer(f, delimiter=separator).writerows([["n", "text"], *enumerate(cells)])
+    before = csv.field_size_limit(4321)
+    try:
+        for name in ("t.csv", "o.csv"):
+            assert [unescape_cell(row["text"]) for row in read_csv(tmp_path / name).rows] == long
+            assert csv.field_size_limit() == 4321
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_a_row_with_half_of_a_character_can_be_dropped(tmp_path: Path) -> None:

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['format_seconds', 'format_p', 'format_p_cell', 'shorten', 'text_html', 'html_table', 'Card', 'loss_curve',
-           'curve_picture', 'length_histogram', 'in_notebook', 'StatusLine']
+__all__ = ['PLAINTEXT', 'format_seconds', 'format_p', 'format_p_cell', 'shorten', 'directed', 'text_html', 'html_table', 'Card',
+           'loss_curve', 'curve_picture', 'length_histogram', 'in_notebook', 'direct_inputs', 'StatusLine']
 
 # %% ../../nbs/core/display.ipynb #1b18601e
 def format_seconds(
     seconds: float,  # 0 or more
 ) -> str:
-    "Seconds as a person would say them."
+    """Seconds as a person would say them.
+
+    Args:
+        seconds: 0 or more
+    """
     s = round(seconds)
     if s < 100: return f'{s} s'
     return f'{s // 60} min {s % 60} s' if s < 6000 else f'{s // 3600} h {s % 3600 // 60} min'
@@ -26,13 +30,21 @@ def format_seconds(
 def format_p(
     p: float,  # 0 to 1
 ) -> str:
-    "A p-value for people."
+    """A p-value for people.
+
+    Args:
+        p: 0 to 1
+    """
     return 'p < 0.001' if p < 0.001 else f'p = {p:.3f}'
 
 def format_p_cell(
     p: float,  # 0 to 1, or nan where there was no test
 ) -> str:
-    "The same in a column of p-values; '' for nan."
+    """The same in a column of p-values; '' for nan.
+
+    Args:
+        p: 0 to 1, or nan where there was no test
+    """
     return '' if math.isnan(p) else format_p(p).removeprefix('p = ').removeprefix('p ')
 
 # %% ../../nbs/core/display.ipynb #c8e43e64
@@ -40,18 +52,41 @@ def shorten(
     text: Any,  # None is '', a list is joined by ' / '
     limit: int = 280,  # characters
 ) -> str:
-    "A text short enough for a table: its beginning and its end."
+    """A text short enough for a table: its beginning and its end.
+
+    Args:
+        text: None is '', a list is joined by ' / '
+        limit: characters
+    """
     text = '' if text is None else ' / '.join(text) if isinstance(text, list) else str(text)
     if len(text) <= limit: return text
     return f'{text[:limit * 2 // 3]} … {text[-limit // 3:]}'
 
-# %% ../../nbs/core/display.ipynb #2bb2b90e
+# %% ../../nbs/core/display.ipynb #df4dedb7
+PLAINTEXT = 'unicode-bidi:plaintext;text-align:start'  # each line has a direction of its own
+
+def directed(
+    text: str,  # anything, also what looks like HTML
+    style: str = '',  # more CSS
+) -> str:
+    """A text as an HTML element in which each line runs as its letters do, to the right or to the left.
+
+    Args:
+        text: anything, also what looks like HTML
+        style: more CSS
+    """
+    return f'<div dir="auto" style="{PLAINTEXT}{style and ";" + style}">{html.escape(text)}</div>'
+
+# %% ../../nbs/core/display.ipynb #b85358e5
 def text_html(
     text: str,  # anything, also what looks like HTML
 ) -> str:
-    "A text as HTML that shows it as it is written."
-    style = 'white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;line-height:1.4'
-    return f'<div style="{style}">{html.escape(text)}</div>'
+    """A text as HTML that shows it as it is written.
+
+    Args:
+        text: anything, also what looks like HTML
+    """
+    return directed(text, 'white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;line-height:1.4')
 
 # %% ../../nbs/core/display.ipynb #11f9885f
 def html_table(
@@ -59,12 +94,21 @@ def html_table(
     head: Iterable[str] = (),  # column titles; none by default
     title: str = '',  # a caption above the table
 ) -> str:  # an HTML table, every text escaped
-    "Lay `rows` out as a small HTML table that reads well in light and dark themes."
-    style = 'text-align:left;vertical-align:top;white-space:pre-wrap;padding:2px 14px 2px 0'
-    bold = 'text-align:left;font-weight:bold'
-    cell = lambda tag, x: f'<{tag} style="{style}">{html.escape(str(x))}</{tag}>'
+    """Lay `rows` out as a small HTML table that reads well in light and dark themes.
+
+    Args:
+        rows: cells, row by row; anything that `str` takes
+        head: column titles; none by default
+        title: a caption above the table
+
+    Returns:
+        an HTML table, every text escaped
+    """
+    style = f'{PLAINTEXT};vertical-align:top;white-space:pre-wrap;padding:2px 14px 2px 0'
+    cell = lambda tag, x: f'<{tag} dir="auto" style="{style}">{html.escape(str(x))}</{tag}>'
     line = lambda tag, r: '<tr>' + ''.join(cell(tag, x) for x in r) + '</tr>'
-    caption = f'<caption style="{bold}">{html.escape(title)}</caption>' if title else ''
+    bold = f'<caption dir="auto" style="{PLAINTEXT};font-weight:bold">'
+    caption = f'{bold}{html.escape(title)}</caption>' if title else ''
     head = list(head)
     top = f'<thead>{line("th", head)}</thead>' if head else ''
     return f'<table>{caption}{top}<tbody>{"".join(line("td", r) for r in rows)}</tbody></table>'
@@ -115,7 +159,17 @@ def loss_curve(
     width: int = 480,  # in pixels
     height: int = 140,  # in pixels
 ) -> str:  # SVG; '' for fewer than two losses
-    "Draw training losses as a line and held-out losses as dots."
+    """Draw training losses as a line and held-out losses as dots.
+
+    Args:
+        losses: one for each step
+        held_out: (step, loss)
+        width: in pixels
+        height: in pixels
+
+    Returns:
+        SVG; '' for fewer than two losses
+    """
     if len(losses) < 2: return ''
     points = _thinned(losses, width // 2)
     values = [v for _, v in [*points, *held_out]]
@@ -138,7 +192,18 @@ def curve_picture(
     width: int = 480,  # in pixels
     height: int = 140,  # in pixels
 ) -> str:  # SVG
-    "Draw a curve of shares, 0 to 1, and mark one of its points."
+    """Draw a curve of shares, 0 to 1, and mark one of its points.
+
+    Args:
+        points: (x, y), x increasing, two at least
+        mark: the point that matters
+        legend: a line below
+        width: in pixels
+        height: in pixels
+
+    Returns:
+        SVG
+    """
     left, right = points[0][0], points[-1][0]
     x = lambda v: 44 + (width - 80) * (v - left) / ((right - left) or 1)
     y = lambda v: 12 + (height - 50) * (1 - v)
@@ -164,7 +229,17 @@ def length_histogram(
     height: int = 110,  # in pixels
     bars: int = 40,  # at most
 ) -> str:  # SVG; '' for no rows
-    "Draw how long the rows are: how many rows have about so many tokens."
+    """Draw how long the rows are: how many rows have about so many tokens.
+
+    Args:
+        lengths: [rows], in tokens
+        width: in pixels
+        height: in pixels
+        bars: at most
+
+    Returns:
+        SVG; '' for no rows
+    """
     if not len(lengths): return ''
     counts, edges = np.histogram(lengths, bins=min(bars, int(np.ptp(lengths)) + 1))
     step, tall = (width - 20) / len(counts), height - 34
@@ -182,6 +257,23 @@ def in_notebook() -> bool:
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     return any(kind.__name__ == 'ZMQInteractiveShell' for kind in type(shell).__mro__)   # Colab's is a subclass
 
+# %% ../../nbs/core/display.ipynb #0caca87a
+def direct_inputs(
+    *inputs: Any,  # ipywidgets that take text
+) -> Any:  # a widget that is not seen, to be put beside them
+    """Have each line that is typed run as its letters do.
+
+    Args:
+        *inputs: ipywidgets that take text
+
+    Returns:
+        a widget that is not seen, to be put beside them
+    """
+    import ipywidgets as w
+    for widget in inputs: widget.add_class('ftnb-typed')
+    style = f'<style>.ftnb-typed input, .ftnb-typed textarea {{ {PLAINTEXT} }}</style>'
+    return w.HTMLMath(style, layout=w.Layout(display='none'))   # `.widget-html` is what is seen
+
 # %% ../../nbs/core/display.ipynb #8bd9fd08
 def _show(text: str, handle=None, over: bool = False, html: str = ''):
     "Write a line, over the old one where that is possible; return the cell's display handle."
@@ -196,7 +288,13 @@ def _show(text: str, handle=None, over: bool = False, html: str = ''):
 
 # %% ../../nbs/core/display.ipynb #d65d32e2
 class StatusLine:
-    "One line of text, rewritten in place in a cell or a terminal, repeated now and then in a log."
+    """One line of text, rewritten in place in a cell or a terminal, repeated now and then in a log.
+
+    Args:
+        every: seconds between rewrites in a cell or a terminal
+        log_every: seconds between lines where nothing can be rewritten
+        quiet: say nothing at all
+    """
     def __init__(self,
         every: float = 0.2,  # seconds between rewrites in a cell or a terminal
         log_every: float = 10.,  # seconds between lines where nothing can be rewritten
@@ -215,7 +313,12 @@ class StatusLine:
         text: str,  # what is shown in a terminal or a log
         html: Callable[[], str] = str,  # makes what a notebook shows; called only when it is shown
     ) -> None:
-        "Show `text` (in a notebook, what `html` makes), unless the last update was a moment ago."
+        """Show `text` (in a notebook, what `html` makes), unless the last update was a moment ago.
+
+        Args:
+            text: what is shown in a terminal or a log
+            html: makes what a notebook shows; called only when it is shown
+        """
         if not self.due: return
         self.handle, self.last = _show(text, self.handle, self.over, html()), time.monotonic()
 
@@ -223,11 +326,20 @@ class StatusLine:
         text: str,  # what is shown in a terminal or a log
         html: Callable[[], str] = str,  # makes what a notebook shows
     ) -> None:
-        "Show `text` (in a notebook, what `html` makes) for good."
+        """Show `text` (in a notebook, what `html` makes) for good.
+
+        Args:
+            text: what is shown in a terminal or a log
+            html: makes what a notebook shows
+        """
         if not self.quiet: _show(text + ('\n' if self.over else ''), self.handle, self.over, html())
 
     def add(self,
         text: str,  # the news
     ) -> None:
-        "Leave a line of its own, outside of notebooks (there the view has room for it)."
+        """Leave a line of its own, outside of notebooks (there the view has room for it).
+
+        Args:
+            text: the news
+        """
         if not self.quiet and not in_notebook(): print(f'\r\x1b[2K{text}' if self.over else text, flush=True)

@@ -16,7 +16,13 @@ __all__ = ['OPTIONAL', 'FTNBError', 'shows_error', 'did_you_mean', 'check_choice
 
 # %% ../../nbs/core/errors.ipynb #5c63e607
 class FTNBError(ValueError):
-    "Bad input, described in three parts: the value, the rule it breaks, and what to do about it."
+    """Bad input, described in three parts: the value, the rule it breaks, and what to do about it.
+
+    Args:
+        value: what was given, in the caller's words
+        rule: what must hold
+        remedy: what to do now; an instruction
+    """
     def __init__(self,
         value: str,  # what was given, in the caller's words
         rule: str,  # what must hold
@@ -59,7 +65,11 @@ def _users_frames(tb: TracebackType | None) -> TracebackType | None:
 def shows_error(
     contains: str = '',  # what the message must contain
 ) -> Iterator[None]:
-    "Print the `FTNBError` that the block raises; a block that raises none fails."
+    """Print the `FTNBError` that the block raises; a block that raises none fails.
+
+    Args:
+        contains: what the message must contain
+    """
     try: yield
     except FTNBError as e:
         if contains not in str(e): raise
@@ -85,7 +95,15 @@ def did_you_mean(
     name: str,  # what was typed
     names: Iterable[str],  # what exists
 ) -> str:  # a sentence for a remedy
-    "Suggest the existing name closest to `name`, or list what exists."
+    """Suggest the existing name closest to `name`, or list what exists.
+
+    Args:
+        name: what was typed
+        names: what exists
+
+    Returns:
+        a sentence for a remedy
+    """
     known = sorted({str(n) for n in names})
     lowered = {n.lower(): n for n in known}
     if near := _nearest(str(name).lower(), lowered): return f"Did you mean {lowered[near]!r}?"
@@ -97,7 +115,16 @@ def check_choice(
     names: Iterable[str],  # what is allowed
     what: str,  # what it is called, for the message
 ) -> str:  # `value`, unchanged
-    "Return `value` if it is one of `names`; else raise an `FTNBError` that suggests the nearest."
+    """Return `value` if it is one of `names`; else raise an `FTNBError` that suggests the nearest.
+
+    Args:
+        value: what was given
+        names: what is allowed
+        what: what it is called, for the message
+
+    Returns:
+        `value`, unchanged
+    """
     if value in (names := list(names)): return value
     rule = f'it must be one of {len(names)} known names'
     raise FTNBError(f'{what} {value!r}', rule, did_you_mean(value, names))
@@ -107,7 +134,12 @@ def describe_value(
     name: str,  # of the parameter
     value: object,  # what was given
 ) -> str:
-    "A wrong value in a message: Python's own values as they are, up to 60 characters; else the type."
+    """A wrong value in a message: Python's own values as they are, up to 60 characters; else the type.
+
+    Args:
+        name: of the parameter
+        value: what was given
+    """
     plain = type(value).__module__ == 'builtins'
     return f'{name}={value!r:.60}' if plain else f'{name} is {type(value).__name__}'
 
@@ -118,7 +150,14 @@ def require(
     ok: bool,  # whether it is allowed
     rule: str,  # what must hold
 ) -> None:
-    "Raise an `FTNBError` about a parameter unless `ok`."
+    """Raise an `FTNBError` about a parameter unless `ok`.
+
+    Args:
+        name: of the parameter
+        value: what was given
+        ok: whether it is allowed
+        rule: what must hold
+    """
     if not ok: raise FTNBError(describe_value(name, value), rule, f'Change {name}.')
 
 # %% ../../nbs/core/errors.ipynb #42357469
@@ -144,7 +183,20 @@ def check_number(
     none: bool = False,  # None is allowed as well
     why: str = '',  # more for the rule: 'the context of the model'
 ) -> Any:  # `value` as an int or a float, whatever library it came from
-    "Return `value` if it is a number within limits (True and False are none), or raise `FTNBError`."
+    """Return `value` if it is a number within limits (True and False are none), or raise `FTNBError`.
+
+    Args:
+        name: of the parameter
+        value: what was given
+        low: the smallest allowed
+        high: the largest allowed
+        whole: only whole numbers
+        none: None is allowed as well
+        why: more for the rule: 'the context of the model'
+
+    Returns:
+        `value` as an int or a float, whatever library it came from
+    """
     kind: Any = numbers.Integral if whole else numbers.Real   # NumPy's are registered there, torch's not
     if none and value is None: return value
     if isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high:
@@ -159,7 +211,16 @@ def check_utf8(
     what: str,  # what it is called in the message: 'stop', "column 'text'"
     remedy: str = 'Write the whole character, or leave it out.',  # an instruction
 ) -> str:  # `text`, unchanged
-    "Return a text that can be written as UTF-8; refuse half of a character with an `FTNBError`."
+    """Return a text that can be written as UTF-8; refuse half of a character with an `FTNBError`.
+
+    Args:
+        text: anything
+        what: what it is called in the message: 'stop', "column 'text'"
+        remedy: an instruction
+
+    Returns:
+        `text`, unchanged
+    """
     try: text.isascii() or text.encode()
     except UnicodeEncodeError as e:
         where = f'{what} holds {text[e.start]!r} at character {e.start}'
@@ -171,7 +232,12 @@ def check_nested_utf8(
     value: Any,  # dicts and lists of anything
     what: str,  # what it is called in the message
 ) -> None:
-    "Refuse half of a character in any text within a value."
+    """Refuse half of a character in any text within a value.
+
+    Args:
+        value: dicts and lists of anything
+        what: what it is called in the message
+    """
     if isinstance(value, str): check_utf8(value, what)
     elif isinstance(value, Mapping): check_nested_utf8([*value, *value.values()], what)
     elif isinstance(value, (list, tuple)):
@@ -184,7 +250,17 @@ def check_names(
     least: int = 0,  # how many there must be
     different: bool = False,  # none may come twice
 ) -> tuple[str, ...]:  # `value` as a tuple
-    "Return `value` if it is a list of texts, none of them empty; else raise an `FTNBError`."
+    """Return `value` if it is a list of texts, none of them empty; else raise an `FTNBError`.
+
+    Args:
+        name: of the parameter
+        value: what was given
+        least: how many there must be
+        different: none may come twice
+
+    Returns:
+        `value` as a tuple
+    """
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         remedy = f'Put it into brackets: [{value!r:.60}].' if isinstance(value, str) else f'Change {name}.'
         raise FTNBError(describe_value(name, value), 'it must be a list of str', remedy)
@@ -242,7 +318,16 @@ def import_optional(
     install: str,  # the command that installs it
     why: str,  # what it is for: 'to read .gguf files'
 ) -> Any:  # the imported module
-    "Import an optional `module`, or raise an `FTNBError` with the command that installs it."
+    """Import an optional `module`, or raise an `FTNBError` with the command that installs it.
+
+    Args:
+        module: the name to import
+        install: the command that installs it
+        why: what it is for: 'to read .gguf files'
+
+    Returns:
+        the imported module
+    """
     try:
         with imports_undisturbed(): return importlib.import_module(module)
     except ImportError as e:
@@ -255,7 +340,14 @@ def package_folder(
     what: str = '',  # what needs it, for the message; '': the package itself
     rule: str = 'it is read from where it is installed',  # what must hold, for the message
 ) -> Path:
-    "The folder of an installed package, found without importing it."
+    """The folder of an installed package, found without importing it.
+
+    Args:
+        module: the module's name
+        package: the package to install if it is missing
+        what: what needs it, for the message; '': the package itself
+        rule: what must hold, for the message
+    """
     spec = importlib.util.find_spec(module)
     if spec and spec.submodule_search_locations: return Path(next(iter(spec.submodule_search_locations)))
     command = OPTIONAL.get(package, ('', f'pip install --no-deps {package}'))[1]

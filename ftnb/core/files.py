@@ -30,7 +30,12 @@ def check_path(
     name: str,  # of the parameter
     value: Any,  # what was passed
 ) -> Path:
-    "A path that a file or a folder can have; anything else is refused."
+    """A path that a file or a folder can have; anything else is refused.
+
+    Args:
+        name: of the parameter
+        value: what was passed
+    """
     ok = isinstance(value, (str, os.PathLike)) and bool(str(value).strip())
     rule, remedy = 'it must be a path, str or Path', f'Change {name}.'
     if not ok: raise FTNBError(describe_value(name, value), rule, remedy)
@@ -62,7 +67,11 @@ def _rename_new(aside: Path, file: Path) -> None:
 def is_disk_error(
     error: BaseException,  # what was raised while something was written
 ) -> bool:
-    "Whether an exception comes from a disk that takes no more."
+    """Whether an exception comes from a disk that takes no more.
+
+    Args:
+        error: what was raised while something was written
+    """
     words = ('No space left', 'file write failed', 'File too large', 'Disk quota', 'unexpected pos',
              'SafetensorError')
     if error.__cause__ and is_disk_error(error.__cause__): return True
@@ -93,7 +102,11 @@ def _write_errors(what: str) -> contextlib.AbstractContextManager:
 def read_errors(
     what: str,  # that is read, for the message: "folder 'run'"
 ) -> contextlib.AbstractContextManager:
-    "One clear error for what a disk does not give inside the block."
+    """One clear error for what a disk does not give inside the block.
+
+    Args:
+        what: that is read, for the message: "folder 'run'"
+    """
     return _disk_errors(what, 'read', {}, 'Try again, or restore it from a copy')
 
 # %% ../../nbs/core/files.ipynb #72504e0e
@@ -143,7 +156,11 @@ def _remove(aside: Path, target: Path) -> None:
 def clear_leftovers(
     target: Path,  # a file or folder that is about to be written, or read
 ) -> None:
-    "Remove what killed writers of it have left, after what they had begun to rename is in its place."
+    """Remove what killed writers of it have left, after what they had begun to rename is in its place.
+
+    Args:
+        target: a file or folder that is about to be written, or read
+    """
     for aside in target.parent.glob(glob.escape(_beside(target)) + '[a-z0-9_]' * 8):
         if not (aside / _MARK).is_file():   # nothing else is in it, unless somebody has just begun
             with contextlib.suppress(OSError): aside.rmdir()
@@ -180,7 +197,15 @@ def atomic_files(
     *files: str | Path,  # to write, in one folder
     replace: bool = True,  # False: `FileExistsError` if the first is there already
 ) -> Iterator[list[Path]]:  # temporary files of the same names, to be written in the block
-    "Write files that appear whole or not at all, and together."
+    """Write files that appear whole or not at all, and together.
+
+    Args:
+        *files: to write, in one folder
+        replace: False: `FileExistsError` if the first is there already
+
+    Yields:
+        temporary files of the same names, to be written in the block
+    """
     real = [_target(check_path('file', file)) for file in files]
     with _write_errors(f'file {str(files[0])!r}'), _folder_aside(real[0]) as aside:
         new = [aside / file.name for file in real]
@@ -199,7 +224,15 @@ def atomic_file(
     file: str | Path,  # the file to write
     replace: bool = True,  # False: `FileExistsError` if it is there already
 ) -> Iterator[Path]:  # a temporary file of the same name, to be written in the block
-    "Write a file that appears whole or not at all: written aside, flushed to disk, renamed."
+    """Write a file that appears whole or not at all: written aside, flushed to disk, renamed.
+
+    Args:
+        file: the file to write
+        replace: False: `FileExistsError` if it is there already
+
+    Yields:
+        a temporary file of the same name, to be written in the block
+    """
     with atomic_files(file, replace=replace) as (new,): yield new
 
 # %% ../../nbs/core/files.ipynb #8aa6be88
@@ -219,7 +252,15 @@ def atomic_folder(
     folder: str | Path,  # the folder to make, or to replace
     replace: bool = True,  # False: if another process has made it meanwhile, keep that one
 ) -> Iterator[Path]:  # a temporary folder beside it, to be filled in the block
-    "Make a folder that appears whole or not at all: written aside, flushed to disk, renamed."
+    """Make a folder that appears whole or not at all: written aside, flushed to disk, renamed.
+
+    Args:
+        folder: the folder to make, or to replace
+        replace: False: if another process has made it meanwhile, keep that one
+
+    Yields:
+        a temporary folder beside it, to be filled in the block
+    """
     folder = _target(check_path('folder', folder))
     with _write_errors(f'folder {str(folder)!r}'), _folder_aside(folder) as aside:
         (new := aside / 'new').mkdir()
@@ -238,21 +279,37 @@ def checksum(
     file: Path,  # read in pieces, so it may be larger than the memory
     digits: int = 128,  # how many of its hexadecimal digits
 ) -> str:
-    "The BLAKE2b checksum of a file."
+    """The BLAKE2b checksum of a file.
+
+    Args:
+        file: read in pieces, so it may be larger than the memory
+        digits: how many of its hexadecimal digits
+    """
     with file.open('rb') as f: return hashlib.file_digest(f, 'blake2b').hexdigest()[:digits]
 
 # %% ../../nbs/core/files.ipynb #08511b9c
 def sealed(
     facts: dict,  # what JSON can hold
 ) -> dict:  # with its checksum, `sum`
-    "The same, with a checksum of itself."
+    """The same, with a checksum of itself.
+
+    Args:
+        facts: what JSON can hold
+
+    Returns:
+        with its checksum, `sum`
+    """
     text = json.dumps({k: v for k, v in facts.items() if k != 'sum'}, sort_keys=True)
     return facts | {'sum': hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
 def is_sealed(
     facts: Any,  # read from JSON
 ) -> bool:
-    "Whether it is what `sealed` gave, and nothing of it has changed."
+    """Whether it is what `sealed` gave, and nothing of it has changed.
+
+    Args:
+        facts: read from JSON
+    """
     return isinstance(facts, dict) and 'sum' in facts and sealed(facts)['sum'] == facts['sum']
 
 # %% ../../nbs/core/files.ipynb #5e4a7d78
@@ -268,7 +325,11 @@ def _files_in(folder: Path) -> dict[str, Path]:
 def write_checksums(
     folder: Path,  # whole, but for this
 ) -> None:
-    "Note the sizes and the checksums of the files in a folder and below it."
+    """Note the sizes and the checksums of the files in a folder and below it.
+
+    Args:
+        folder: whole, but for this
+    """
     sums = {name: [f.stat().st_size, checksum(f)] for name, f in _files_in(folder).items()}
     (folder / 'checksums.json').write_text(json.dumps(sealed({'files': sums}), indent=1))
 
@@ -276,7 +337,14 @@ def write_checksums(
 def listed_files(
     folder: Path,  # in which `write_checksums` may have been
 ) -> dict[str, list]:  # path from there -> its size and checksum
-    "The files of a folder by its list of checksums; empty, if there is none that is as it was written."
+    """The files of a folder by its list of checksums; empty, if there is none that is as it was written.
+
+    Args:
+        folder: in which `write_checksums` may have been
+
+    Returns:
+        path from there -> its size and checksum
+    """
     try:
         noted = json.loads((folder / 'checksums.json').read_text('utf-8'))
         files = {str(name): [int(size), str(digest)] for name, (size, digest) in noted['files'].items()}
@@ -291,7 +359,14 @@ _LOOKED_FOR = {'config.json', 'generation_config.json', 'adapter_config.json', '
 def find_damage(
     folder: Path,  # with what `write_checksums` has written
 ) -> str:  # '' if there is none
-    "What is wrong with the files of a folder."
+    """What is wrong with the files of a folder.
+
+    Args:
+        folder: with what `write_checksums` has written
+
+    Returns:
+        '' if there is none
+    """
     if not (sums := listed_files(folder)): return 'checksums.json, its list of checksums, cannot be read'
     try:
         found = _files_in(folder)
@@ -306,7 +381,13 @@ def find_damage(
 
 # %% ../../nbs/core/files.ipynb #1072c60c
 class file_lock:
-    "A lock on a file or folder; whoever comes second gets an `FTNBError`."
+    """A lock on a file or folder; whoever comes second gets an `FTNBError`.
+
+    Args:
+        path: the file that is the lock; it holds nothing
+        what: what is being written, for the message: "folder 'run'"
+        busy: the rule in the message
+    """
     def __init__(self,
         path: str | Path,  # the file that is the lock; it holds nothing
         what: str,  # what is being written, for the message: "folder 'run'"

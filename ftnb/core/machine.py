@@ -20,7 +20,14 @@ __all__ = ['LIBRARIES', 'Placement', 'choose_autocast', 'choose_device', 'seeded
 # %% ../../nbs/core/machine.ipynb #fd339f9e
 @dataclass(frozen=True)
 class Placement:
-    "Where a model lives and how it computes, with the reason for the choice."
+    """Where a model lives and how it computes, with the reason for the choice.
+
+    Args:
+        device: cpu, cuda or mps
+        dtype: of the weights
+        autocast: of the matrix products; None: the same as the weights
+        reason: one sentence
+    """
     device: torch.device  # cpu, cuda or mps
     dtype: torch.dtype  # of the weights
     autocast: torch.dtype | None  # of the matrix products; None: the same as the weights
@@ -31,7 +38,15 @@ def choose_autocast(
     kind: str,  # 'cuda', 'mps' or 'cpu'
     capability: tuple[int, int] = (0, 0),  # CUDA compute capability; (8, 0) is an A100
 ) -> tuple[torch.dtype | None, str]:  # the autocast format (None: float32 throughout), the reason
-    "Choose the number format for matrix products from the kind of device."
+    """Choose the number format for matrix products from the kind of device.
+
+    Args:
+        kind: 'cuda', 'mps' or 'cpu'
+        capability: CUDA compute capability; (8, 0) is an A100
+
+    Returns:
+        the autocast format (None: float32 throughout), the reason
+    """
     if kind == 'cuda' and capability >= (8, 0):
         return torch.bfloat16, 'Ampere or newer: bfloat16 matrix products, float32 weights'
     if kind == 'cuda' and capability >= (7, 0):
@@ -59,7 +74,12 @@ def choose_device(
     device: str | torch.device | None = None,  # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
     dtype: torch.dtype | None = None,  # of the weights; None: float32
 ) -> Placement:
-    "Choose device and number format, or check the ones that were asked for."
+    """Choose device and number format, or check the ones that were asked for.
+
+    Args:
+        device: 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
+        dtype: of the weights; None: float32
+    """
     best = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     place = _parse_device(best if device is None else device)
     is_cuda = place.type == 'cuda'
@@ -74,7 +94,11 @@ def choose_device(
 def seeded(
     seed: int,  # 0 to 2**32 - 1
 ) -> Iterator[None]:
-    "Seed Python, NumPy and torch inside the block; restore all three generators after it."
+    """Seed Python, NumPy and torch inside the block; restore all three generators after it.
+
+    Args:
+        seed: 0 to 2**32 - 1
+    """
     seed = check_number('seed', seed, 0, 2**32 - 1)
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -108,7 +132,14 @@ def memory_gib() -> dict[str, float]:
 def free_memory(
     device: torch.device,  # where a model is
 ) -> int:  # bytes
-    "How much memory is left."
+    """How much memory is left.
+
+    Args:
+        device: where a model is
+
+    Returns:
+        bytes
+    """
     if device.type == 'cuda': return torch.cuda.mem_get_info()[0]
     return psutil.virtual_memory().available
 
@@ -116,7 +147,14 @@ def free_memory(
 def memory_in_use(
     device: torch.device,  # where a model is
 ) -> int:  # bytes: on a GPU the most that was in use at a time, elsewhere what this process uses now
-    "How much memory training takes."
+    """How much memory training takes.
+
+    Args:
+        device: where a model is
+
+    Returns:
+        bytes: on a GPU the most that was in use at a time, elsewhere what this process uses now
+    """
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
 
@@ -141,7 +179,14 @@ def _sampled_peak(device: torch.device) -> Iterator[list[int]]:
 def memory_peak(
     device: torch.device,  # where the model is
 ) -> Iterator[list[int]]:  # a list that gets the peak, in bytes, when the block is done
-    "Measure the most memory in use inside a block: exactly on a GPU, elsewhere by sampling."
+    """Measure the most memory in use inside a block: exactly on a GPU, elsewhere by sampling.
+
+    Args:
+        device: where the model is
+
+    Yields:
+        a list that gets the peak, in bytes, when the block is done
+    """
     if device.type != 'cuda':
         with _sampled_peak(device) as peak: yield peak
         return
@@ -154,7 +199,11 @@ def memory_peak(
 def is_out_of_memory(
     error: BaseException,  # what was raised
 ) -> bool:
-    "Whether an exception means that memory ran out, on a GPU or on a CPU."
+    """Whether an exception means that memory ran out, on a GPU or on a CPU.
+
+    Args:
+        error: what was raised
+    """
     words = ('out of memory', 'not enough memory', "can't allocate memory", 'alloc_cpu')
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words))
@@ -163,7 +212,14 @@ def is_out_of_memory(
 def version_of(
     package: str,  # the name it is installed by
 ) -> str | None:  # None when it is not installed
-    "The installed version of a package, without importing it."
+    """The installed version of a package, without importing it.
+
+    Args:
+        package: the name it is installed by
+
+    Returns:
+        None when it is not installed
+    """
     try: return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError: return None
 

@@ -81,7 +81,16 @@ def unknown_option(
     name: str,  # the keyword
     known: Iterable[str],  # the keywords that it has
 ) -> FTNBError:  # to be raised
-    "The error about a keyword that a function does not have."
+    """The error about a keyword that a function does not have.
+
+    Args:
+        function: the name of what was called
+        name: the keyword
+        known: the keywords that it has
+
+    Returns:
+        to be raised
+    """
     names = list(known)
     ours = next((k for k in names if name in OTHER_NAMES.get(k, '').split()), None)
     hint = f' ({_HINTS[name]})' if name in _HINTS else ''
@@ -94,7 +103,11 @@ _Function = TypeVar('_Function', bound=Callable)
 def known_options(
     function: _Function,  # a verb, or the `__init__` of a class
 ) -> _Function:
-    "The same function, which refuses keywords that it does not have with an `FTNBError`."
+    """The same function, which refuses keywords that it does not have with an `FTNBError`.
+
+    Args:
+        function: a verb, or the `__init__` of a class
+    """
     known = inspect.signature(function).parameters
     name = function.__qualname__.removesuffix('.__init__')
     @functools.wraps(function)

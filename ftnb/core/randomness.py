@@ -29,7 +29,11 @@ _FIRST_VALUES = {  # functions of `torch.nn.init` that take one; transformers pu
 
 # %% ../../nbs/core/randomness.ipynb #7495c51c
 class Randomness:
-    "Generators of a run, one for each device, and what was drawn without them."
+    """Generators of a run, one for each device, and what was drawn without them.
+
+    Args:
+        seed: of all of them
+    """
     def __init__(self,
         seed: int,  # of all of them
     ):
@@ -40,7 +44,11 @@ class Randomness:
     def on(self,
         device: Any,  # cpu, cuda:0 ...; None: where torch makes tensors by default
     ) -> torch.Generator:
-        "The generator for a device."
+        """The generator for a device.
+
+        Args:
+            device: cpu, cuda:0 ...; None: where torch makes tensors by default
+        """
         self.drawn, device = True, torch.device(device or torch.get_default_device())
         if device.type == 'cuda': device = torch.device('cuda', device.index or 0)   # 'cuda' is 'cuda:0'
         if device not in self.generators:
@@ -51,7 +59,11 @@ class Randomness:
     def lent(self,
         device: torch.device,  # a GPU
     ) -> Iterator[torch.Generator]:
-        "Torch's own generator of a device, seeded from ours, for the moment of one call."
+        """Torch's own generator of a device, seeded from ours, for the moment of one call.
+
+        Args:
+            device: a GPU
+        """
         seed = int(torch.randint(2**62, (), generator=self.on('cpu')))
         cuda = device.type == 'cuda'
         theirs = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
@@ -125,7 +137,11 @@ _HERE = threading.local()   # `.own`: the randomness of the block that this thre
 def own_randomness(
     seed: int,  # the same seed draws the same numbers
 ) -> Iterator[Randomness]:
-    "Draw random numbers inside the block from generators of its own, and never from torch's."
+    """Draw random numbers inside the block from generators of its own, and never from torch's.
+
+    Args:
+        seed: the same seed draws the same numbers
+    """
     own, before = Randomness(seed), getattr(_HERE, 'own', None)
     _HERE.own = own
     try:
@@ -134,7 +150,11 @@ def own_randomness(
 
 # %% ../../nbs/core/randomness.ipynb #532ab3a5
 def recompute_context() -> tuple[Any, Any]:  # contexts for the first computation, and for the second
-    "For torch's `checkpoint(..., context_fn=)`: the second time, draw the same numbers."
+    """For torch's `checkpoint(..., context_fn=)`: the second time, draw the same numbers.
+
+    Returns:
+        contexts for the first computation, and for the second
+    """
     own = getattr(_HERE, 'own', None)
     if own is None: return contextlib.nullcontext(), contextlib.nullcontext()
     states: dict[torch.device, torch.Tensor] = {}
@@ -183,5 +203,12 @@ class _Watch(TorchDispatchMode):
 def watched_randomness(
     seed: int,  # as for `own_randomness`
 ) -> Iterator[Randomness]:  # `.unprotected` names what has drawn from torch's generator
-    "As `own_randomness`, and note what escapes it. Slow: for one step."
+    """As `own_randomness`, and note what escapes it. Slow: for one step.
+
+    Args:
+        seed: as for `own_randomness`
+
+    Yields:
+        `.unprotected` names what has drawn from torch's generator
+    """
     with own_randomness(seed) as own, _Watch(own): yield own

@@ -4,9 +4,9 @@
 
 # %% ../../nbs/core/tables.ipynb #4dfe1d82
 from __future__ import annotations
-import csv, io, json, re, threading
+import contextlib, csv, io, itertools, json, re, threading, unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,22 @@ from .files import atomic_file, check_path, clear_leftovers
 
 # %% auto #0
 __all__ = ['FORMULA_STARTS', 'read_text', 'csv_separator', 'CSVTable', 'check_unique_columns', 'parse_csv', 'read_csv',
-           'escape_cell', 'unescape_cell', 'write_csv']
+           'looks_like_number', 'escape_cell', 'unescape_cell', 'write_csv']
 
 # %% ../../nbs/core/tables.ipynb #a346cfe8
 def read_text(
     file: Path,  # any file of text
     fallback: str | None = None,  # encoding of what is neither UTF-8 nor UTF-16; None: an error
 ) -> str:  # line ends are left as they are
-    "The text of a file, without a byte-order mark."
+    """The text of a file, without a byte-order mark.
+
+    Args:
+        file: any file of text
+        fallback: encoding of what is neither UTF-8 nor UTF-16; None: an error
+
+    Returns:
+        line ends are left as they are
+    """
     raw = check_path('file', file).read_bytes()
     encoding = 'utf-16' if raw[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try: return raw.decode(encoding)
@@ -38,14 +46,25 @@ _HEADER = re.compile(r'(?:"[^"]*"|[^"\r\n])*')  # the first row; a quoted name m
 def csv_separator(
     text: str,  # of a CSV file
 ) -> str:
-    "What stands between the cells of a CSV file: the commonest candidate in its header."
+    """What stands between the cells of a CSV file: the commonest candidate in its header.
+
+    Args:
+        text: of a CSV file
+    """
     header = re.sub(r'"[^"]*"', '', _HEADER.match(text)[0])  # type: ignore[index]
     return max(',;\t', key=header.count)
 
 # %% ../../nbs/core/tables.ipynb #80ac6bb9
 @dataclass
 class CSVTable:
-    "The cells of a CSV file as text."
+    """The cells of a CSV file as text.
+
+    Args:
+        columns: their names, in the order of the file
+        rows: column name -> cell
+        numbers: of each row, as a spreadsheet counts them: 1 is the header
+        separator: between the cells: ',', ';' or a tab
+    """
     columns: list[str]  # their names, in the order of the file
     rows: list[dict[str, str]]  # column name -> cell
     numbers: list[int]  # of each row, as a spreadsheet counts them: 1 is the header
@@ -56,7 +75,12 @@ def check_unique_columns(
     columns: Iterable,  # their names
     table: str,  # what it is called in messages
 ) -> None:
-    "Refuse columns of the same name: one would silently hide the other."
+    """Refuse columns of the same name: one would silently hide the other.
+
+    Args:
+        columns: their names
+        table: what it is called in messages
+    """
     for column, n in Counter(columns).items():
         if n == 1: continue
         raise FTNBError(f'column {column!r} of {table}', f'there are {n} of this name', 'Rename them.')
@@ -64,15 +88,26 @@ def check_unique_columns(
 # %% ../../nbs/core/tables.ipynb #3aeaf011
 _CSV_LIMIT = threading.Lock()   # the longest cell is a setting of the whole process
 
+@contextlib.contextmanager
+def _csv_limit(characters: int) -> Iterator[None]:
+    "Let cells be so long inside the block."
+    with _CSV_LIMIT:
+        old = csv.field_size_limit(characters)
+        try: yield
+        finally:
+            if (now := csv.field_size_limit(old)) != characters: csv.field_size_limit(now)
+
 def _csv_cells(text: str, separator: str, strict: bool, name: str) -> list[list[str]]:
     "The cells of CSV text, row by row."
-    lines = io.StringIO(text, newline='')  # a cell keeps the line ends that it has
-    with _CSV_LIMIT:
-        limit = csv.field_size_limit(2**31 - 1)
-        try: return list(csv.reader(lines, delimiter=separator, strict=strict))
+    lines = lambda: io.StringIO(text, newline='')   # a cell keeps the line ends that it has
+    read = lambda: list(csv.reader(lines(), delimiter=separator, strict=strict))
+    try:
+        try: return read()
         except csv.Error as e:
-            raise FTNBError(f'file {name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
-        finally: csv.field_size_limit(limit)
+            if 'field limit' not in str(e): raise
+            with _csv_limit(len(text)): return read()
+    except csv.Error as e:
+        raise FTNBError(f'file {name!r}', f'it is not CSV ({e})', 'Check its quotes.') from e
 
 # %% ../../nbs/core/tables.ipynb #3781cd9d
 def parse_csv(
@@ -81,7 +116,14 @@ def parse_csv(
     separator: str | None = None,  # None: found in the header
     strict: bool = True,  # False: rows may be shorter or longer; blank ones are left out
 ) -> CSVTable:
-    "The cells of CSV text, by column; every cell stays the text that it is."
+    """The cells of CSV text, by column; every cell stays the text that it is.
+
+    Args:
+        text: CSV with a header
+        name: the name of the file, for messages
+        separator: None: found in the header
+        strict: False: rows may be shorter or longer; blank ones are left out
+    """
     if said := re.match(r'sep=(.)\r?\n', text, re.IGNORECASE): text = text[said.end():]
     separator = separator or (said[1] if said else csv_separator(text))
     columns, *rows = _csv_cells(text, separator, strict, name) or [[]]
@@ -120,32 +162,97 @@ def read_csv(
     strict: bool = True,  # False: for sheets that people have edited, see `parse_csv`
     fallback: str | None = None,  # encoding of what is neither UTF-8 nor UTF-16; None: an error
 ) -> CSVTable:
-    "The cells of a CSV file, by column; every cell stays the text that it is."
+    """The cells of a CSV file, by column; every cell stays the text that it is.
+
+    Args:
+        file: CSV with a header
+        separator: None: found in the header
+        strict: False: for sheets that people have edited, see `parse_csv`
+        fallback: encoding of what is neither UTF-8 nor UTF-16; None: an error
+    """
     clear_leftovers(file)
     return parse_csv(read_text(file, fallback), file.name, separator, strict)
 
-# %% ../../nbs/core/tables.ipynb #5bee8cc4
-FORMULA_STARTS = "=+-@＝＋－＠\t\r\n'"  # what a text in a cell must not begin with
+# %% ../../nbs/core/tables.ipynb #5cf45852
+FORMULA_STARTS = '=+-@＝＋－＠﹦﹢﹣﹫'  # what a formula begins with
+_UNSEEN = r'\x00-\x08\x0e-\x1f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff'
+_SKIPPED = rf'(?:[^\S\t\r\n]|["{_UNSEEN}])*'
+_FORMULA = re.compile(f'{_SKIPPED}[{re.escape(FORMULA_STARTS)}]')
+# where a cell may begin inside a text
+_INNER = re.compile(f"(?<=[,;\t\r\n])(?='*{_FORMULA.pattern})")
+_INNER_ESCAPED = re.compile(f"(?<=[,;\t\r\n])'(?='*{_FORMULA.pattern})")
+# a number in a list is none
+_INNER_JSON = re.compile(f'(?:(?<=;)|(?<=,)(?! *-[0-9I])){_FORMULA.pattern}')
 
+# %% ../../nbs/core/tables.ipynb #34da39a7
+_MONTHS = '''jan feb mar apr may jun jul aug sep oct nov dec mär mai okt dez fév fev avr jui aoû déc
+    ene abr ago set dic gen mag giu lug ott out maa mrt mei янв фев мар апр май мая июн июл авг сен
+    окт ноя дек'''.split()
+_TRUTH = '''true false wahr falsch vrai faux verdadero falso vero verdadeiro waar onwaar prawda fałsz
+    sand falsk sant истина ложь'''.split()
+_WORD = rf"(?:{'|'.join(_MONTHS)})[^\W\d_]{{0,8}}|[ap]m?|eur|usd|gbp|chf"
+_NUMBER_PART = re.compile(
+    rf"[\d\s.,:;/\-–−+()%'’$€£¥￥₩₹年月日时時分秒元]|(?<=\d)[edt](?=[+-]?\d)|(?<=\d)z"
+    rf"|(?<![^\W\d_])(?:{_WORD})(?![^\W\d_])")
+
+# %% ../../nbs/core/tables.ipynb #eab9b42a
+def looks_like_number(
+    text: str,  # of a cell
+) -> bool:
+    """Whether a spreadsheet may take a text for a number, a date or a truth value, and change it.
+
+    Args:
+        text: of a cell
+    """
+    word = unicodedata.normalize('NFKC', text).strip().lower()   # １２ is 12
+    if len(text) > 40 or re.fullmatch('0|[1-9][0-9]{0,10}', text): return False
+    if word in _TRUTH or word.startswith('sep='): return True   # the second is no row, at the top
+    return any(map(str.isdigit, word)) and not _NUMBER_PART.sub('', word)
+
+# %% ../../nbs/core/tables.ipynb #a604e8b6
 def escape_cell(
     value: Any,  # a text, a number, None; anything else is written as JSON
 ) -> str:  # the cell
-    "A value as a cell: a text is never taken for a formula, a missing value is an empty cell."
-    if value is None: return ''
-    if isinstance(value, str):
-        check_utf8(value, 'a cell')
-        return f"'{value}" if not value or value[0] in FORMULA_STARTS else value
-    if isinstance(value, float): return float.__repr__(value)
-    return check_utf8(json.dumps(value, ensure_ascii=False), 'a cell')
+    """A value as a cell, of which no spreadsheet makes another; a missing value is an empty cell.
 
-# %% ../../nbs/core/tables.ipynb #596c1dff
+    Args:
+        value: a text, a number, None; anything else is written as JSON
+
+    Returns:
+        the cell
+    """
+    if value is None: return ''
+    if isinstance(value, float): return float.__repr__(value)
+    if not isinstance(value, str):
+        name = lambda found: f'{found[0][:-1]}\\u{ord(found[0][-1]):04x}'
+        return _INNER_JSON.sub(name, check_utf8(json.dumps(value, ensure_ascii=False), 'a cell'))
+    text = _INNER.sub("'", check_utf8(value, 'a cell'))
+    free = text and text[0] not in "'\t\r\n\ufeff" and not _FORMULA.match(text)
+    return text if free and not looks_like_number(value) else f"'{text}"
+
+# %% ../../nbs/core/tables.ipynb #e33ad5f5
 def unescape_cell(
     cell: str,  # from `escape_cell`
+    inner: bool = True,  # False: of a file from before there were apostrophes inside of texts
 ) -> str | None:
-    "The text of a cell; None for an empty cell."
-    return cell.removeprefix("'") if cell else None
+    """The text of a cell; None for an empty cell.
 
-# %% ../../nbs/core/tables.ipynb #0e132ebe
+    Args:
+        cell: from `escape_cell`
+        inner: False: of a file from before there were apostrophes inside of texts
+    """
+    if not cell: return None
+    text = cell.removeprefix("'")
+    return _INNER_ESCAPED.sub('', text) if inner else text
+
+# %% ../../nbs/core/tables.ipynb #96ad87da
+def _csv_line(values: Iterable) -> str:
+    "A row as a line of CSV; a cell with any of the three separators stands in quotes."
+    cells = [*map(escape_cell, values)]
+    for i, cell in enumerate(cells):
+        if re.search('[",;\t\r\n]', cell): cells[i] = '"' + cell.replace('"', '""') + '"'
+    return (','.join(cells) or '""') + '\r\n'
+
 def write_csv(
     file: str | Path,  # appears whole or not at all
     columns: Iterable[str],  # their names
@@ -153,8 +260,15 @@ def write_csv(
     bom: bool = False,  # begin with a byte-order mark, for Excel
     replace: bool = True,  # False: `FileExistsError` if the file is there already
 ) -> None:
-    "Write a table as CSV; read it with `read_csv`, and its texts with `unescape_cell`."
+    """Write a table as CSV; read it with `read_csv`, and its texts with `unescape_cell`.
+
+    Args:
+        file: appears whole or not at all
+        columns: their names
+        rows: the values of each row, in the order of the columns
+        bom: begin with a byte-order mark, for Excel
+        replace: False: `FileExistsError` if the file is there already
+    """
     encoding = 'utf-8-sig' if bom else 'utf-8'
     with atomic_file(file, replace) as aside, aside.open('w', encoding=encoding, newline='') as f:
-        csv.writer(f).writerow(map(escape_cell, columns))
-        csv.writer(f).writerows(map(escape_cell, row) for row in rows)
+        f.writelines(map(_csv_line, itertools.chain([columns], rows)))

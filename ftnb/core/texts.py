@@ -33,7 +33,11 @@ _JOINERS = regex.compile(   # in group 1, those that change nothing
 def normalize_text(
     text: str,  # in any language
 ) -> str:
-    "A text as a reader sees it: in NFC, with plain spaces and line ends, without the invisible."
+    """A text as a reader sees it: in NFC, with plain spaces and line ends, without the invisible.
+
+    Args:
+        text: in any language
+    """
     text = text.replace('\r\n', '\n').translate(_LOOKS_LIKE) if not text.isascii() else (
         text.replace('\r\n', '\n').replace('\r', '\n'))
     if '\u200c' in text or '\u200d' in text:
@@ -46,7 +50,11 @@ _CLUSTER = regex.compile(r'\X\p{M}*')
 def graphemes(
     text: str,  # in any language
 ) -> list[str]:
-    "The characters of a text as a reader counts them, each with its marks or parts."
+    """The characters of a text as a reader counts them, each with its marks or parts.
+
+    Args:
+        text: in any language
+    """
     return list(text) if text.isascii() else _CLUSTER.findall(text)
 
 # %% ../../nbs/core/texts.ipynb #ce4adc77

@@ -25,7 +25,14 @@ __all__ = ['SCRIPTS', 'MIN_LETTERS', 'MIN_PROBABILITY', 'MAX_SAMPLED', 'SAME_LAN
 def text_hashes(
     texts: Iterable[str],  # any texts
 ) -> np.ndarray:  # [texts], uint64; equal for texts that look the same but for case and white space
-    "A 64-bit hash of each text."
+    """A 64-bit hash of each text.
+
+    Args:
+        texts: any texts
+
+    Returns:
+        [texts], uint64; equal for texts that look the same but for case and white space
+    """
     normal = lambda text: ' '.join(normalize_text(text).casefold().split()).encode()
     digest = lambda text: hashlib.blake2b(normal(text), digest_size=8).digest()
     return np.frombuffer(b''.join(map(digest, texts)), dtype='<u8')
@@ -34,7 +41,14 @@ def text_hashes(
 def is_repeat(
     hashes: np.ndarray,  # [rows], from `text_hashes`
 ) -> np.ndarray:  # [rows], bool: whether an earlier row is the same
-    "Mark every row that repeats an earlier one."
+    """Mark every row that repeats an earlier one.
+
+    Args:
+        hashes: [rows], from `text_hashes`
+
+    Returns:
+        [rows], bool: whether an earlier row is the same
+    """
     repeat: np.ndarray = np.ones(len(hashes), bool)
     repeat[np.unique(hashes, return_index=True)[1]] = False
     return repeat
@@ -110,7 +124,16 @@ def near_duplicates(
     lengths: np.ndarray,  # [rows], how many tokens each has
     similarity: float = 0.8,  # Jaccard similarity of the sets of shingles
 ) -> np.ndarray:  # [rows]: the number of an earlier row that is nearly the same, or -1
-    "Find rows that are nearly the same as an earlier one (MinHash, Broder 1997; every pair is verified)."
+    """Find rows that are nearly the same as an earlier one (MinHash, Broder 1997; every pair is verified).
+
+    Args:
+        ids: token ids of all rows, one after the other
+        lengths: [rows], how many tokens each has
+        similarity: Jaccard similarity of the sets of shingles
+
+    Returns:
+        [rows]: the number of an earlier row that is nearly the same, or -1
+    """
     earlier = np.full(len(lengths), -1)
     hashes, row = _shingles(np.asarray(ids), np.asarray(lengths))
     distinctive = _distinctive(hashes, len(lengths))
@@ -142,7 +165,14 @@ SCRIPTS = {  # first words of Unicode's names of characters that are counted wit
 def script_of(
     text: str,  # any text; its first 400 characters are looked at
 ) -> str:  # as Unicode calls it, 'LATIN', 'CJK', 'CYRILLIC' ...; '' if there are no letters
-    "The script that most letters of a text are written in."
+    """The script that most letters of a text are written in.
+
+    Args:
+        text: any text; its first 400 characters are looked at
+
+    Returns:
+        as Unicode calls it, 'LATIN', 'CJK', 'CYRILLIC' ...; '' if there are no letters
+    """
     text = text[:400]
     if text.isascii(): return 'LATIN' if any(map(str.isalpha, text)) else ''
     first_word = lambda c: unicodedata.name(c, '?').split(' ')[0].split('-')[0]
@@ -155,7 +185,15 @@ def differs_from_most(
     names: np.ndarray,  # [rows], of str; '' where nothing is known
     share: float = 0.,  # of what is known, which the commonest name must exceed, or none is marked
 ) -> np.ndarray:  # [rows], bool
-    "Mark the names that are not the commonest one."
+    """Mark the names that are not the commonest one.
+
+    Args:
+        names: [rows], of str; '' where nothing is known
+        share: of what is known, which the commonest name must exceed, or none is marked
+
+    Returns:
+        [rows], bool
+    """
     counts = Counter(name for name in names if name)
     commonest, count = counts.most_common(1)[0] if counts else ('', 0)
     return (names != commonest) & (names != '') & (count > share * counts.total())
@@ -164,7 +202,14 @@ def differs_from_most(
 def other_script(
     texts: Sequence[str],  # any texts
 ) -> np.ndarray:  # [texts], bool
-    "Mark the texts whose script is not the one that most of them have."
+    """Mark the texts whose script is not the one that most of them have.
+
+    Args:
+        texts: any texts
+
+    Returns:
+        [texts], bool
+    """
     return differs_from_most(np.array([script_of(text) for text in texts], dtype=object))
 
 # %% ../../nbs/data/account.ipynb #4f81565b
@@ -190,7 +235,14 @@ SAME_LANGUAGE = {  # codes of languages that are hard to tell apart: the one tha
 def language_of(
     text: str,  # any text; its last 200 characters are looked at
 ) -> str:  # a code such as 'en'; '' if it is not sure, or if nothing is installed that knows
-    "The language of a text, if that is sure."
+    """The language of a text, if that is sure.
+
+    Args:
+        text: any text; its last 200 characters are looked at
+
+    Returns:
+        a code such as 'en'; '' if it is not sure, or if nothing is installed that knows
+    """
     text = ' '.join(text[-200:].split())
     letters = sum(map(str.isalpha, text))
     if letters < MIN_LETTERS or not (model := language_model()): return ''
@@ -202,7 +254,14 @@ def language_of(
 def languages_of(
     texts: Sequence[str],  # any texts
 ) -> np.ndarray:  # [texts]; '' where it is not sure, and for those that are not looked at
-    "The language of each text, of an even sample of `MAX_SAMPLED` texts at most."
+    """The language of each text, of an even sample of `MAX_SAMPLED` texts at most.
+
+    Args:
+        texts: any texts
+
+    Returns:
+        [texts]; '' where it is not sure, and for those that are not looked at
+    """
     codes: np.ndarray = np.full(len(texts), '', dtype=object)
     every = -(-len(texts) // MAX_SAMPLED) or 1
     for i in range(0, len(texts), every): codes[i] = language_of(texts[i])
@@ -212,7 +271,11 @@ def languages_of(
 def row_texts(
     rows: CheckedRows,  # from `check_rows`
 ) -> list[str]:
-    "Each row's contents as one text, to be compared with others."
+    """Each row's contents as one text, to be compared with others.
+
+    Args:
+        rows: from `check_rows`
+    """
     return ['\n'.join(turn['content'] for turn in turns) for turns in rows.turns]
 
 # %% ../../nbs/data/account.ipynb #24f36e2a
@@ -228,7 +291,15 @@ def own_texts(
     rows: CheckedRows,  # from `check_rows`
     task: Task | None = None,  # what is asked; None: whole prompts
 ) -> tuple[list[str], list[str]]:  # prompts, without the task's own words; and what is learned
-    "What each row itself says, prompts and targets apart."
+    """What each row itself says, prompts and targets apart.
+
+    Args:
+        rows: from `check_rows`
+        task: what is asked; None: whole prompts
+
+    Returns:
+        prompts, without the task's own words; and what is learned
+    """
     said, learned = [], []
     for turns, row in zip(rows.turns, rows.raw):
         asked = '\n'.join(turn['content'] for turn in turns if turn['role'] == 'user')
@@ -263,7 +334,16 @@ def text_counts(
     special: SpecialText,  # of the tokenizer
     task: Task | None = None,  # what is asked; None: whole prompts are looked at
 ) -> dict[str, int]:  # by the names of the report
-    "What is worth knowing about a split's texts."
+    """What is worth knowing about a split's texts.
+
+    Args:
+        rows: from `check_rows`
+        special: of the tokenizer
+        task: what is asked; None: whole prompts are looked at
+
+    Returns:
+        by the names of the report
+    """
     texts, (prompts, targets) = row_texts(rows), own_texts(rows, task)
     said, learned, asked = other_script(prompts), other_script(targets), any(prompts)
     return {'special_text': sum(bool(special.pattern.search(text)) for text in texts),
@@ -286,7 +366,16 @@ def find_repeated_rows(
     splits: dict[str, CheckedRows],  # with 'valid' and 'test'
     drop: Collection[str],  # which to leave out: 'overlap', 'duplicates'
 ) -> tuple[CheckedRows, Counter]:  # the training rows that stay, and counts for the report
-    "Find training rows that are also in other splits, or twice in their own."
+    """Find training rows that are also in other splits, or twice in their own.
+
+    Args:
+        train: the training rows
+        splits: with 'valid' and 'test'
+        drop: which to leave out: 'overlap', 'duplicates'
+
+    Returns:
+        the training rows that stay, and counts for the report
+    """
     all_splits = (train, splits['valid'], splits['test'])
     hashes, valid, test = (text_hashes(_compared_texts(rows)) for rows in all_splits)
     in_valid, in_test = np.isin(hashes, valid), np.isin(hashes, test)

@@ -30,7 +30,12 @@ def column_text(
     row: Mapping,  # a row
     column: str,  # one of its columns
 ) -> str:
-    "The text in a column, as it is; nothing but a str is a text."
+    """The text in a column, as it is; nothing but a str is a text.
+
+    Args:
+        row: a row
+        column: one of its columns
+    """
     return check_text(row[column], f'column {column!r}')
 
 # %% ../../nbs/data/applications.ipynb #2ed99f13
@@ -43,7 +48,11 @@ def _stripped(row: Mapping, column: str) -> str:
 def free_text(
     text: str = 'text',  # the column with the text
 ) -> Task:
-    "Learn to write like the text itself: stories, news, poems, code."
+    """Learn to write like the text itself: stories, news, poems, code.
+
+    Args:
+        text: the column with the text
+    """
     target = lambda row: _stripped(row, text)
     return Task('free text', (text,), target=target, max_new_tokens=100)
 
@@ -139,7 +148,16 @@ def summarization(
     language: str | None = None,  # of the instruction: 'en' or 'zh'; None: that of the text
     cue: str | None = None,  # ends a prompt without a chat template; None: 'Summary:'
 ) -> Task:
-    "Write a summary of a text."
+    """Write a summary of a text.
+
+    Args:
+        text: the column with the text
+        summary: the column with its summary
+        instruction: begins the prompt; None: a sentence (encoder-decoder: none)
+        max_new_tokens: the longest summary, in tokens
+        language: of the instruction: 'en' or 'zh'; None: that of the text
+        cue: ends a prompt without a chat template; None: 'Summary:'
+    """
     _check_language(language, instruction, cue=cue)
     def make(rows: Any = ()) -> Task:
         texts = _column_texts(rows, text)
@@ -264,7 +282,17 @@ def translation(
     language: str | None = None,  # of the instruction: 'en' or 'zh'; None: that of the text
     cue: str | None = None,  # ends a prompt without a chat template; None: 'French:'
 ) -> Task:
-    "Translate a text, into the language that the targets are in."
+    """Translate a text, into the language that the targets are in.
+
+    Args:
+        source: the column with the text; or its language, as 'en' (see below)
+        target: the column with its translation; or its language
+        to: the target language, as the prompt names it; None: the data say it
+        instruction: None: 'Translate into ...' (encoder-decoder: none)
+        max_new_tokens: the longest translation, in tokens
+        language: of the instruction: 'en' or 'zh'; None: that of the text
+        cue: ends a prompt without a chat template; None: 'French:'
+    """
     _check_language(language, instruction, cue=cue, to=to)
     given: Any = dict(instruction=instruction, cue=cue, max_new_tokens=max_new_tokens)
     def complete(rows: Any) -> Task:
@@ -292,7 +320,17 @@ def sentiment(
     instruction: str | None = None,  # begins the prompt; `{labels}` in it stands for the labels
     cue: str | None = None,  # ends a prompt without a chat template; None: 'Label:'
 ) -> Task:
-    "Name the sentiment (or topic, emotion, number of stars) of a text with one of a few labels."
+    """Name the sentiment (or topic, emotion, number of stars) of a text with one of a few labels.
+
+    Args:
+        text: the column with the text
+        label: the column with its label
+        labels: names, {value: name}; None: the data say
+        max_new_tokens: the longest answer, in tokens; None: as the labels need
+        language: of the instruction: 'en' or 'zh'; None: that of the text
+        instruction: begins the prompt; `{labels}` in it stands for the labels
+        cue: ends a prompt without a chat template; None: 'Label:'
+    """
     _check_language(language, instruction, cue=cue)
     def make(known: Labels | None, texts: Sequence[str]) -> Task:
         code, how = _instruction_language(language, instruction, texts)
@@ -377,7 +415,14 @@ def dialogue(
     *,
     language: str = 'en',  # of the names of speakers, without a chat template: 'User:' or, 'zh', '用户：'
 ) -> Task:
-    "Answer in a conversation of several turns; a row's `system`, `tools`, `chat_template_kwargs` are read."
+    """Answer in a conversation of several turns; a row's `system`, `tools`, `chat_template_kwargs` are read.
+
+    Args:
+        messages: the column with the turns
+        system: a system turn to begin every conversation that has none
+        max_new_tokens: the longest answer, in tokens
+        language: of the names of speakers, without a chat template: 'User:' or, 'zh', '用户：'
+    """
     require('language', language, language_code(str(language)) in SPEAKERS, 'it must be en or zh')
     return Task('dialogue', (messages,), metrics=('chrf', 'rougeL'), max_new_tokens=max_new_tokens,
                 language=language_code(language),
@@ -419,7 +464,11 @@ def _refuse_verdicts(row: Mapping) -> None:
 def infer_task(
     row: Mapping,  # the first row
 ) -> Task:
-    "The task that a row's columns name by convention."
+    """The task that a row's columns name by convention.
+
+    Args:
+        row: the first row
+    """
     if not isinstance(row, Mapping):
         raise FTNBError(f'rows[0] is {type(row).__name__}', 'a row must be a dict or a str',
                         "Use {'text': ...}.")

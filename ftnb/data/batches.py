@@ -21,14 +21,29 @@ IGNORE = -100  # the label of a token without loss, as everywhere in PyTorch and
 def supervised_count(
     row: Mapping,  # with `labels`
 ) -> int:
-    "How many tokens of a row carry loss (nothing predicts the first token of a text)."
+    """How many tokens of a row carry loss (nothing predicts the first token of a text).
+
+    Args:
+        row: with `labels`
+    """
     labels = row['labels']
     return len(labels) - labels.count(IGNORE) - (labels[:1] != [IGNORE]) if labels else 0
 
 # %% ../../nbs/data/batches.ipynb #8610d530
 @dataclass(frozen=True)
 class PackedBatch:
-    "Documents packed into one row."
+    """Documents packed into one row.
+
+    Args:
+        input_ids: [1, tokens]
+        position_ids: [1, tokens]: 0, 1, 2 ... in each document
+        targets: [tokens]: the next token of the same document, or -100
+        target_positions: [supervised]: which of the tokens have a target
+        starts: [documents + 1], int32: where each document begins, where the last one ends
+        lengths: of the documents, in tokens
+        rows: the numbers of their rows, if known
+        longest: bound on a document's tokens, equal in every batch; None: as it is
+    """
     input_ids: torch.Tensor  # [1, tokens]
     position_ids: torch.Tensor  # [1, tokens]: 0, 1, 2 ... in each document
     targets: torch.Tensor  # [tokens]: the next token of the same document, or -100
@@ -44,7 +59,11 @@ class PackedBatch:
         return len(self.target_positions)
 
     def to(self, device: torch.device) -> PackedBatch:
-        "The same batch on another device."
+        """The same batch on another device.
+
+        Args:
+            device: torch.device
+        """
         return _moved(self, lambda t: t.to(device, non_blocking=True))
 
     def pinned(self) -> PackedBatch:
@@ -63,7 +82,13 @@ def pack(
     numbers: Sequence[int] = (),  # of the rows, to be kept with the batch
     shape: tuple[int, int] | None = None,  # fill up to so many tokens and documents
 ) -> PackedBatch:
-    "Pack documents one after another into one row."
+    """Pack documents one after another into one row.
+
+    Args:
+        rows: rows with `input_ids` and `labels`
+        numbers: of the rows, to be kept with the batch
+        shape: fill up to so many tokens and documents
+    """
     ids, targets, lengths = [], [], []
     for row in rows:
         ids += row['input_ids']
@@ -97,7 +122,16 @@ def _some_documents(batch: PackedBatch, first: int, last: int) -> PackedBatch:
 # %% ../../nbs/data/batches.ipynb #e0f7aeaf
 @dataclass(frozen=True)
 class Seq2SeqBatch:
-    "Sources and targets for an encoder-decoder, padded on the right."
+    """Sources and targets for an encoder-decoder, padded on the right.
+
+    Args:
+        input_ids: [rows, longest source]
+        attention_mask: [rows, longest source]: 1 where there is a token
+        labels: [rows, longest target]; -100 where there is none
+        lengths: source and target together, for each row
+        supervised: target tokens
+        rows: the numbers of the rows, if known
+    """
     input_ids: torch.Tensor  # [rows, longest source]
     attention_mask: torch.Tensor  # [rows, longest source]: 1 where there is a token
     labels: torch.Tensor  # [rows, longest target]; -100 where there is none
@@ -106,7 +140,11 @@ class Seq2SeqBatch:
     rows: tuple[int, ...] = ()  # the numbers of the rows, if known
 
     def to(self, device: torch.device) -> Seq2SeqBatch:
-        "The same batch on another device."
+        """The same batch on another device.
+
+        Args:
+            device: torch.device
+        """
         return _moved(self, lambda t: t.to(device, non_blocking=True))
 
     def pinned(self) -> Seq2SeqBatch:
@@ -124,7 +162,12 @@ def pad_seq2seq(
     rows: Sequence[Mapping],  # rows with `input_ids` (read) and `labels` (written)
     numbers: Sequence[int] = (),  # of the rows, to be kept with the batch
 ) -> Seq2SeqBatch:
-    "Pad the sources and the targets of an encoder-decoder to rectangles."
+    """Pad the sources and the targets of an encoder-decoder to rectangles.
+
+    Args:
+        rows: rows with `input_ids` (read) and `labels` (written)
+        numbers: of the rows, to be kept with the batch
+    """
     tensors = lambda lists: [torch.tensor(x) for x in lists]
     pad = lambda lists, fill: torch.nn.utils.rnn.pad_sequence(tensors(lists), True, fill)
     sources, targets = [row['input_ids'] for row in rows], [row['labels'] for row in rows]
@@ -145,7 +188,16 @@ def token_batches(
     budget: int,  # positions in a batch, at most: rows × longest (a row that exceeds it is alone)
     even: bool = False,  # only rows of one length in a batch: no padding
 ) -> list[list[int]]:  # row numbers
-    "Group row numbers, longest first, so that rows × longest stays within `budget`."
+    """Group row numbers, longest first, so that rows × longest stays within `budget`.
+
+    Args:
+        lengths: of the rows, in tokens
+        budget: positions in a batch, at most: rows × longest (a row that exceeds it is alone)
+        even: only rows of one length in a batch: no padding
+
+    Returns:
+        row numbers
+    """
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[groups[-1][0]] if groups else 0
@@ -160,7 +212,13 @@ def fill_groups(
     lengths: Sequence[int],  # of all rows, in tokens
     budget: int,  # tokens in a group, at most (an item that exceeds it is alone)
 ) -> list[list[int]]:
-    "Group items in order so that no group exceeds `budget` tokens."
+    """Group items in order so that no group exceeds `budget` tokens.
+
+    Args:
+        items: row numbers, in the order that is kept
+        lengths: of all rows, in tokens
+        budget: tokens in a group, at most (an item that exceeds it is alone)
+    """
     groups: list[list[int]] = []
     room = 0
     for i in items:
@@ -195,7 +253,16 @@ def plan_epoch(
     seed: int = 0,  # of the order; use another one in each epoch
     padded: bool = False,  # micro-batches will be padded: put rows of like length together
 ) -> Plan:
-    "Shuffle the rows and group them into steps and micro-batches."
+    """Shuffle the rows and group them into steps and micro-batches.
+
+    Args:
+        lengths: of the rows, in tokens
+        batch_size: rows in an optimizer step
+        tokens_per_step: fill steps to this many tokens instead
+        micro_tokens: tokens in one forward pass, at most; padded: rows × longest
+        seed: of the order; use another one in each epoch
+        padded: micro-batches will be padded: put rows of like length together
+    """
     order, shuffle = list(range(len(lengths))), random.Random(seed).shuffle
     shuffle(order)
     if padded: order = _length_buckets(order, lengths, 50 * batch_size)
@@ -214,7 +281,19 @@ def plan_stream(
     padded: bool = False,  # micro-batches will be padded
     size: Callable[[Mapping], int] = lambda row: len(row['input_ids']),  # of a row, in tokens
 ) -> Iterator[list[list[Mapping]]]:  # steps of micro-batches of rows
-    "Group the rows of a stream into steps and micro-batches, in their order."
+    """Group the rows of a stream into steps and micro-batches, in their order.
+
+    Args:
+        rows: token rows
+        batch_size: rows in an optimizer step
+        tokens_per_step: fill steps to this many tokens instead
+        micro_tokens: tokens in one forward pass, at most
+        padded: micro-batches will be padded
+        size: of a row, in tokens
+
+    Yields:
+        steps of micro-batches of rows
+    """
     for step in _stream_steps(rows, batch_size, tokens_per_step, size):
         groups = _micro_batches([size(row) for row in step], micro_tokens, padded)
         yield [[step[i] for i in group] for group in groups]

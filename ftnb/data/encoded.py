@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from ..core.errors import FTNBError, check_choice, check_number
-from ..core.display import Card, length_histogram
+from ..core.display import PLAINTEXT, Card, length_histogram
 from ..core.files import atomic_folder, find_damage, read_errors, write_checksums
 from ..models.lm import LM, is_seq2seq
 from ..models.tokens import TextDecoder
@@ -28,7 +28,11 @@ __all__ = ['LOSSES', 'NOTES', 'QUANTILES', 'token_table', 'flat_column', 'list_l
 def token_table(
     rows: list[dict],  # with `input_ids` and `labels`
 ) -> pa.Table:
-    "Token rows as an Arrow table; the columns exist even when there are no rows."
+    """Token rows as an Arrow table; the columns exist even when there are no rows.
+
+    Args:
+        rows: with `input_ids` and `labels`
+    """
     def column(name: str) -> pa.ListArray:
         ends = np.cumsum([0, *(len(row[name]) for row in rows)])
         ids = itertools.chain.from_iterable(row[name] for row in rows)
@@ -41,7 +45,15 @@ def flat_column(
     table: pa.Table,  # of token rows
     column: str,  # 'input_ids' or 'labels'
 ) -> np.ndarray:  # [tokens]
-    "All numbers in a column of lists, one after the other."
+    """All numbers in a column of lists, one after the other.
+
+    Args:
+        table: of token rows
+        column: 'input_ids' or 'labels'
+
+    Returns:
+        [tokens]
+    """
     chunks = [chunk.flatten().to_numpy() for chunk in table.column(column).chunks]
     return np.concatenate(chunks or [np.zeros(0, np.int64)])
 
@@ -50,7 +62,15 @@ def list_lengths(
     table: pa.Table,  # of token rows
     column: str,  # 'input_ids' or 'labels'
 ) -> np.ndarray:  # [rows]
-    "The lengths of the lists in a column."
+    """The lengths of the lists in a column.
+
+    Args:
+        table: of token rows
+        column: 'input_ids' or 'labels'
+
+    Returns:
+        [rows]
+    """
     chunks = [np.diff(chunk.offsets.to_numpy()) for chunk in table.column(column).chunks]
     return np.concatenate(chunks or [np.zeros(0, int)])
 
@@ -58,7 +78,11 @@ def list_lengths(
 def arrow_table(
     rows: datasets.Dataset,  # token rows
 ) -> pa.Table:
-    "The rows of a data set as an Arrow table, in their own order."
+    """The rows of a data set as an Arrow table, in their own order.
+
+    Args:
+        rows: token rows
+    """
     return (rows if rows._indices is None else rows.flatten_indices()).data.table
 
 # %% ../../nbs/data/encoded.ipynb #f727ab9f
@@ -105,7 +129,17 @@ NOTES = {  # what is worth knowing: a count's name in the report, and on the car
 # %% ../../nbs/data/encoded.ipynb #9aace2e1
 @dataclass(repr=False)
 class Encoded(Card):
-    "Token rows, ready to be trained on, and what happened to every row that was given."
+    """Token rows, ready to be trained on, and what happened to every row that was given.
+
+    Args:
+        train: datasets.Dataset with input_ids and labels (-100: no loss); of a stream, a stream
+        valid: the same; empty if no validation rows were given
+        report: counts (see LOSSES and NOTES); validation's begin with valid_
+        tokenizer: of the model that they were encoded for
+        task: what is asked of the model
+        seq2seq: for an encoder-decoder: input_ids are read, labels are written
+        source: of a stream: the `datasets.IterableDataset` that is read
+    """
     train: Any  # datasets.Dataset with input_ids and labels (-100: no loss); of a stream, a stream
     valid: datasets.Dataset  # the same; empty if no validation rows were given
     report: dict[str, int]  # counts (see LOSSES and NOTES); validation's begin with valid_
@@ -122,7 +156,11 @@ class Encoded(Card):
     def set_epoch(self,
         epoch: int,  # from 0
     ) -> None:
-        "Give a shuffled stream the order that it has in this epoch; other rows have none to give."
+        """Give a shuffled stream the order that it has in this epoch; other rows have none to give.
+
+        Args:
+            epoch: from 0
+        """
         if hasattr(self.source, 'set_epoch'): self.source.set_epoch(epoch)
 
     def lengths(self) -> np.ndarray:
@@ -223,7 +261,13 @@ def save_encoded(
     folder: str | Path,  # where
     replace: bool = False,  # what is there; False: if another process has made it meanwhile, keep that
 ) -> None:
-    "Write encoded rows and their report to a folder, which appears whole or not at all."
+    """Write encoded rows and their report to a folder, which appears whole or not at all.
+
+    Args:
+        data: not a stream
+        folder: where
+        replace: what is there; False: if another process has made it meanwhile, keep that
+    """
     with atomic_folder(folder, replace) as new:
         for name in ('train', 'valid'):
             _write_arrow(arrow_table(getattr(data, name)), new / f'{name}.arrow')
@@ -236,7 +280,16 @@ def load_encoded(
     lm: LM,  # the model that the rows were encoded for
     task: Task,  # what is asked of it
 ) -> Encoded:  # memory-mapped
-    "Encoded rows from a folder; a damaged one is refused."
+    """Encoded rows from a folder; a damaged one is refused.
+
+    Args:
+        folder: what `save_encoded` has written
+        lm: the model that the rows were encoded for
+        task: what is asked of it
+
+    Returns:
+        memory-mapped
+    """
     if problem := find_damage(Path(folder)):
         raise FTNBError(f'encoded rows in {str(folder)!r}', f'they are damaged: {problem}',
                         'Restore the folder from a copy, or encode the rows again.')
@@ -292,7 +345,12 @@ def _token_line(decode: TextDecoder, row: dict) -> str:
 # %% ../../nbs/data/encoded.ipynb #e2bb8715
 @dataclass(repr=False)
 class TokenView:
-    "Some encoded rows, to be looked at."
+    """Some encoded rows, to be looked at.
+
+    Args:
+        rows: with `input_ids` and `labels` of the same length
+        tokenizer: a transformers tokenizer
+    """
     rows: list[dict]  # with `input_ids` and `labels` of the same length
     tokenizer: Any  # a transformers tokenizer
 
@@ -307,7 +365,7 @@ class TokenView:
         spans = lambda row: ''.join(_token_html(decode, *shown) for shown in _visible_tokens(decode, row))
         return ''.join(
             f'<p><b>row {n}</b>: {len(row["labels"])} tokens, {supervised_count(row)} supervised (coloured)</p>'
-            f'<div dir="auto" style="white-space:pre-wrap;font-family:monospace">{spans(row)}</div>'
+            f'<div dir="auto" style="{PLAINTEXT};white-space:pre-wrap;font-family:monospace">{spans(row)}</div>'
             for n, row in enumerate(self.rows))
 
 # %% ../../nbs/data/encoded.ipynb #71a677a9
@@ -321,7 +379,16 @@ def show_tokens(
     n: int = 3,  # how many to show, from the beginning
     split: str = 'train',  # or 'valid'
 ) -> TokenView:  # shows itself in a cell
-    "Show which tokens are supervised, which are prompt, and where a text ends."
+    """Show which tokens are supervised, which are prompt, and where a text ends.
+
+    Args:
+        data: encoded rows
+        n: how many to show, from the beginning
+        split: or 'valid'
+
+    Returns:
+        shows itself in a cell
+    """
     rows = getattr(data, check_choice(split, ('train', 'valid'), 'split'))
     first = itertools.islice(rows, check_number('n', n, 1))
     return TokenView([_joined_pair(row) if data.seq2seq else row for row in first], data.tokenizer)

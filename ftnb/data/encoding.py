@@ -109,7 +109,19 @@ def encode(
     truncation_side: str = 'right',  # of rows longer than `max_len`: 'left' cuts prompts, and keeps the last answer
     cache: bool | None = None,  # keep the result on disk; None: if there are 20,000 rows or more
 ) -> Encoded:
-    "Turn rows into token rows with labels, and report what happened to every row."
+    """Turn rows into token rows with labels, and report what happened to every row.
+
+    Args:
+        lm: the model whose tokenizer and chat template are used
+        rows: DatasetDict, Dataset, IterableDataset, list of dicts or of str, pandas table, file
+        task: None: the columns say it (`text`; `messages`; `prompt`, `completion`)
+        max_len: tokens of a row; None: 512, or the model's context
+        bad_rows: a row that cannot be used: 'error', or 'drop' (and count)
+        drop: also left out: 'overlap', 'duplicates', 'near_duplicates'
+        allow_special: names of special tokens in the texts become special tokens
+        truncation_side: of rows longer than `max_len`: 'left' cuts prompts, and keeps the last answer
+        cache: keep the result on disk; None: if there are 20,000 rows or more
+    """
     check_lm_and_task(lm, task)
     settings = _settings(lm, max_len, bad_rows, drop, allow_special, truncation_side)
     train, valid, test = read_splits(rows)

@@ -32,7 +32,11 @@ def _as_typed(c: str) -> str:
 def plain_label(
     label: str,  # a label, or a text that it is looked for in
 ) -> str:
-    "A label without what does not count: case, width, space around it, how words are joined."
+    """A label without what does not count: case, width, space around it, how words are joined.
+
+    Args:
+        label: a label, or a text that it is looked for in
+    """
     text = unicodedata.normalize('NFC', ''.join(map(_as_typed, normalize_text(label))))
     text = text.strip().casefold().replace('i\u0307', 'i').replace('ı', 'i')   # I, in Turkish
     return regex.sub(r'(?<=\w)[.!。]+$', '', _BETWEEN_WORDS.sub(' ', text))
@@ -82,7 +86,15 @@ def first_label(
     text: str,  # what the model wrote
     labels: Sequence[str],  # the labels to look for
 ) -> str:  # the label, or the stripped text if no label occurs
-    "The label that a text is, or the first in it that is a whole word; of two at one place the longer."
+    """The label that a text is, or the first in it that is a whole word; of two at one place the longer.
+
+    Args:
+        text: what the model wrote
+        labels: the labels to look for
+
+    Returns:
+        the label, or the stripped text if no label occurs
+    """
     if (equal := _equal_label(text, tuple(labels))) is not None: return equal
     plain = plain_label(text)
     borders = {0, *itertools.accumulate(map(len, graphemes(plain)))}
@@ -95,7 +107,15 @@ def label_key(
     value: Any,  # what a row holds
     column: str,  # where
 ) -> str | float:  # a number; of a text its plain form
-    "What labels are looked up by."
+    """What labels are looked up by.
+
+    Args:
+        value: what a row holds
+        column: where
+
+    Returns:
+        a number; of a text its plain form
+    """
     if hasattr(value, 'item') and not getattr(value, 'ndim', 0): value = value.item()   # of an array
     if isinstance(value, (bool, int)): return int(value)
     if isinstance(value, float):
@@ -106,7 +126,14 @@ def label_key(
 # %% ../../nbs/data/labels.ipynb #bfd8de14
 @dataclass(frozen=True)
 class Labels:
-    "The labels of a task."
+    """The labels of a task.
+
+    Args:
+        names: as prompts and targets have them
+        origin: where they come from, for cards and messages
+        by_key: for each key (see `label_key`) the name
+        spellings: normalized, the only ones that a row may have; or any
+    """
     names: tuple[str, ...]  # as prompts and targets have them
     origin: str  # where they come from, for cards and messages
     by_key: Mapping[Any, str]  # for each key (see `label_key`) the name
@@ -116,7 +143,12 @@ class Labels:
         value: Any,  # what a row holds
         column: str,  # where
     ) -> str:
-        "The name of a row's label; refused if it is none of the labels."
+        """The name of a row's label; refused if it is none of the labels.
+
+        Args:
+            value: what a row holds
+            column: where
+        """
         key = label_key(value, column)
         if key == '': return ''   # an empty target is reported as such
         exact = self.spellings is not None and isinstance(value, str)
@@ -152,7 +184,12 @@ def given_labels(
     labels: Sequence[str] | Mapping[Any, str],  # names; or what the rows hold: name
     classes: Sequence[str] = (),  # the names in the data set's features, if there are any
 ) -> Labels:
-    "Labels as somebody gave them."
+    """Labels as somebody gave them.
+
+    Args:
+        labels: names; or what the rows hold: name
+        classes: the names in the data set's features, if there are any
+    """
     mapped = labels if isinstance(labels, Mapping) else None
     values = labels if mapped is None else dict.fromkeys(mapped.values())
     names = tuple(name.strip() for name in check_names('labels', values, 2, different=True))
@@ -182,7 +219,12 @@ def found_labels(
     rows: Any,  # a Dataset, or a list of rows
     column: str,  # with the labels
 ) -> Labels:
-    "The labels that a column has."
+    """The labels that a column has.
+
+    Args:
+        rows: a Dataset, or a list of rows
+        column: with the labels
+    """
     feature = (getattr(rows, 'features', None) or {}).get(column)
     if isinstance(feature, datasets.ClassLabel):
         return _class_labels(feature.names, column)
@@ -203,7 +245,12 @@ def class_names(
     rows: Any,  # a Dataset, or a list of rows
     column: str,  # with the labels
 ) -> Sequence[str]:
-    "The names in the features of a column; none if it has none."
+    """The names in the features of a column; none if it has none.
+
+    Args:
+        rows: a Dataset, or a list of rows
+        column: with the labels
+    """
     feature = (getattr(rows, 'features', None) or {}).get(column)
     return feature.names if isinstance(feature, datasets.ClassLabel) else ()
 

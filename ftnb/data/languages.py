@@ -53,7 +53,14 @@ def _names() -> dict[str, str]:
 def language_code(
     name: str,  # a code or a name: 'zh-CN', 'eng_Latn', 'Simplified Chinese', 'Deutsch', '英语'
 ) -> str:  # a key of `LANGUAGES`; '' if it is none of them
-    "The code of a language, from whatever it is called."
+    """The code of a language, from whatever it is called.
+
+    Args:
+        name: a code or a name: 'zh-CN', 'eng_Latn', 'Simplified Chinese', 'Deutsch', '英语'
+
+    Returns:
+        a key of `LANGUAGES`; '' if it is none of them
+    """
     names, plain = _names(), normalize_text(name).strip().casefold()
     code, *region = regex.split('[-_]', plain)
     if plain in names: return names[plain]
@@ -68,7 +75,12 @@ def language_name(
     code: str,  # a key of `LANGUAGES`
     language: str = 'en',  # in which: 'en' or 'zh'
 ) -> str:
-    "A language's name for a prompt; '' of a code that is not known."
+    """A language's name for a prompt; '' of a code that is not known.
+
+    Args:
+        code: a key of `LANGUAGES`
+        language: in which: 'en' or 'zh'
+    """
     return LANGUAGES[code][2 if language == 'zh' else 1] if code in LANGUAGES else ''
 
 # %% ../../nbs/data/languages.ipynb #55d59e1a
@@ -83,7 +95,14 @@ _LETTERS = {  # code: its alphabet as a pattern, and letters of which one must o
 def script_language(
     text: str,  # any text
 ) -> str:  # a key of `LANGUAGES`; '' where the script leaves it open
-    "The language of a text, as far as its script and its letters tell."
+    """The language of a text, as far as its script and its letters tell.
+
+    Args:
+        text: any text
+
+    Returns:
+        a key of `LANGUAGES`; '' where the script leaves it open
+    """
     script = script_of(text)
     if script == 'CJK':
         han, kana = (len(regex.findall(some, text)) for some in (r'\p{Han}', '[\u3041-\u30ff]'))
@@ -117,7 +136,14 @@ def _pieces(texts: Iterable[str], size: int = 200) -> list[str]:
 def column_language(
     texts: Sequence[str],  # of a column, or a sample of it
 ) -> str:  # a code such as 'zh'; '' where it is not sure
-    "The language of a column of texts."
+    """The language of a column of texts.
+
+    Args:
+        texts: of a column, or a sample of it
+
+    Returns:
+        a code such as 'zh'; '' where it is not sure
+    """
     scripts = [script_of(text) for text in texts]
     script = _most_common(scripts)
     if not script: return ''
@@ -130,7 +156,15 @@ def contradicted(
     texts: Sequence[str],  # of a column, or a sample of it
     code: str,  # the language that they are said to be in
 ) -> tuple[int, str]:  # how many are in another script; the language of most, if it is another
-    "What speaks against a claim that texts are in a language."
+    """What speaks against a claim that texts are in a language.
+
+    Args:
+        texts: of a column, or a sample of it
+        code: the language that they are said to be in
+
+    Returns:
+        how many are in another script; the language of most, if it is another
+    """
     if code not in LANGUAGES: return 0, ''
     scripts = [script for text in texts if (script := script_of(text))]
     wrong = sum(script != LANGUAGES[code][-1] for script in scripts)

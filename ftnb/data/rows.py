@@ -113,7 +113,14 @@ FILE_NAME = re.compile(r'[^\n]*\.(txt|csv|tsv|jsonl|json|parquet|xlsx?|ods)|\S+\
 def read_rows(
     rows: Any,  # Dataset, pandas table, list of dicts or of str, or a file
 ) -> Any:  # a sequence of dicts
-    "The rows of one split, whatever they came in."
+    """The rows of one split, whatever they came in.
+
+    Args:
+        rows: Dataset, pandas table, list of dicts or of str, or a file
+
+    Returns:
+        a sequence of dicts
+    """
     named = isinstance(rows, str) and (FILE_NAME.fullmatch(rows) or os.path.isdir(rows))
     if named or isinstance(rows, Path):
         rows = _read_file(rows)
@@ -138,7 +145,11 @@ VALID_NAMES = ('valid', 'validation', 'dev', 'val')  # the first that is there i
 def check_not_columns(
     rows: Mapping,  # what should be splits by name
 ) -> None:
-    "Refuse a mapping that is a table's columns (a slice of a `Dataset` is one), or one row."
+    """Refuse a mapping that is a table's columns (a slice of a `Dataset` is one), or one row.
+
+    Args:
+        rows: what should be splits by name
+    """
     values, what = list(rows.values()), ', '.join(map(str, rows))
     if not values or {'train', 'test', *VALID_NAMES} & set(rows): return
     lists = all(isinstance(v, (list, tuple, np.ndarray)) for v in values)
@@ -165,7 +176,14 @@ def _check_split_names(rows: Mapping) -> None:
 def read_splits(
     rows: Any,  # DatasetDict or dict of splits; or all training rows
 ) -> tuple[Any, Any, Any]:  # training, validation and test rows; [] where there are none
-    "Separate the splits, whatever they came in."
+    """Separate the splits, whatever they came in.
+
+    Args:
+        rows: DatasetDict or dict of splits; or all training rows
+
+    Returns:
+        training, validation and test rows; [] where there are none
+    """
     if not isinstance(rows, Mapping): return read_rows(rows), [], []
     _check_split_names(rows)
     valid: Any = next((rows[name] for name in VALID_NAMES if name in rows), [])
@@ -176,7 +194,15 @@ def unread_splits(
     rows: Any,  # what `encode` was given
     streamed: bool,  # a stream is not compared with its test rows
 ) -> dict[str, int]:  # counts for the report; -1 where the size is not known
-    "How many rows are in splits that are not used."
+    """How many rows are in splits that are not used.
+
+    Args:
+        rows: what `encode` was given
+        streamed: a stream is not compared with its test rows
+
+    Returns:
+        counts for the report; -1 where the size is not known
+    """
     if not isinstance(rows, Mapping): return {}
     read = {'train', *[name for name in VALID_NAMES if name in rows][:1]}
     if not streamed: read.add('test')
@@ -187,7 +213,18 @@ def unread_splits(
 # %% ../../nbs/data/rows.ipynb #21a9db6a
 @dataclass
 class CheckedRows:
-    "The usable rows of a split as conversations, and what was counted on the way."
+    """The usable rows of a split as conversations, and what was counted on the way.
+
+    Args:
+        turns: row by row, the conversation
+        options: row by row, more for the chat template
+        raw: row by row, the row, with values in Python's own types
+        count: of all rows: 'rows', 'dropped_bad_row', 'byte_order_marks' ...
+        numbers: row by row, its number in the split
+        where: what the split is called in messages
+        bad_rows: a row that cannot be used: 'error', or 'drop' (and count)
+        errors: of the rows that were dropped
+    """
     turns: list[list[dict]]  # row by row, the conversation
     options: list[dict]  # row by row, more for the chat template
     raw: list[Mapping]  # row by row, the row, with values in Python's own types
@@ -198,14 +235,23 @@ class CheckedRows:
     errors: list[FTNBError] = field(default_factory=list)  # of the rows that were dropped
 
     def at(self, numbers: Iterable[int]) -> CheckedRows:
-        "Some of the rows, by their place here; the counts stay those of all."
+        """Some of the rows, by their place here; the counts stay those of all.
+
+        Args:
+            numbers: Iterable[int]
+        """
         some = list(numbers)
         pick = lambda column: [column[i] for i in some]
         return replace(self, turns=pick(self.turns), options=pick(self.options), raw=pick(self.raw),
                        numbers=pick(self.numbers))
 
     def refuse(self, i: int, error: FTNBError) -> None:
-        "Raise the error of the row at place `i`, with its number; or count it, if bad rows are dropped."
+        """Raise the error of the row at place `i`, with its number; or count it, if bad rows are dropped.
+
+        Args:
+            i: int
+            error: FTNBError
+        """
         if self.bad_rows == 'error':
             raise FTNBError(f'{self.where}[{self.numbers[i]}]: {error.value}', error.rule, error.remedy) from error
         self.count['dropped_empty_target' if isinstance(error, EmptyTarget) else 'dropped_bad_row'] += 1
@@ -272,7 +318,16 @@ def check_rows(
     seq2seq: bool = False,  # for an encoder-decoder: look at what it reads, too
     first: int = 0,  # the number of the first row, if others came before
 ) -> CheckedRows:
-    "Read every row as a conversation; refuse or drop those that are none."
+    """Read every row as a conversation; refuse or drop those that are none.
+
+    Args:
+        task: what is asked
+        rows: the data
+        where: what it is called in messages
+        bad_rows: 'error', or 'drop' (and count)
+        seq2seq: for an encoder-decoder: look at what it reads, too
+        first: the number of the first row, if others came before
+    """
     good = CheckedRows([], [], [], Counter(), [], where, bad_rows)
     bad: list[tuple[int, FTNBError]] = []
     read: set[str] = set()

@@ -18,7 +18,16 @@ __all__ = ['FILM_LABELS', 'SHOP_LABELS', 'DIALOGUES', 'SOURCES', 'Source', 'samp
 # %% ../../nbs/data/samples.ipynb #019a73f1
 @dataclass(frozen=True)
 class Source:
-    "Where example rows come from."
+    """Where example rows come from.
+
+    Args:
+        read: yields the rows: dicts of column -> text (or turns)
+        group: rows equal in this column stay in one split; None: each row is a group
+        what: what it is, in one sentence
+        license: of the text, as an SPDX identifier where there is one
+        citation: whom to cite
+        homepage: the project's address
+    """
     read: Callable[[], Iterable[dict]]  # yields the rows: dicts of column -> text (or turns)
     group: str | None  # rows equal in this column stay in one split; None: each row is a group
     what: str  # what it is, in one sentence
@@ -194,7 +203,16 @@ def sample_data(
     language: str | None = None,  # 'en', 'zh-CN' ...; of translations the target; None: the default
     max_chars: int | None = None,  # leave out rows with a longer text in any column
 ) -> datasets.DatasetDict:  # train, valid and test; `.info` of each has licence and citation
-    "Real example rows for a task, from installed packages; rows that belong together share a split."
+    """Real example rows for a task, from installed packages; rows that belong together share a split.
+
+    Args:
+        task: 'free_text', 'summarization', 'translation', 'dialogue' or 'sentiment'
+        language: 'en', 'zh-CN' ...; of translations the target; None: the default
+        max_chars: leave out rows with a longer text in any column
+
+    Returns:
+        train, valid and test; `.info` of each has licence and citation
+    """
     known = SOURCES[check_choice(task, SOURCES, 'task')]
     code = check_choice(language or next(iter(known)), known, f'language for {task}')
     source, config = known[code], f'en-{code[:2]}' if task == 'translation' else code

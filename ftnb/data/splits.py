@@ -27,7 +27,15 @@ __all__ = ['CHUNK', 'MAX_COMPARED', 'EncodeSettings', 'EncodedSplit', 'encode_sp
 # %% ../../nbs/data/splits.ipynb #496ba176
 @dataclass(frozen=True)
 class EncodeSettings:
-    "How rows are encoded."
+    """How rows are encoded.
+
+    Args:
+        max_len: tokens of a row (of each side of a pair), at most
+        bad_rows: a row that cannot be used: 'error', or 'drop' (and count)
+        drop: training rows to leave out: 'overlap', 'duplicates', 'near_duplicates'
+        allow_special: names of special tokens in the texts become special tokens
+        truncation_side: of what is too long: 'left' cuts prompts, and keeps the last answer
+    """
     max_len: int  # tokens of a row (of each side of a pair), at most
     bad_rows: str  # a row that cannot be used: 'error', or 'drop' (and count)
     drop: frozenset[str]  # training rows to leave out: 'overlap', 'duplicates', 'near_duplicates'
@@ -37,7 +45,15 @@ class EncodeSettings:
 # %% ../../nbs/data/splits.ipynb #3f480d56
 @dataclass
 class EncodedSplit:
-    "What becomes of a split's rows."
+    """What becomes of a split's rows.
+
+    Args:
+        tables: token rows, in several tables
+        owner: for each token row, the number of the row that it comes from
+        sizes: for each document, tokens of its prompt and of its target, uncut
+        count: what happened, by the names of the report
+        errors: of the rows that were dropped
+    """
     tables: list[pa.Table]  # token rows, in several tables
     owner: list[int]  # for each token row, the number of the row that it comes from
     sizes: list[tuple[int, int]]  # for each document, tokens of its prompt and of its target, uncut
@@ -124,7 +140,14 @@ def encode_split(
     task: Task,  # what is asked
     settings: EncodeSettings,  # how
 ) -> EncodedSplit:
-    "Tokenize and cut one split; count what happened."
+    """Tokenize and cut one split; count what happened.
+
+    Args:
+        lm: a loaded model
+        rows: from `check_rows`
+        task: what is asked
+        settings: how
+    """
     rows = replace(rows, count=Counter(rows.count), errors=[*rows.errors])   # more is counted on the way
     done, ends = EncodedSplit([], [], [], rows.count, rows.errors), frozenset(eos_ids(lm))
     _count_rendered(lm, rows, settings.allow_special)
@@ -142,7 +165,15 @@ def split_summary(
     done: EncodedSplit,  # an encoded split
     seq2seq: bool,  # for an encoder-decoder: the tokens of both sides count
 ) -> dict[str, int]:  # by the names of the report
-    "Token counts and quantiles of lengths."
+    """Token counts and quantiles of lengths.
+
+    Args:
+        done: an encoded split
+        seq2seq: for an encoder-decoder: the tokens of both sides count
+
+    Returns:
+        by the names of the report
+    """
     table = done.table
     labels = flat_column(table, 'labels') != IGNORE
     read, written = list_lengths(table, 'input_ids'), list_lengths(table, 'labels')
@@ -180,7 +211,16 @@ def count_near_duplicates(
     drop: Collection[str],  # with 'near_duplicates': leave them out
     seq2seq: bool,  # for an encoder-decoder: both sides count
 ) -> Counter:  # by the names of the report
-    "Count (and take out, if asked) the rows that are nearly the same as an earlier one, but not the same."
+    """Count (and take out, if asked) the rows that are nearly the same as an earlier one, but not the same.
+
+    Args:
+        done: an encoded split; rows are taken out of it, if asked
+        drop: with 'near_duplicates': leave them out
+        seq2seq: for an encoder-decoder: both sides count
+
+    Returns:
+        by the names of the report
+    """
     table, owner = done.table, np.array(done.owner)
     ids, lengths = _compared_tokens(table, seq2seq)
     if len(ids) > MAX_COMPARED: return Counter(uncompared_tokens=len(ids))
@@ -196,7 +236,12 @@ def check_rows_left(
     done: EncodedSplit,  # the training split
     max_len: int,  # tokens
 ) -> None:
-    "Refuse a training split from which nothing is left."
+    """Refuse a training split from which nothing is left.
+
+    Args:
+        done: the training split
+        max_len: tokens
+    """
     if len(done.table): return
     repeated = [k for k in ('dropped_overlap', 'dropped_duplicate') if done.count[k]]
     if repeated and not done.count['dropped_no_target_left']:
@@ -215,7 +260,12 @@ def check_token_ids(
     lm: LM,  # a loaded model
     tables: Iterable[pa.Table],  # of token rows
 ) -> None:
-    "Refuse token ids that the model has no embedding for."
+    """Refuse token ids that the model has no embedding for.
+
+    Args:
+        lm: a loaded model
+        tables: of token rows
+    """
     embeddings = lm.model.get_input_embeddings().weight.shape[0]
     largest = max(int(flat_column(table, column).max(initial=0))
                   for table in tables for column in ('input_ids', 'labels'))

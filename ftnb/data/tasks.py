@@ -22,7 +22,27 @@ __all__ = ['Task', 'call_task', 'EmptyTarget', 'row_to_turns', 'Completion', 'op
 # %% ../../nbs/data/tasks.ipynb #bbdc9a53
 @dataclass(frozen=True, repr=False)
 class Task(Card):
-    "What is asked of a model, row by row."
+    """What is asked of a model, row by row.
+
+    Args:
+        name: on cards and in messages
+        columns: what a row must have
+        target: row -> what the model should write
+        prompt: row -> what it is shown; None: free text
+        source: an encoder-decoder's input; None: the prompt
+        turns: row -> a conversation; then no prompt, target
+        cue: ends the prompt where there is no chat template: 'Summary:'
+        language: of the names of speakers, where there is no chat template: 'en' or 'zh'
+        metrics: names of metrics, see `metric`
+        read: the model's text -> the prediction that is judged
+        labels: the only targets, if so: their probabilities are judged as well
+        max_new_tokens: the longest answer, in tokens
+        chat: use the model's chat template; None: if it has one
+        options: row -> more for the template: its tools
+        found: on cards: its labels ...
+        check: refuses rows that contradict what the prompt says
+        completion: how rows complete it; None: it is complete
+    """
     name: str  # on cards and in messages
     columns: tuple[str, ...]  # what a row must have
     target: Callable[[Mapping], str] | None = None  # row -> what the model should write
@@ -96,7 +116,16 @@ def call_task(
     part: str,  # which of its functions: 'target', 'prompt', 'source', 'turns' or 'options'
     row: Mapping,  # a row
 ) -> Any:  # what the function returns
-    "Call one of a task's functions; an error in it becomes an `FTNBError` that names it."
+    """Call one of a task's functions; an error in it becomes an `FTNBError` that names it.
+
+    Args:
+        task: what is asked
+        part: which of its functions: 'target', 'prompt', 'source', 'turns' or 'options'
+        row: a row
+
+    Returns:
+        what the function returns
+    """
     try:
         result = getattr(task, part)(row)
         return list(result) if isinstance(result, Iterator) else result
@@ -117,7 +146,15 @@ def row_to_turns(
     task: Task,  # what is asked
     row: Mapping,  # a row with the task's columns
 ) -> list[dict]:  # turns, each with `role` and `content`
-    "A row as a conversation, whatever its task."
+    """A row as a conversation, whatever its task.
+
+    Args:
+        task: what is asked
+        row: a row with the task's columns
+
+    Returns:
+        turns, each with `role` and `content`
+    """
     text = lambda part: check_text(call_task(task, part, row), f'the {part}')
     if task.turns: turns = check_turns(call_task(task, 'turns', row))
     else:
@@ -129,7 +166,12 @@ def row_to_turns(
 
 # %% ../../nbs/data/tasks.ipynb #e43a0952
 class Completion:
-    "How rows complete a task; and the task as the training rows last completed it."
+    """How rows complete a task; and the task as the training rows last completed it.
+
+    Args:
+        begun: the task as far as it is known without rows
+        make: rows -> the complete task
+    """
     def __init__(self,
         begun: Task,  # the task as far as it is known without rows
         make: Callable[[Any], Task],  # rows -> the complete task
@@ -142,12 +184,22 @@ def open_task(
     begun: Task,  # the task as far as it is known without rows
     make: Callable[[Any], Task],  # rows -> the complete task
 ) -> Task:
-    "A task that the first rows complete."
+    """A task that the first rows complete.
+
+    Args:
+        begun: the task as far as it is known without rows
+        make: rows -> the complete task
+    """
     return replace(begun, completion=Completion(begun, make))
 
 # %% ../../nbs/data/tasks.ipynb #df81ed10
 class FirstRows(list):
-    "The first rows of a stream, with its features."
+    """The first rows of a stream, with its features.
+
+    Args:
+        stream: an IterableDataset
+        n: rows to look at
+    """
     def __init__(self,
         stream: Any,  # an IterableDataset
         n: int = 1000,  # rows to look at
@@ -161,7 +213,13 @@ def complete_task(
     rows: Any,  # the rows that it meets: a Dataset, a list
     training: bool = False,  # they are training rows: what they say holds for later rows, too
 ) -> Task:
-    "The task with everything that only data can say; rows that contradict it are refused."
+    """The task with everything that only data can say; rows that contradict it are refused.
+
+    Args:
+        task: what is asked
+        rows: the rows that it meets: a Dataset, a list
+        training: they are training rows: what they say holds for later rows, too
+    """
     completed, opened = task, task.completion
     if not opened and not task.check: return task
     if isinstance(rows, datasets.IterableDataset): rows = FirstRows(rows)
@@ -180,7 +238,13 @@ def check_lm_and_task(
     task: Any,  # what should be a Task, or None
     needed: bool = False,  # None is not enough
 ) -> None:
-    "Refuse arguments in the wrong places."
+    """Refuse arguments in the wrong places.
+
+    Args:
+        lm: what should be an LM
+        task: what should be a Task, or None
+        needed: None is not enough
+    """
     check_lm(lm)
     if (needed or task is not None) and not isinstance(task, Task):
         raise FTNBError(f'task is {type(task).__name__}', 'it must be a Task',

@@ -24,7 +24,12 @@ __all__ = ['END', 'SPEAKERS', 'Part', 'uses_chat_template', 'TemplatedTurns', 'm
 
 # %% ../../nbs/data/templates.ipynb #16f695cf
 class Part(NamedTuple):
-    "A part of a document."
+    """A part of a document.
+
+    Args:
+        text: None: the model's end token
+        supervised: whether it carries loss
+    """
     text: str | None  # None: the model's end token
     supervised: bool  # whether it carries loss
 
@@ -35,7 +40,12 @@ def uses_chat_template(
     lm: LM,  # a loaded model
     task: Task,  # what is asked of it
 ) -> bool:
-    "Whether this task's prompts go through this model's chat template."
+    """Whether this task's prompts go through this model's chat template.
+
+    Args:
+        lm: a loaded model
+        task: what is asked of it
+    """
     has_template = bool(lm.tokenizer.chat_template)
     if task.chat and not has_template:
         raise FTNBError(f'model {lm.name!r}',
@@ -72,17 +82,31 @@ def _plain_document(task: Task, turns: list[dict]) -> list[Part]:
 # %% ../../nbs/data/templates.ipynb #6f0e20ab
 @dataclass(frozen=True)
 class TemplatedTurns:
-    "A conversation, and the chat template that writes it."
+    """A conversation, and the chat template that writes it.
+
+    Args:
+        tokenizer: with a chat template
+        turns: from `check_turns`
+        options: more for the template
+    """
     tokenizer: Any  # with a chat template
     turns: list[dict]  # from `check_turns`
     options: Mapping  # more for the template
 
     def render(self, end: int) -> str:
-        "The first turns, up to number `end`."
+        """The first turns, up to number `end`.
+
+        Args:
+            end: int
+        """
         return render_chat(self.tokenizer, self.turns[:end], False, self.options)
 
     def prompts(self, at: int) -> Iterator[str]:
-        "What generation would begin with in the place of turn `at`; then also without switches for thoughts."
+        """What generation would begin with in the place of turn `at`; then also without switches for thoughts.
+
+        Args:
+            at: int
+        """
         switched = {k: v for k, v in self.options.items() if not re.search('think|reason', k)}
         for options in (self.options, switched)[:1 + (switched != self.options)]:
             try: yield render_chat(self.tokenizer, self.turns[:at], True, options)
@@ -90,20 +114,36 @@ class TemplatedTurns:
             except FTNBError: pass   # many refuse a conversation without turns, or with a system turn only
 
     def context(self, at: int) -> str:
-        "The turns before turn `at` by themselves; '' if there are none, or if the template refuses them."
+        """The turns before turn `at` by themselves; '' if there are none, or if the template refuses them.
+
+        Args:
+            at: int
+        """
         try: return self.render(at) if at else ''
         except BrokenTemplate: raise
         except FTNBError: return ''
 
     def context_end(self, at: int, before: str, whole: str) -> int:
-        "The earliest place in a text where turn `at` may begin."
+        """The earliest place in a text where turn `at` may begin.
+
+        Args:
+            at: int
+            before: str
+            whole: str
+        """
         context = self.context(at)
         if not at or context and whole.startswith(context) and before.startswith(context): return len(context)
         last = TAGS.split(self.turns[at - 1]['content'])[-1].strip()
         return before.rfind(last) + len(last) if last and last in before else 0
 
     def parted(self, at: int, prompt: str | None, whole: str) -> tuple[str, str]:
-        "Prompt and answer where the whole does not begin with the prompt; `prompt`: None if it is refused."
+        """Prompt and answer where the whole does not begin with the prompt; `prompt`: None if it is refused.
+
+        Args:
+            at: int
+            prompt: str | None
+            whole: str
+        """
         around = text_around(self.tokenizer, self.turns[:at + 1], at, self.options)
         if around is None:
             raise FTNBError(f'turn {at} of a conversation', 'the chat template does not write its content as it is',
@@ -120,7 +160,11 @@ class TemplatedTurns:
         return prompt[:len(prompt) - len(begun) + kept], whole[start:]
 
     def within(self, at: int) -> tuple[str, str] | None:
-        "Prompt and answer as they are in the whole conversation; None if that cannot be told."
+        """Prompt and answer as they are in the whole conversation; None if that cannot be told.
+
+        Args:
+            at: int
+        """
         around = text_around(self.tokenizer, self.turns, at, self.options)
         if around is None: return None
         whole, end = self.render(len(self.turns)), end_of_turn(self.tokenizer)
@@ -129,7 +173,11 @@ class TemplatedTurns:
         return around[0], answer + before + found
 
     def answer(self, at: int) -> tuple[str, str]:
-        "The prompt for turn `at`, and what the template writes for the turn, up to its end."
+        """The prompt for turn `at`, and what the template writes for the turn, up to its end.
+
+        Args:
+            at: int
+        """
         try: whole = self.render(at + 1)
         except BrokenTemplate: raise
         except FTNBError:
@@ -234,7 +282,17 @@ def missing_parts(
     calls: bool = True,  # whether the template writes calls
     thoughts: bool = True,  # whether it writes thoughts
 ) -> list[str]:  # 'content', 'call', 'thought', 'name' (of a call); empty if all is there
-    "Which parts of an answer are not in what is learned."
+    """Which parts of an answer are not in what is learned.
+
+    Args:
+        turn: an answer
+        text: what is learned of it
+        calls: whether the template writes calls
+        thoughts: whether it writes thoughts
+
+    Returns:
+        'content', 'call', 'thought', 'name' (of a call); empty if all is there
+    """
     contents, thought = _contents_and_thoughts(turn['content'])
     thought += [turn[k] for k in THOUGHTS if turn.get(k)]
     functions = [call['function'] for call in turn.get('tool_calls', [])]
@@ -347,7 +405,19 @@ def render_documents(
     chat: bool | None = None,  # the answer of `uses_chat_template(lm, task)`; None: ask it
     count: Counter | None = None,  # what a template leaves out is added: 'lost_thoughts', 'lost_context'
 ) -> list[list[Part]]:  # one document, or more where a chat template rewrites earlier turns
-    "What a model learns from a row."
+    """What a model learns from a row.
+
+    Args:
+        lm: a loaded model
+        task: what is asked of it
+        turns: a row as a conversation
+        options: more for the chat template, such as tools
+        chat: the answer of `uses_chat_template(lm, task)`; None: ask it
+        count: what a template leaves out is added: 'lost_thoughts', 'lost_context'
+
+    Returns:
+        one document, or more where a chat template rewrites earlier turns
+    """
     if chat is None: chat = uses_chat_template(lm, task)
     if count is None: count = Counter()
     if chat: return _chat_documents(lm.tokenizer, turns, options or {}, count)
@@ -362,7 +432,13 @@ def waiting_prompt(
     turns: list[dict],  # a conversation, without the answer
     options: Mapping | None = None,  # more for the template
 ) -> str:
-    "The text from which generation goes on in a conversation."
+    """The text from which generation goes on in a conversation.
+
+    Args:
+        tokenizer: with a chat template
+        turns: a conversation, without the answer
+        options: more for the template
+    """
     wanted = [_as_template_wants(tokenizer, turn) for turn in turns]
     return render_chat(tokenizer, wanted, True, options)
 
@@ -372,7 +448,16 @@ def prompt_and_target(
     task: Task,  # what is asked of it
     row: Mapping,  # a row with the task's columns
 ) -> tuple[str, str]:  # the prompt, and the target without its end token
-    "The prompt as the model sees it, and the last answer as the model should write it."
+    """The prompt as the model sees it, and the last answer as the model should write it.
+
+    Args:
+        lm: a loaded model
+        task: what is asked of it
+        row: a row with the task's columns
+
+    Returns:
+        the prompt, and the target without its end token
+    """
     task = complete_task(task, [row])
     turns = row_to_turns(task, row)
     if is_seq2seq(lm): return source_and_target(task, row, turns)
@@ -388,7 +473,13 @@ def source_and_target(
     row: Mapping,  # a row with the task's columns
     turns: list[dict],  # the same row as a conversation
 ) -> tuple[str, str]:
-    "What an encoder-decoder reads, and what it should write."
+    """What an encoder-decoder reads, and what it should write.
+
+    Args:
+        task: what is asked
+        row: a row with the task's columns
+        turns: the same row as a conversation
+    """
     if not task.answers:
         raise FTNBError(f'task {task.name!r}', 'an encoder-decoder reads one text and writes another',
                         'Use a task with prompt and target, or a decoder-only model.')

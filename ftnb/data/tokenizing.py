@@ -38,7 +38,12 @@ def _split_at_prefixes(prefixes: list[list[int]]) -> list[list[int]]:
 
 # %% ../../nbs/data/tokenizing.ipynb #abba4249
 class Segment(NamedTuple):
-    "Neighbouring parts of a document that are tokenized in one way."
+    """Neighbouring parts of a document that are tokenized in one way.
+
+    Args:
+        kind: 'text', 'literal' (text that spells a special token) or 'end' (end tokens)
+        parts: list[Part]
+    """
     kind: str  # 'text', 'literal' (text that spells a special token) or 'end' (end tokens)
     parts: list[Part]
 
@@ -71,7 +76,13 @@ def _segments(special: SpecialText, document: list[Part]) -> list[Segment]:
 
 # %% ../../nbs/data/tokenizing.ipynb #7f44d51e
 class DocumentTokenizer:
-    "Turns documents into token ids and labels, many at a time."
+    """Turns documents into token ids and labels, many at a time.
+
+    Args:
+        lm: a loaded model
+        task: what is asked of it
+        special: of its tokenizer
+    """
     def __init__(self,
         lm: LM,  # a loaded model
         task: Task,  # what is asked of it
@@ -90,7 +101,13 @@ class DocumentTokenizer:
         start: bool = False,  # with what the tokenizer puts before a text
         literal: bool = False,  # names of special tokens are only text
     ) -> list[list[int]]:
-        "Token ids of texts."
+        """Token ids of texts.
+
+        Args:
+            texts: list[str]
+            start: with what the tokenizer puts before a text
+            literal: names of special tokens are only text
+        """
         if not texts: return []
         rows = token_ids(self.lm.tokenizer, texts, start, literal)
         if not start: return rows
@@ -99,12 +116,23 @@ class DocumentTokenizer:
 
     def continued(self, texts: list[str], goes_on: bool,
                   literal: bool = False) -> list[list[int]]:
-        "Token ids of texts; if text `goes_on`, without the space that some tokenizers put before any text."
+        """Token ids of texts; if text `goes_on`, without the space that some tokenizers put before any text.
+
+        Args:
+            texts: list[str]
+            goes_on: bool
+            literal: bool
+        """
         if not (goes_on and self.adds_space): return self.ids(texts, literal=literal)
         return [ids_in_context(lambda some: self.ids(some, literal=literal), text) for text in texts]
 
     def literal(self, text: str, goes_on: bool) -> list[int]:
-        "Token ids of a special token's name as text; of its characters, if the vocabulary itself has the name."
+        """Token ids of a special token's name as text; of its characters, if the vocabulary itself has the name.
+
+        Args:
+            text: str
+            goes_on: bool
+        """
         (ids,) = self.continued([text], goes_on, literal=True)
         if not self.special.ids & set(ids): return ids
         characters = (self.continued([c], goes_on or n > 0, literal=True)[0] for n, c in enumerate(text))
@@ -115,7 +143,16 @@ class DocumentTokenizer:
         specials: int,  # how many special tokens it should have
         tails: list[tuple[int, list[int]]],  # for each boundary: specials before it, ids of its tail
     ) -> list[list[int]]:  # the ids of each part; [] if they cannot be told apart
-        "Cut the ids of a text at its boundaries."
+        """Cut the ids of a text at its boundaries.
+
+        Args:
+            full: ids of a text
+            specials: how many special tokens it should have
+            tails: for each boundary: specials before it, ids of its tail
+
+        Returns:
+            the ids of each part; [] if they cannot be told apart
+        """
         at = [0, *(i for i, t in enumerate(full) if t in self.special.ids and i >= len(self.start))]
         if len(at) != specials + 1: return []
         ends = [0]
@@ -125,13 +162,21 @@ class DocumentTokenizer:
         return [full[a:b] for a, b in itertools.pairwise([*ends, len(full)])]
 
     def by_prefixes(self, parts: list[Part]) -> list[list[int]]:
-        "The ids of each part of a text; every prefix is tokenized, or else every part."
+        """The ids of each part of a text; every prefix is tokenized, or else every part.
+
+        Args:
+            parts: list[Part]
+        """
         prefixes = self.ids(_prefixes(parts), self.adds_start)
         split = _split_at_prefixes(prefixes)
         return split or [prefixes[0], *self.ids([part.text or '' for part in parts[1:]])]
 
     def first_texts(self, segments: list[list[Part]]) -> Iterator[list[list[int]]]:
-        "The ids of each part, for the text segments that documents begin with."
+        """The ids of each part, for the text segments that documents begin with.
+
+        Args:
+            segments: list[list[Part]]
+        """
         started = lambda some: self.ids(some, self.adds_start)
         texts = [''.join(part.text or '' for part in parts) for parts in segments]
         spans = [[match.span() for match in self.special.pattern.finditer(text)] for text in texts]
@@ -145,7 +190,12 @@ class DocumentTokenizer:
             yield self.cut(full, len(specials), ids) or self.by_prefixes(parts)
 
     def row(self, segments: list[Segment], first_texts: Iterator[list[list[int]]]) -> dict:
-        "The token row of one document; `first_texts` has the ids of the segments that documents begin with."
+        """The token row of one document; `first_texts` has the ids of the segments that documents begin with.
+
+        Args:
+            segments: list[Segment]
+            first_texts: Iterator[list[list[int]]]
+        """
         parts_ids: list[tuple[list[int], bool]] = []
         goes_on = False   # whether there is text before this segment, and nothing between
         for n, (kind, parts) in enumerate(segments):
@@ -159,14 +209,23 @@ class DocumentTokenizer:
         return _token_row(parts_ids, self.ends, trim=not self.adds_start)   # only a template writes too much
 
     def __call__(self, documents: list[list[Part]]) -> list[dict]:
-        "Token rows with `input_ids` and `labels`, one for each document."
+        """Token rows with `input_ids` and `labels`, one for each document.
+
+        Args:
+            documents: list[list[Part]]
+        """
         work = [_segments(self.special, document) for document in documents]
         texts = self.first_texts([segments[0].parts for segments in work if segments[0].kind == 'text'])
         return [self.row(segments, texts) for segments in work]
 
 # %% ../../nbs/data/tokenizing.ipynb #2bc9a0a6
 class Boundary(NamedTuple):
-    "The end of a part, for a comparison of tokens."
+    """The end of a part, for a comparison of tokens.
+
+    Args:
+        specials: how many special tokens end before it
+        tail: the text from the last of them to the boundary
+    """
     specials: int  # how many special tokens end before it
     tail: str  # the text from the last of them to the boundary
 
@@ -244,7 +303,17 @@ def split_row(
     free: bool = False,  # free text: as many chunks as it takes
     tokenizer: Any = None,  # to look for the ends of characters; None: cut anywhere
 ) -> list[dict]:  # `input_ids` and `labels`
-    "Cut one row to `max_len` tokens; free text into chunks that overlap by one token."
+    """Cut one row to `max_len` tokens; free text into chunks that overlap by one token.
+
+    Args:
+        row: `input_ids` and `labels`
+        max_len: tokens in a chunk, at least 2
+        free: free text: as many chunks as it takes
+        tokenizer: to look for the ends of characters; None: cut anywhere
+
+    Returns:
+        `input_ids` and `labels`
+    """
     ids, labels, start = row['input_ids'], row['labels'], 0
     chunks: list[dict] = []
     while not chunks or (free and start < len(ids) - 1):
@@ -269,7 +338,14 @@ def cut_prompt(
     size: int,  # as many as may stay
     side: str = 'left',  # where it is cut: 'left' keeps its end, 'right' its beginning
 ) -> list[int]:
-    "A prompt of at most `size` tokens."
+    """A prompt of at most `size` tokens.
+
+    Args:
+        tokenizer: of the model
+        ids: token ids of a prompt
+        size: as many as may stay
+        side: where it is cut: 'left' keeps its end, 'right' its beginning
+    """
     if len(ids) <= size: return ids
     if side == 'left':
         keep, start = _left_cut(tokenizer, ids, size, len(ids))
@@ -284,7 +360,16 @@ def cut_row_left(
     max_len: int,  # tokens that may stay
     tokenizer: Any,  # of the model
 ) -> dict:  # `input_ids` and `labels`; longer than that where the last answer is
-    "A row without the beginning of its prompt."
+    """A row without the beginning of its prompt.
+
+    Args:
+        row: `input_ids` and `labels`
+        max_len: tokens that may stay
+        tokenizer: of the model
+
+    Returns:
+        `input_ids` and `labels`; longer than that where the last answer is
+    """
     ids, labels = row['input_ids'], row['labels']
     if len(ids) <= max_len: return dict(row)
     answer = len(labels)   # where the last one begins
@@ -327,7 +412,14 @@ def cut_seq2seq_row(
     tokenizer: Any,  # of the model
     side: str = 'right',  # where the source is cut
 ) -> dict:
-    "Both sides cut to `max_len` tokens, between two characters; special tokens around the source stay."
+    """Both sides cut to `max_len` tokens, between two characters; special tokens around the source stay.
+
+    Args:
+        row: `input_ids` (read) and `labels` (written)
+        max_len: tokens of each side
+        tokenizer: of the model
+        side: where the source is cut
+    """
     ids, labels = row['input_ids'], row['labels']
     if len(labels) > max_len: labels = labels[:_character_end(tokenizer, labels, 0, max_len)]
     if len(ids) > max_len and side == 'right': ids = cut_prompt(tokenizer, ids, max_len, side)
@@ -363,7 +455,17 @@ def token_rows(
     rows: CheckedRows,  # from `check_rows`
     allow_special: bool,  # names of special tokens in the texts become special tokens
 ) -> list[list[dict]]:  # for each row one; more where a template rewrites turns, none where it refuses
-    "The token rows of each row, uncut."
+    """The token rows of each row, uncut.
+
+    Args:
+        lm: a loaded model
+        task: what is asked of it
+        rows: from `check_rows`
+        allow_special: names of special tokens in the texts become special tokens
+
+    Returns:
+        for each row one; more where a template rewrites turns, none where it refuses
+    """
     special = SpecialText(lm.tokenizer)
     if is_seq2seq(lm):
         return [[row] for row in _seq2seq_rows(lm, task, rows, None if allow_special else special)]
@@ -387,7 +489,17 @@ def prompt_and_target_ids(
     rows: CheckedRows,  # from `check_rows`
     allow_special: bool = False,  # names of special tokens in the texts become special tokens
 ) -> list[tuple[list[int], list[int]]]:  # prompt ids, and ids of the last answer with the end token
-    "Tokenize prompts and targets; the prompts exactly as they are when the model generates."
+    """Tokenize prompts and targets; the prompts exactly as they are when the model generates.
+
+    Args:
+        lm: a loaded model
+        task: what is asked of it
+        rows: from `check_rows`
+        allow_special: names of special tokens in the texts become special tokens
+
+    Returns:
+        prompt ids, and ids of the last answer with the end token
+    """
     last = [documents[-1] for documents in token_rows(lm, task, rows, allow_special)]
     if is_seq2seq(lm): return [(row['input_ids'], row['labels']) for row in last]
     return [_split_last_answer(row) for row in last]
@@ -398,7 +510,13 @@ def waiting_prompt_ids(
     task: Task,  # what is asked of it
     rows: CheckedRows,  # from `check_rows`, each with some answer at its end, which does not matter
 ) -> list[list[int]]:
-    "Token ids of conversations that wait for their last answer."
+    """Token ids of conversations that wait for their last answer.
+
+    Args:
+        lm: a loaded model
+        task: what is asked of it
+        rows: from `check_rows`, each with some answer at its end, which does not matter
+    """
     if is_seq2seq(lm) or not uses_chat_template(lm, task):
         return [prompt for prompt, _ in prompt_and_target_ids(lm, task, rows)]
     special = SpecialText(lm.tokenizer)

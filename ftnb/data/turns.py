@@ -48,7 +48,12 @@ def read_json(
     text: str,  # JSON
     what: str,  # what it is called in the message
 ) -> Any:
-    "What a JSON text says; an error tells how to look for the fault."
+    """What a JSON text says; an error tells how to look for the fault.
+
+    Args:
+        text: JSON
+        what: what it is called in the message
+    """
     try: return json.loads(text)
     except ValueError as e:
         raise FTNBError(f'{what} is the text {text[:40]!r}', f'it is not JSON ({e})',
@@ -110,7 +115,11 @@ def _weight(fields: Mapping) -> int | None:
 def normalized_turn(
     turn: Any,  # a dict, in any of the three ways
 ) -> dict:
-    "One turn as a dict with `role` and `content`, and whatever else it has (such as `tool_calls`)."
+    """One turn as a dict with `role` and `content`, and whatever else it has (such as `tool_calls`).
+
+    Args:
+        turn: a dict, in any of the three ways
+    """
     fields = _fields(turn)
     role, calls = str(fields.get('role', '')).lower(), _calls(fields)
     content = fields.get('content')
@@ -125,13 +134,21 @@ def normalized_turn(
 def is_answer(
     turn: Mapping,  # with `role` and `content`
 ) -> bool:
-    "Whether a turn is an assistant's, to be learned: one whose weight is not 0."
+    """Whether a turn is an assistant's, to be learned: one whose weight is not 0.
+
+    Args:
+        turn: with `role` and `content`
+    """
     return turn['role'] == 'assistant' and turn.get('weight', 1) != 0
 
 def is_supervised(
     turn: Mapping,  # with `role` and `content`
 ) -> bool:
-    "Whether a turn carries loss: an answer, unless it is empty."
+    """Whether a turn carries loss: an answer, unless it is empty.
+
+    Args:
+        turn: with `role` and `content`
+    """
     texts = (turn[k] for k in ('content', *THOUGHTS) if turn.get(k))
     return is_answer(turn) and (bool(turn.get('tool_calls')) or any(map(str.strip, texts)))
 
@@ -139,7 +156,11 @@ def is_supervised(
 def is_turns(
     value: Any,  # of a column
 ) -> bool:
-    "Whether a value is a conversation: a list of turns, or that as JSON text."
+    """Whether a value is a conversation: a list of turns, or that as JSON text.
+
+    Args:
+        value: of a column
+    """
     if isinstance(value, str):
         try: value = json.loads(value) if value.lstrip().startswith('[') else None
         except ValueError: return False
@@ -160,7 +181,14 @@ def _check_role(at: int, role: str) -> None:
 def check_turns(
     turns: Any,  # a list of turns
 ) -> list[dict]:  # the same turns, each with `role` and `content`
-    "Check a conversation: at most one system turn (the first), known roles, and something to learn."
+    """Check a conversation: at most one system turn (the first), known roles, and something to learn.
+
+    Args:
+        turns: a list of turns
+
+    Returns:
+        the same turns, each with `role` and `content`
+    """
     if isinstance(turns, str) and turns.lstrip()[:1] == '[': turns = read_json(turns, 'a conversation')
     if isinstance(turns, (str, Mapping)) or not isinstance(turns, Iterable):
         raise FTNBError(
@@ -178,6 +206,13 @@ def check_turns(
 def last_answer(
     turns: list[dict],  # a conversation
 ) -> tuple[list[dict], str]:  # the turns before it, and its text
-    "The last turn that is supervised: what a score asks the model for."
+    """The last turn that is supervised: what a score asks the model for.
+
+    Args:
+        turns: a conversation
+
+    Returns:
+        the turns before it, and its text
+    """
     at = max(i for i, turn in enumerate(turns) if is_supervised(turn))
     return turns[:at], turns[at]['content']

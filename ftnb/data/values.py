@@ -16,7 +16,11 @@ __all__ = ['is_missing', 'plain_value', 'plain_row', 'restore_integers', 'Record
 def is_missing(
     value: Any,  # anything
 ) -> bool:
-    "Whether a value stands for one that is not there: None, NaN, pandas' NA and NaT."
+    """Whether a value stands for one that is not there: None, NaN, pandas' NA and NaT.
+
+    Args:
+        value: anything
+    """
     if value is None or value is pd.NA or value is pd.NaT: return True
     return isinstance(value, (float, np.floating)) and bool(value != value)
 
@@ -24,7 +28,11 @@ def is_missing(
 def plain_value(
     value: Any,  # anything
 ) -> Any:
-    "A value in Python's own types, at any depth; dicts without the fields that are missing."
+    """A value in Python's own types, at any depth; dicts without the fields that are missing.
+
+    Args:
+        value: anything
+    """
     if isinstance(value, (str, int)) and not isinstance(value, np.generic): return value
     if is_missing(value): return None
     if hasattr(value, 'tolist'): return plain_value(value.tolist())   # an array, its numbers, a tensor
@@ -36,7 +44,11 @@ def plain_value(
 def plain_row(
     row: Any,  # a row; what is no dict is given back as it is
 ) -> Any:
-    "A row with values in Python's own types; a missing cell is None."
+    """A row with values in Python's own types; a missing cell is None.
+
+    Args:
+        row: a row; what is no dict is given back as it is
+    """
     return {k: plain_value(v) for k, v in row.items()} if isinstance(row, Mapping) else row
 
 # %% ../../nbs/data/values.ipynb #d6e113c8
@@ -62,7 +74,11 @@ def _as_integers(value: Any, fields: set[tuple], path: tuple = ()) -> Any:
 def restore_integers(
     rows: list[dict],  # from a pandas table
 ) -> list[dict]:
-    "Rows with the integers that pandas has made floats, because some of a field are missing."
+    """Rows with the integers that pandas has made floats, because some of a field are missing.
+
+    Args:
+        rows: from a pandas table
+    """
     missing: set[tuple] = set()
     whole: dict[tuple, bool] = {}   # of a field with floats: whether all are whole
     for path, value in (found for row in rows for found in _paths(row)):
@@ -76,7 +92,12 @@ def restore_integers(
 
 # %% ../../nbs/data/values.ipynb #0263514f
 class RecordedRow(dict):
-    "A row that remembers which of its columns were read."
+    """A row that remembers which of its columns were read.
+
+    Args:
+        row: a row
+        read: names of columns are added here
+    """
     def __init__(self,
         row: Mapping,  # a row
         read: set[str],  # names of columns are added here
@@ -89,7 +110,12 @@ class RecordedRow(dict):
         return dict.__getitem__(self, column)
 
     def get(self, column: Any, default: Any = None) -> Any:
-        "The value of a column, or `default`."
+        """The value of a column, or `default`.
+
+        Args:
+            column: Any
+            default: Any
+        """
         self.read.add(column)
         return dict.get(self, column, default)
 

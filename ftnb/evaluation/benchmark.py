@@ -246,7 +246,13 @@ def _ends(metric: str, value: float, error: float,
 # %% ../../nbs/evaluation/benchmark.ipynb #b02ecfbb
 @dataclass(repr=False)
 class Benchmark(Card):
-    "What a model scored on tasks of lm-eval."
+    """What a model scored on tasks of lm-eval.
+
+    Args:
+        name: of the model
+        table: by task and metric, on lm-eval's scale: value, stderr, low, high, n, ...
+        scores: by task, where rows have metrics: to be compared, in percent
+    """
     name: str  # of the model
     table: pd.DataFrame  # by task and metric, on lm-eval's scale: value, stderr, low, high, n, ...
     scores: dict[str, Scores]  # by task, where rows have metrics: to be compared, in percent
@@ -272,7 +278,22 @@ def benchmark(
     seed: int = 0,  # of the choice of worked examples
     progress: bool = True,  # say when it is done
 ) -> Benchmark:  # `.table`, and `.scores` by task
-    "Run standard tasks of lm-eval (Gao et al.) on a model in memory."
+    """Run standard tasks of lm-eval (Gao et al.) on a model in memory.
+
+    Args:
+        lm: a loaded model; it stays as it is
+        tasks: names of lm-eval's tasks ('arc_easy' ...), or of those in `folder`
+        folder: where .yaml files describe tasks; None: rows come from the hub
+        limit: only the first rows of each task; None: all
+        shots: worked examples in the prompt; None: as the task says
+        batch_size: rows in one forward pass
+        chat: put prompts through the chat template
+        seed: of the choice of worked examples
+        progress: say when it is done
+
+    Returns:
+        `.table`, and `.scores` by task
+    """
     check_lm_and_task(lm, None)
     tasks = check_names('tasks', [tasks] if isinstance(tasks, str) else tasks, 1, different=True)
     check_number('limit', limit, 1, none=True), check_number('shots', shots, 0, none=True)

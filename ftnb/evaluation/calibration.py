@@ -22,7 +22,12 @@ def check_label_probs(
     where: str,  # what the message calls it: 'brier: row 3'
     probs: Any,  # what should be {label: probability}
 ) -> None:
-    "Refuse what is no {label: probability}."
+    """Refuse what is no {label: probability}.
+
+    Args:
+        where: what the message calls it: 'brier: row 3'
+        probs: what should be {label: probability}
+    """
     value = f'{where}: {probs!r:.80}'
     if not isinstance(probs, Mapping) or not probs or not all(isinstance(k, str) for k in probs):
         raise FTNBError(
@@ -87,7 +92,14 @@ CALIBRATION |= {'brier': _brier, 'log_loss': _log_loss}
 def most_probable(
     probs: Mapping[str, float],  # {label: probability}
 ) -> str:  # a label
-    "The most probable label; of several that are equally probable, the first in alphabetical order."
+    """The most probable label; of several that are equally probable, the first in alphabetical order.
+
+    Args:
+        probs: {label: probability}
+
+    Returns:
+        a label
+    """
     top = max(probs.values())
     return min(k for k, p in probs.items() if p >= top * (1 - 1e-6))
 

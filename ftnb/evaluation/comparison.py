@@ -27,7 +27,12 @@ def check_same_rows(
     a: Scores,  # one set of outputs
     b: Scores,  # the other
 ) -> None:
-    "Refuse scores of other rows."
+    """Refuse scores of other rows.
+
+    Args:
+        a: one set of outputs
+        b: the other
+    """
     same = a.rows['reference'][:] == b.rows['reference'][:]
     known = [(a.asked[k], b.asked[k]) for k in a.asked if k in b.asked]
     if same and (not known or any(x == y for x, y in known)): return
@@ -65,7 +70,14 @@ def _tested(a: Scores, b: Scores) -> list[str]:
 # %% ../../nbs/evaluation/comparison.ipynb #37450098
 @dataclass(repr=False)
 class Comparison(Card):
-    "Two sets of outputs for the same rows, side by side."
+    """Two sets of outputs for the same rows, side by side.
+
+    Args:
+        a: before, or the baseline
+        b: after: a difference is b - a
+        table: by metric, the columns of `COLUMNS`
+        left_out: metrics that cannot be compared: why
+    """
     a: Scores  # before, or the baseline
     b: Scores  # after: a difference is b - a
     table: pd.DataFrame  # by metric, the columns of `COLUMNS`
@@ -79,7 +91,11 @@ class Comparison(Card):
     def verdict(self,
         metric: str,  # one that was compared
     ) -> str:
-        "Of b over a: 'better', 'worse' ('higher', 'lower'), 'no clear change'; with a margin also 'as good as' ..."
+        """Of b over a: 'better', 'worse' ('higher', 'lower'), 'no clear change'; with a margin also 'as good as' ...
+
+        Args:
+            metric: one that was compared
+        """
         row = self.table.loc[check_choice(metric, self.metrics, 'metric')]
         if math.isnan(row['p_holm']): return 'undefined' if row['difference'] else 'equal'
         within, better = _within_margin(row, self.a.metrics[metric].better), self.a.metrics[metric].better
@@ -94,7 +110,16 @@ class Comparison(Card):
         n: int = 5,  # most rows
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
-        "The `n` rows that lost most by a metric, with both texts."
+        """The `n` rows that lost most by a metric, with both texts.
+
+        Args:
+            metric: by which; None: the first with a value for each row
+            n: most rows
+            cut: to be printed: only both texts, each in so many characters; None: all
+
+        Returns:
+            row, gain, both texts, reference, prompt
+        """
         return _changed_most(self, metric, n, cut, -1)
 
     def better(self,
@@ -102,7 +127,16 @@ class Comparison(Card):
         n: int = 5,  # most rows
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
-        "The `n` rows that gained most by a metric, with both texts."
+        """The `n` rows that gained most by a metric, with both texts.
+
+        Args:
+            metric: by which; None: the first with a value for each row
+            n: most rows
+            cut: to be printed: only both texts, each in so many characters; None: all
+
+        Returns:
+            row, gain, both texts, reference, prompt
+        """
         return _changed_most(self, metric, n, cut, 1)
 
     def changed(self,
@@ -110,7 +144,16 @@ class Comparison(Card):
         n: int = 3,  # rows at each end
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> pd.DataFrame:  # row, gain, both texts, reference, prompt
-        "The `n` rows that gained least by a metric, then the `n` that gained most."
+        """The `n` rows that gained least by a metric, then the `n` that gained most.
+
+        Args:
+            metric: by which; None: the first with a value for each row
+            n: rows at each end
+            cut: to be printed: only both texts, each in so many characters; None: all
+
+        Returns:
+            row, gain, both texts, reference, prompt
+        """
         by, order, gain = _by_gain(self, metric)
         if len(order) >= 2 * check_number('n', n, 1): order = order[:n] + order[-n:]
         return _side_by_side(self, by, order, gain, cut)
@@ -254,7 +297,21 @@ def compare(
     seed: int = 0,  # of the bootstrap and the exchanges
     margin: Mapping[str, float] | None = None,  # by metric, a difference that does not matter
 ) -> Any:  # a `Comparison`, with a `.table` and the rows; of more than two, `Comparisons`
-    "Test whether sets of outputs for the same rows differ, metric by metric; the worst rows first."
+    """Test whether sets of outputs for the same rows differ, metric by metric; the worst rows first.
+
+    Args:
+        a: one set of outputs: before, or the baseline
+        b: another, for the same rows: after
+        *more: further ones: each is compared with `a`
+        pairs: with more than two: 'first' (each with the first), or 'all'
+        test: or 'bootstrap': where p-values come from
+        resamples: bootstrap samples, and exchanges; None: 1000, more for many tests
+        seed: of the bootstrap and the exchanges
+        margin: by metric, a difference that does not matter
+
+    Returns:
+        a `Comparison`, with a `.table` and the rows; of more than two, `Comparisons`
+    """
     systems = [a, b, *more]
     _check_comparable(systems)
     margins = _checked_margins(margin, {k for s in systems for k in s.metrics})
@@ -369,7 +426,11 @@ def _rows_html(c: Comparison, rows: pd.DataFrame, title: str) -> str:
 
 # %% ../../nbs/evaluation/comparison.ipynb #1dec86b7
 class Comparisons(Card):
-    "Several sets of outputs for the same rows: pairs, tested together."
+    """Several sets of outputs for the same rows: pairs, tested together.
+
+    Args:
+        pairs: their p-values are corrected for the tests of all of them
+    """
     def __init__(self,
         pairs: list[Comparison],  # their p-values are corrected for the tests of all of them
     ):
@@ -387,7 +448,11 @@ class Comparisons(Card):
     def verdict(self,
         metric: str,  # one that was compared
     ) -> dict[tuple[str, str], str]:
-        "For each pair what it says: {(from, to): 'better'}."
+        """For each pair what it says: {(from, to): 'better'}.
+
+        Args:
+            metric: one that was compared
+        """
         return _by_pair(self.pairs, lambda c: c.verdict(metric))
 
     def worse(self,
@@ -395,7 +460,13 @@ class Comparisons(Card):
         n: int = 5,  # most rows of each pair
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> dict[tuple[str, str], pd.DataFrame]:
-        "For each pair the `n` rows that lost most by a metric."
+        """For each pair the `n` rows that lost most by a metric.
+
+        Args:
+            metric: by which; None: the first with a value for each row
+            n: most rows of each pair
+            cut: to be printed: only both texts, each in so many characters; None: all
+        """
         return _by_pair(self.pairs, lambda c: c.worse(metric, n, cut))
 
     def better(self,
@@ -403,7 +474,13 @@ class Comparisons(Card):
         n: int = 5,  # most rows of each pair
         cut: int | None = None,  # to be printed: only both texts, each in so many characters; None: all
     ) -> dict[tuple[str, str], pd.DataFrame]:
-        "For each pair the `n` rows that gained most by a metric."
+        """For each pair the `n` rows that gained most by a metric.
+
+        Args:
+            metric: by which; None: the first with a value for each row
+            n: most rows of each pair
+            cut: to be printed: only both texts, each in so many characters; None: all
+        """
         return _by_pair(self.pairs, lambda c: c.better(metric, n, cut))
 
     def _facts(self) -> tuple[str, dict]:

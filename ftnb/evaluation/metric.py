@@ -29,7 +29,22 @@ JUDGED = {  # what stands in the second argument of `stats`
 # %% ../../nbs/evaluation/metric.ipynb #5c544afd
 @dataclass(frozen=True)
 class TextMetric:
-    "A metric as a function of sums over rows."
+    """A metric as a function of sums over rows.
+
+    Args:
+        name: str
+        stats: predictions, `judged` -> [rows, k]
+        combine: the sum of the rows' statistics, [k] -> the score
+        signature: exactly what is computed, and by which library
+        better: 1: more is better; -1: less is better; 0: neither, look at the value
+        what: one sentence, with the scale
+        judged: what `stats` takes second; one of `JUDGED`
+        spread: or 'jackknife': `stats` ends with the score without the row
+        limits: the lowest and the highest possible score
+        alone: whether the score of a single row says something; else only a set has one
+        row: [k] -> the score of a row; None: `combine`
+        row_signature: what `row` computes; '': the same as of a set
+    """
     name: str
     stats: Callable[[Sequence, Any], np.ndarray]  # predictions, `judged` -> [rows, k]
     combine: Callable[[np.ndarray], float]  # the sum of the rows' statistics, [k] -> the score
@@ -47,27 +62,50 @@ class TextMetric:
         predictions: Sequence,  # what was written (or nats, or probabilities)
         judged: Any = None,  # by what: references, prompts ...
     ) -> float:
-        "The score of a set of rows."
+        """The score of a set of rows.
+
+        Args:
+            predictions: what was written (or nats, or probabilities)
+            judged: by what: references, prompts ...
+        """
         return self.combine(self.stats(predictions, judged).sum(0))
 
     def of_rows(self,
         stats: np.ndarray,  # [rows, k]
     ) -> np.ndarray:  # [rows]; nan: a row without a score
-        "The score of each row by itself."
+        """The score of each row by itself.
+
+        Args:
+            stats: [rows, k]
+
+        Returns:
+            [rows]; nan: a row without a score
+        """
         if not self.alone: return np.full(len(stats), math.nan)
         return np.array([(self.row or self.combine)(s) for s in stats], float)
 
     def leave_one_out(self,
         stats: np.ndarray,  # [rows, k]
     ) -> np.ndarray:  # [rows]
-        "The score without each row in turn."
+        """The score without each row in turn.
+
+        Args:
+            stats: [rows, k]
+
+        Returns:
+            [rows]
+        """
         if self.spread == 'jackknife': return stats[:, -1]
         return np.array([self.combine(s) for s in stats.sum(0) - stats])
 
     def signed(self,
         references: References,  # one for each row, or a list for each row
     ) -> str:
-        "The signature for these references: how many there are for each row belongs to it."
+        """The signature for these references: how many there are for each row belongs to it.
+
+        Args:
+            references: one for each row, or a list for each row
+        """
         if self.judged != 'references': return self.signature
         counts = {1 if isinstance(r, str) else len(r) for r in references}
         return self.signature.replace('nrefs:1', f'nrefs:{counts.pop() if len(counts) == 1 else "var"}')
@@ -76,21 +114,34 @@ class TextMetric:
         predictions: Sequence,  # what was written (or nats, or probabilities)
         judged: Any = None,  # by what: references, prompts ...
     ) -> None:
-        "Refuse what cannot be scored; `stats` of a `text_metric` does it as well."
+        """Refuse what cannot be scored; `stats` of a `text_metric` does it as well.
+
+        Args:
+            predictions: what was written (or nats, or probabilities)
+            judged: by what: references, prompts ...
+        """
         check_pairs(self.name, predictions, judged, self.judged)
 
 # %% ../../nbs/evaluation/metric.ipynb #62ade769
 def ratio(
     sums: np.ndarray,  # [2]: numerator and denominator
 ) -> float:
-    "The first sum divided by the second; 0 if that is 0."
+    """The first sum divided by the second; 0 if that is 0.
+
+    Args:
+        sums: [2]: numerator and denominator
+    """
     return float(sums[0] / sums[1]) if sums[1] else 0.
 
 # %% ../../nbs/evaluation/metric.ipynb #430fbbd7
 def row_references(
     references: str | Sequence[str],  # of one row
 ) -> list[str]:
-    "The references of a row as a list, also where there is only one."
+    """The references of a row as a list, also where there is only one.
+
+    Args:
+        references: of one row
+    """
     return [references] if isinstance(references, str) else list(references)
 
 # %% ../../nbs/evaluation/metric.ipynb #fffe7101
@@ -100,7 +151,14 @@ def mean_of_rows(
     signature: str,  # exactly what is computed
     what: str,  # one sentence, with the scale
 ) -> TextMetric:
-    "The mean of scores of rows, times 100; of several references the best counts."
+    """The mean of scores of rows, times 100; of several references the best counts.
+
+    Args:
+        name: of the metric
+        score: prediction, reference -> 0 to 1
+        signature: exactly what is computed
+        what: one sentence, with the scale
+    """
     best = lambda p, refs: max(score(p, r) for r in row_references(refs))
     def stats(predictions: Sequence[str], references: References) -> np.ndarray:
         rows = zip(predictions, references, strict=True)
@@ -111,7 +169,11 @@ def mean_of_rows(
 def without_version(
     signature: str,  # of a metric
 ) -> str:
-    "A signature without the version of the library."
+    """A signature without the version of the library.
+
+    Args:
+        signature: of a metric
+    """
     return '|'.join(part for part in signature.split('|') if not part.startswith('version:'))
 
 # %% ../../nbs/evaluation/metric.ipynb #8c573ecd
@@ -129,7 +191,12 @@ def unicode_words(
     text: str,  # in any language
     signs: bool = True,  # of a text without any word, its signs; False: it has no words
 ) -> list[str]:
-    "The words of a text, in lower case; in scripts without spaces, each character is one."
+    """The words of a text, in lower case; in scripts without spaces, each character is one.
+
+    Args:
+        text: in any language
+        signs: of a text without any word, its signs; False: it has no words
+    """
     text = normalize_text(text).lower()
     words = regex.findall('[a-z0-9]+', text) if text.isascii() else _WORD.findall(text)
     return words or [c for c in graphemes(text) if signs and not c.isspace()]
@@ -140,7 +207,13 @@ def check_texts(
     texts: Sequence,  # to be checked
     several: bool = False,  # whether a row may have a list of texts
 ) -> None:
-    "Refuse what is not text."
+    """Refuse what is not text.
+
+    Args:
+        what: what they are called in the message: 'predictions', 'references' ...
+        texts: to be checked
+        several: whether a row may have a list of texts
+    """
     for i, row in enumerate(texts):
         plain = isinstance(row, str) or not several or not isinstance(row, Iterable)
         each = [row] if plain else list(row)
@@ -163,7 +236,13 @@ def warn_square(
     predictions: int,  # how many there are
     stacklevel: int = 3,  # whose line the warning names
 ) -> None:
-    "Say how references are read that are as many for each row as there are rows."
+    """Say how references are read that are as many for each row as there are rows.
+
+    Args:
+        references: what predictions are compared with
+        predictions: how many there are
+        stacklevel: whose line the warning names
+    """
     if isinstance(references, RowReferences) or predictions < 2 or len(references) != predictions: return
     if any(isinstance(r, str) or not isinstance(r, Sequence) or len(r) != predictions for r in references): return
     if [list(r) for r in references] == [list(r) for r in zip(*references)]: return   # the same either way
@@ -180,7 +259,14 @@ def check_pairs(
     references: Sequence | None,  # what it is judged by
     judged: str = 'references',  # one of `JUDGED`
 ) -> None:
-    "Refuse what cannot be compared."
+    """Refuse what cannot be compared.
+
+    Args:
+        name: of the metric
+        predictions: what was written
+        references: what it is judged by
+        judged: one of `JUDGED`
+    """
     what = 'prompts' if judged == 'prompts' else 'references'
     if not len(predictions):
         raise FTNBError(f'{name} of no rows', 'it is not defined', 'Give at least one prediction.')

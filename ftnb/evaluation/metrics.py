@@ -128,7 +128,12 @@ def text_metric(
     name: str,  # one of `METRICS`
     **options,  # of the implementation: `tokenize='zh'` for bleu, `train=texts` for novelty ...
 ) -> TextMetric:
-    "A metric by name, as a function of sums over rows."
+    """A metric by name, as a function of sums over rows.
+
+    Args:
+        name: one of `METRICS`
+        **options: of the implementation: `tokenize='zh'` for bleu, `train=texts` for novelty ...
+    """
     make = METRICS[check_choice(name, METRICS, 'metric')]
     try: made = make(**options)
     except (TypeError, KeyError, AssertionError, RuntimeError, ImportError) as e:
@@ -141,7 +146,11 @@ def text_metric(
 def metrics_by_name(
     metrics: Any,  # names of `METRICS` and `TextMetric`s; or a single `TextMetric`
 ) -> dict[str, TextMetric]:
-    "Metrics by name; no name may come twice."
+    """Metrics by name; no name may come twice.
+
+    Args:
+        metrics: names of `METRICS` and `TextMetric`s; or a single `TextMetric`
+    """
     if isinstance(metrics, TextMetric): metrics = [metrics]
     if isinstance(metrics, str) or not isinstance(metrics, Iterable):
         check_names('metrics', metrics, 1)   # refuses it
@@ -236,7 +245,16 @@ def metric(
     name: str,  # one of `METRICS`: 'bleu', 'chrf', 'rougeL', 'accuracy', 'perplexity' ...
     **options,  # of the implementation: `tokenize='zh'` for bleu, `train=texts` for novelty ...
 ) -> Any:  # an `evaluate.Metric`; `compute(predictions=..., references=...)` gives {name: score, 'signature': ...}
-    "A metric as an `evaluate.Metric` object that needs no network."
+    """A metric as an `evaluate.Metric` object that needs no network.
+
+    Args:
+        name: one of `METRICS`: 'bleu', 'chrf', 'rougeL', 'accuracy', 'perplexity' ...
+        **options: of the implementation: `tokenize='zh'` for bleu, `train=texts` for novelty ...
+
+    Returns:
+        an `evaluate.Metric`; `compute(predictions=..., references=...)` gives {name: score, 'signature':
+            ...}
+    """
     return _evaluate_metric(text_metric(name, **options))
 
 # %% ../../nbs/evaluation/metrics.ipynb #d5cc731f
@@ -244,7 +262,15 @@ def hub_metric(
     name: str,  # of a metric on the Hugging Face hub ('google_bleu' ...), or a folder with its script
     **options,  # for `evaluate.load`: `config_name='mrpc'` ...
 ) -> Any:  # an `evaluate.Metric`
-    "Load a metric through the evaluate library; its script comes from the hub, and is run."
+    """Load a metric through the evaluate library; its script comes from the hub, and is run.
+
+    Args:
+        name: of a metric on the Hugging Face hub ('google_bleu' ...), or a folder with its script
+        **options: for `evaluate.load`: `config_name='mrpc'` ...
+
+    Returns:
+        an `evaluate.Metric`
+    """
     with imports_undisturbed(): import evaluate
     try: return evaluate.load(name, **options)
     except Exception as e:

@@ -105,7 +105,11 @@ OVERLAP |= {
 
 # %% ../../nbs/evaluation/overlap.ipynb #d96832af
 class UnicodeWords:
-    "A tokenizer for rouge_score that keeps every script, and on ASCII text gives the same words."
+    """A tokenizer for rouge_score that keeps every script, and on ASCII text gives the same words.
+
+    Args:
+        stemmer: cut endings of English words, as rouge_score does
+    """
     def __init__(self,
         stemmer: bool = False,  # cut endings of English words, as rouge_score does
     ):
@@ -115,7 +119,11 @@ class UnicodeWords:
     def tokenize(self,
         text: str,  # in any language
     ) -> list[str]:
-        "The words of a text, in lower case; or their stems, but for words of up to three letters."
+        """The words of a text, in lower case; or their stems, but for words of up to three letters.
+
+        Args:
+            text: in any language
+        """
         words = unicode_words(text, signs=not text.isascii())   # of ASCII as published
         if not self.stem: return words
         return [self.stem(w) if len(w) > 3 and w.isascii() else w for w in words]
@@ -194,7 +202,12 @@ def bert_scorer(
     folder: str,  # of the model
     layer: int,  # whose vectors are compared, from 1
 ) -> Any:
-    "bert_score's scorer; the last one is kept, because loading takes longer than scoring."
+    """bert_score's scorer; the last one is kept, because loading takes longer than scoring.
+
+    Args:
+        folder: of the model
+        layer: whose vectors are compared, from 1
+    """
     with imports_undisturbed(): from bert_score import BERTScorer
     with quiet_transformers(): scorer = BERTScorer(model_type=folder, num_layers=layer)
     room = getattr(scorer._model.config, 'max_position_embeddings', math.inf)

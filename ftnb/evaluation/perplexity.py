@@ -63,7 +63,12 @@ def text_bytes(
     tokenizer: Any,  # a transformers tokenizer
     ids: Sequence[int],  # token ids of a text from its beginning; it may end within a character
 ) -> int:
-    "How many bytes of text tokens are; special tokens, and a space that the tokenizer has added, are none."
+    """How many bytes of text tokens are; special tokens, and a space that the tokenizer has added, are none.
+
+    Args:
+        tokenizer: a transformers tokenizer
+        ids: token ids of a text from its beginning; it may end within a character
+    """
     def decode(n: int) -> str:
         return tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     n, ids = len(ids), list(ids)

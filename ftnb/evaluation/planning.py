@@ -98,7 +98,18 @@ def _rows_by_simulation(gains: np.ndarray, effect: float, power: float, alpha: f
 # %% ../../nbs/evaluation/planning.ipynb #3ecf6cb4
 @dataclass(repr=False)
 class RowsNeeded(Card):
-    "How many rows must be scored, or rated, to see an effect."
+    """How many rows must be scored, or rated, to see an effect.
+
+    Args:
+        rows: enough for the power
+        effect: the true difference, on the scale of the metric
+        power: the probability of finding it with so many rows
+        alpha: the level of the test
+        metric: its name; '' if it has none
+        source: what it was found from, in words
+        between: 95 %: rows, if the pilot misjudges the spread; nan: there is no pilot
+        curve: rows and their power
+    """
     rows: int  # enough for the power
     effect: float  # the true difference, on the scale of the metric
     power: float  # the probability of finding it with so many rows
@@ -174,7 +185,17 @@ def rows_needed(
     alpha: float = 0.05,  # the level of the test
     tests: int = 1,  # metrics (or pairs) that are tested together; for Holm's correction
 ) -> RowsNeeded:
-    "How many rows must be scored, or rated, so that `compare` sees an effect."
+    """How many rows must be scored, or rated, so that `compare` sees an effect.
+
+    Args:
+        effect: the smallest difference that would matter, on the scale of the metric
+        pilot: a `Comparison`, two `Scores`, or the gains of rows
+        metric: of the pilot; None: its first
+        disagreement: without a pilot: share of rows that only one gets right, or wins; 0 to 1
+        power: how often a difference of `effect` is to be found
+        alpha: the level of the test
+        tests: metrics (or pairs) that are tested together; for Holm's correction
+    """
     effect = abs(check_number('effect', effect, whole=False))
     require('effect', effect, 0 < effect < math.inf, 'it must be finite, and not 0')
     check_number('power', power, 0.1, 0.999, whole=False), check_number('alpha', alpha, 1e-6, 0.5, whole=False)

@@ -21,7 +21,17 @@ def t_power(
     rows: int,  # in the test set, two at least
     alpha: float = 0.05,  # the level of the test
 ) -> float:  # 0 to 1
-    "The power of Student's paired test, two-sided (Cohen 1988)."
+    """The power of Student's paired test, two-sided (Cohen 1988).
+
+    Args:
+        effect: the true difference
+        sd: the standard deviation of the rows' gains, on the same scale
+        rows: in the test set, two at least
+        alpha: the level of the test
+
+    Returns:
+        0 to 1
+    """
     from scipy.special import nctdtr, stdtrit
     limit = float(stdtrit(rows - 1, 1 - alpha / 2))
     shift = min(abs(effect) / sd * math.sqrt(rows), 35.)   # beyond this the power is 1
@@ -34,7 +44,17 @@ def share_power(
     rows: int,  # in the test set
     alpha: float = 0.05,  # the level of the test
 ) -> float:  # 0 to 1
-    "The power of McNemar's exact test, two-sided."
+    """The power of McNemar's exact test, two-sided.
+
+    Args:
+        effect: the true difference of the shares, 0 to 1
+        disagreement: the share of rows that exactly one gets right, `effect` at least; 0 to 1
+        rows: in the test set
+        alpha: the level of the test
+
+    Returns:
+        0 to 1
+    """
     from scipy.stats import binom
     middle, wide = rows * disagreement, 10 * math.sqrt(rows * disagreement * (1 - disagreement)) + 10
     differ = np.arange(max(0, int(middle - wide)), min(rows, math.ceil(middle + wide)) + 1)
@@ -51,7 +71,17 @@ def found_differences(
     exchange: bool = True,  # else Student's test, beyond ten rows
     seed: int = 0,  # of the exchanges
 ) -> np.ndarray:  # [sets] of bool
-    "In which sets of gains a comparison would find a difference."
+    """In which sets of gains a comparison would find a difference.
+
+    Args:
+        gains: [sets, rows]
+        alpha: the level of the test
+        exchange: else Student's test, beyond ten rows
+        seed: of the exchanges
+
+    Returns:
+        [sets] of bool
+    """
     from scipy.special import stdtrit
     rows, size = gains.shape[1], np.abs(gains.mean(1))
     error = gains.std(1, ddof=1) / math.sqrt(rows)
@@ -106,7 +136,18 @@ def like_these(
     sets: int,  # to be drawn
     seed: int = 0,  # of the drawing
 ) -> np.ndarray:  # [sets, rows]
-    "Sets of rows that are drawn from a pilot's gains, moved so that an effect is true."
+    """Sets of rows that are drawn from a pilot's gains, moved so that an effect is true.
+
+    Args:
+        gains: [rows], of a pilot
+        effect: the mean that they shall have
+        rows: in a set
+        sets: to be drawn
+        seed: of the drawing
+
+    Returns:
+        [sets, rows]
+    """
     inflate = math.sqrt(len(gains) / (len(gains) - 1))   # the spread of what they were drawn from
     moved = (gains - gains.mean()) * inflate + effect
     return moved[np.random.default_rng(seed).integers(len(gains), size=(sets, rows))]
@@ -117,7 +158,13 @@ def shift_needed(
     power: float,  # the power that is wanted
     alpha: float,  # the level of the test
 ) -> float:
-    "The factor of the effect (or of the root of the rows) that leads from one power to another."
+    """The factor of the effect (or of the root of the rows) that leads from one power to another.
+
+    Args:
+        found: the power that there is, 0 to 1
+        power: the power that is wanted
+        alpha: the level of the test
+    """
     from scipy.special import ndtri
     z = float(ndtri(1 - alpha / 2))
     have = z + float(ndtri(min(max(found, 0.02), 0.995)))
@@ -140,7 +187,18 @@ def detectable_difference(
     power: float = 0.8,  # how often it is found
     alpha: float = 0.05,  # the level of the test
 ) -> float:  # on the scale of the metric; infinite: none; nan: undefined
-    "The smallest true difference that a comparison of these rows would find."
+    """The smallest true difference that a comparison of these rows would find.
+
+    Args:
+        metric: what is computed
+        a: [rows, k], statistics of one set of outputs
+        b: [rows, k], of the other, for the same rows
+        power: how often it is found
+        alpha: the level of the test
+
+    Returns:
+        on the scale of the metric; infinite: none; nan: undefined
+    """
     kind, n = interval_kind(metric, a, b), len(a)
     if kind == 'undefined': return math.nan
     if n < FEW or kind == 'too few rows': return math.inf

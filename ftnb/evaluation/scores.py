@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_choice, check_number, did_you_mean
 from ..core.texts import normalize_text
-from ..core.display import Card, html_table, shorten
+from ..core.display import Card, direct_inputs, html_table, shorten
 from ..core.files import atomic_files, check_path, checksum, clear_leftovers, is_sealed, read_errors, sealed
 from .metric import TextMetric, without_version
 from .metrics import METRICS, metrics_by_name, text_metric
@@ -28,7 +28,17 @@ __all__ = ['Scores', 'make_scores', 'number_format', 'row_metric', 'without_temp
 # %% ../../nbs/evaluation/scores.ipynb #bf638b59
 @dataclass(repr=False)
 class Scores(Card):
-    "What a set of outputs scored: every metric with its interval, every output kept."
+    """What a set of outputs scored: every metric with its interval, every output kept.
+
+    Args:
+        name: what the outputs are called in tables and cards
+        metrics: by name, in the order in which they are shown
+        stats: for each metric [rows, k]: what its score is computed from
+        rows: prompt, prediction, reference, each metric (nan: a row alone has none)
+        intervals: 95 %: low and high, on the scale of the metric
+        asked: what tells rows apart, whatever the model: prompts, or hashes
+        comparison: the `Comparison` with the baseline, if `score_texts` was given one
+    """
     name: str  # what the outputs are called in tables and cards
     metrics: dict[str, TextMetric]  # by name, in the order in which they are shown
     stats: dict[str, np.ndarray]  # for each metric [rows, k]: what its score is computed from
@@ -66,7 +76,17 @@ class Scores(Card):
         where: Callable[[Mapping], bool] | str | None = None,  # only rows for which it is true, or with this text
         best: bool = False,  # the best first, not the worst
     ) -> pd.DataFrame:  # the number of each row, its texts, its metrics
-        "The rows by a metric, worst first; rows without a value come last."
+        """The rows by a metric, worst first; rows without a value come last.
+
+        Args:
+            by: a metric; None: the first that rows have
+            n: so many rows; None: all
+            where: only rows for which it is true, or with this text
+            best: the best first, not the worst
+
+        Returns:
+            the number of each row, its texts, its metrics
+        """
         wanted, by, columns = _row_filter(where), row_metric(self, by), self.rows.column_names
         check_number('n', n, 1, none=True)
         matching = (i for i in _row_order(self, by, best) if where is None or wanted(self.rows[i]))
@@ -95,7 +115,16 @@ class Scores(Card):
         where: str = '',  # only rows that contain this
         page: int = 10,  # rows at a time
     ) -> Any:  # an ipywidgets box
-        "Look through the rows in the cell."
+        """Look through the rows in the cell.
+
+        Args:
+            by: the metric to begin with; None: the first that rows have
+            where: only rows that contain this
+            page: rows at a time
+
+        Returns:
+            an ipywidgets box
+        """
         import ipywidgets as w
         by, size = row_metric(self, by), check_number('page', page, 1)
         rows = [k for k, m in self.metrics.items() if m.alone]
@@ -110,12 +139,19 @@ class Scores(Card):
         controls = metric, best, text, number
         for control in controls: control.observe(show, 'value')
         show()
-        return w.VBox([w.HBox(controls, layout=w.Layout(flex_flow='row wrap')), table])
+        return w.VBox([w.HBox([*controls, direct_inputs(text)], layout=w.Layout(flex_flow='row wrap')), table])
 
     def save(self,
         path: str | Path,  # ends with .csv, .jsonl or .parquet; an existing file is replaced
     ) -> Path:  # the table; beside it lies `<path>.scores.json` with everything else
-        "Write rows, metrics and statistics, from which `load_scores` makes the same scores again."
+        """Write rows, metrics and statistics, from which `load_scores` makes the same scores again.
+
+        Args:
+            path: ends with .csv, .jsonl or .parquet; an existing file is replaced
+
+        Returns:
+            the table; beside it lies `<path>.scores.json` with everything else
+        """
         file, beside = _score_files(path)
         write, _ = FORMATS[file.suffix]
         with atomic_files(file, beside) as (table, facts):   # whole, or not at all
@@ -134,7 +170,17 @@ def make_scores(
     resamples: int,  # bootstrap samples
     seed: int,  # of the bootstrap
 ) -> Scores:
-    "Scores from the statistics of rows: an interval for each metric, and each metric of each row."
+    """Scores from the statistics of rows: an interval for each metric, and each metric of each row.
+
+    Args:
+        name: what the outputs are called
+        metrics: by name
+        stats: for each metric, [rows, k]
+        columns: prompt, prediction, reference, and what else to keep of each row
+        asked: what identifies each row, whatever the model
+        resamples: bootstrap samples
+        seed: of the bootstrap
+    """
     n = len(columns['prediction'])
     sums = resampled_sums(bootstrap_weights(n, resamples, seed), [stats[k] for k in metrics])
     intervals = {k: interval_from_sums(m, stats[k], s) for (k, m), s in zip(metrics.items(), sums)}
@@ -147,7 +193,15 @@ def number_format(
     m: TextMetric,  # whose numbers are written
     *values: float,  # some of them: large ones need fewer digits
 ) -> Callable[..., str]:  # takes a number, and '+' for a sign in any case
-    "How the numbers of a metric are written: two digits on a scale to 100, else four for small ones."
+    """How the numbers of a metric are written: two digits on a scale to 100, else four for small ones.
+
+    Args:
+        m: whose numbers are written
+        *values: some of them: large ones need fewer digits
+
+    Returns:
+        takes a number, and '+' for a sign in any case
+    """
     largest = max([abs(v) for v in values if math.isfinite(v)], default=0.)
     few = m.limits == (0., 100.) or m.name in ('ter', 'wer', 'cer') or largest >= 10
     return lambda x, sign='': f'{x:{sign}.{2 if few else 4}f}'
@@ -160,7 +214,12 @@ def row_metric(
     scores: Any,  # `Scores`, or another object with `metrics`
     by: str | None,  # the name of a metric; None: the first one that rows have
 ) -> str:
-    "The name of a metric by which rows can be sorted."
+    """The name of a metric by which rows can be sorted.
+
+    Args:
+        scores: `Scores`, or another object with `metrics`
+        by: the name of a metric; None: the first one that rows have
+    """
     rows = [k for k, m in scores.metrics.items() if m.alone]
     if by is None and rows: return rows[0]
     name = next(iter(scores.metrics)) if by is None else check_choice(by, scores.metrics, 'metric')
@@ -190,7 +249,12 @@ def without_template(
     prompts: Sequence[str],  # to be shown
     every: Sequence[str],  # all prompts of the set, in which the template is looked for
 ) -> list[str]:
-    "Prompts for a card, without the lines that all of them begin and end with."
+    """Prompts for a card, without the lines that all of them begin and end with.
+
+    Args:
+        prompts: to be shown
+        every: all prompts of the set, in which the template is looked for
+    """
     if len(set(every)) < 2: return [shorten(p) for p in prompts]
     head, tail = os.path.commonprefix(list(every)), os.path.commonprefix([p[::-1] for p in every])[::-1]
     begin, ends = head.rfind('\n') + 1, [i for i, c in enumerate(tail) if c in '<\n']
@@ -266,8 +330,9 @@ def _description(scores: Scores, table_checksum: str) -> dict:
     metrics = {k: {column: json_number(table.loc[k, column]) for column in table.columns}
                | {'signature': m.signature, 'stats': [numbers(row) for row in scores.stats[k]]}
                for k, m in scores.metrics.items()}
-    return {'ftnb_scores': 1, 'name': scores.name, 'rows': len(scores.rows), 'checksum': table_checksum,
-            'features': scores.rows.features.to_dict(), 'metrics': metrics, 'asked': scores.asked}
+    return {'ftnb_scores': 1, 'csv': 2, 'name': scores.name, 'rows': len(scores.rows),
+            'checksum': table_checksum, 'features': scores.rows.features.to_dict(),
+            'metrics': metrics, 'asked': scores.asked}
 
 # %% ../../nbs/evaluation/scores.ipynb #9ce4990b
 def _metric_again(name: str, signature: str, own: Mapping[str, TextMetric]) -> TextMetric:
@@ -319,7 +384,12 @@ def load_scores(
     path: str | Path,  # what `scores.save` was given
     metrics: Sequence[str | TextMetric] = (),  # those of your own, or with options
 ) -> Scores:
-    "Scores that were saved, as they were."
+    """Scores that were saved, as they were.
+
+    Args:
+        path: what `scores.save` was given
+        metrics: those of your own, or with options
+    """
     file, beside = _score_files(path)
     clear_leftovers(file)
     facts = _read_description(file, beside)
@@ -327,7 +397,9 @@ def load_scores(
     _check_table(file, beside, facts['checksum'])
     known = {k: _metric_again(k, m['signature'], own) for k, m in facts['metrics'].items()}
     features, (_, read) = datasets.Features.from_dict(facts['features']), FORMATS[file.suffix]
-    with read_errors(file.name): rows = datasets.Dataset.from_dict(read(file, features), features=features)
+    old = file.suffix == '.csv' and facts.get('csv') != 2   # no apostrophes inside of texts
+    with read_errors(file.name): columns = read(file, features, **({'inner': False} if old else {}))
+    rows = datasets.Dataset.from_dict(columns, features=features)
     stats, intervals = {}, {}
     for k, m in facts['metrics'].items():
         stats[k] = np.array([list(map(float, row)) for row in m['stats']])

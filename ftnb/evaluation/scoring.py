@@ -41,7 +41,18 @@ def metric_stats(
     prompts: Sequence[str] | None,  # for each row what was asked, if that is known
     probs: list[dict[str, float]] | None,  # for each row {label: probability}, if there are labels
 ) -> np.ndarray:  # [rows, k]
-    "A metric's statistics, from what it judges predictions by."
+    """A metric's statistics, from what it judges predictions by.
+
+    Args:
+        m: what is computed
+        texts: predictions
+        references: for each row the right text, or several; None: there are none
+        prompts: for each row what was asked, if that is known
+        probs: for each row {label: probability}, if there are labels
+
+    Returns:
+        [rows, k]
+    """
     what = f'metric {m.name!r}'
     if m.judged == 'numbers':
         raise FTNBError(what, 'it is made of numbers that a model gives, not of texts',
@@ -126,7 +137,18 @@ def score_texts(
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> Scores:
-    "Score outputs that already exist."
+    """Score outputs that already exist.
+
+    Args:
+        predictions: what was written: texts, or dicts {label: probability}
+        references: for each row one text, or several
+        metrics: names, or your own
+        baseline: other predictions; adds `.comparison`
+        prompts: what was asked; some metrics need it
+        name: what the outputs are called
+        resamples: bootstrap samples
+        seed: of the bootstrap
+    """
     check_number('resamples', resamples, 100), check_number('seed', seed, 0), check_names('name', [name])
     chosen = metrics_by_name(metrics)
     predictions, references, prompts = (_as_list(k, x) for k, x in (
@@ -165,7 +187,11 @@ def _check_baseline(predictions: Sequence, baseline: Scores | Sequence | None) -
 def check_one_split(
     rows: Any,  # Dataset, list of dicts, list of str, a stream
 ) -> Sequence[Mapping]:
-    "The rows of one split; a whole `DatasetDict` would be scored on what it was trained on."
+    """The rows of one split; a whole `DatasetDict` would be scored on what it was trained on.
+
+    Args:
+        rows: Dataset, list of dicts, list of str, a stream
+    """
     if isinstance(rows, Mapping):
         check_not_columns(rows)
         raise FTNBError(f'splits {", ".join(map(str, rows))}', 'the rows of one split are scored',
@@ -182,7 +208,12 @@ def completed_task(
     task: Task,  # what is asked
     rows: Sequence[Mapping],  # to be scored
 ) -> Task:
-    "The complete task; a warning, if its labels are those of a few rows."
+    """The complete task; a warning, if its labels are those of a few rows.
+
+    Args:
+        task: what is asked
+        rows: to be scored
+    """
     completed, known = complete_task(task, rows), task.completion and task.completion.last
     from_rows = 'values of column' in completed.found.get('labels', '') and completed is not task
     if from_rows and not known and len(rows) < 10 * len(completed.labels):
@@ -196,7 +227,11 @@ def completed_task(
 def prompts_and_references(
     rows: CheckedRows,  # what is asked and answered, as conversations
 ) -> tuple[list[str], list[str]]:
-    "What is asked in each row, as a text without any template, and the right answer."
+    """What is asked in each row, as a text without any template, and the right answer.
+
+    Args:
+        rows: what is asked and answered, as conversations
+    """
     parts = [last_answer(t) for t in rows.turns]
     questions = ['\n'.join(t['content'] for t in before) for before, _ in parts]
     return questions, [answer for _, answer in parts]
@@ -300,7 +335,18 @@ def row_label_probs(
     prompts: list[list[int]],  # the same in tokens
     allow_special: bool,  # names of special tokens in the texts become special tokens
 ) -> np.ndarray:  # [rows, labels]
-    "The probability of each label (and that the answer then ends), as a share of all of them."
+    """The probability of each label (and that the answer then ends), as a share of all of them.
+
+    Args:
+        lm: a loaded model
+        task: with labels
+        rows: what is asked
+        prompts: the same in tokens
+        allow_special: names of special tokens in the texts become special tokens
+
+    Returns:
+        [rows, labels]
+    """
     each = prompt_and_target_ids(lm, task, _label_rows(rows, task.labels), allow_special)
     answers, n = [t for _, t in each], len(task.labels)
     by_row = [answers[i:i + n] for i in range(0, len(answers), n)]
@@ -339,7 +385,14 @@ def choose_metrics(
     questions: Sequence[str],  # what is asked in each row
     references: Sequence[str],  # the right answers
 ) -> dict[str, TextMetric]:
-    "The task's metrics and more, tried on the first row; those of a set on all rows."
+    """The task's metrics and more, tried on the first row; those of a set on all rows.
+
+    Args:
+        task: names its own
+        metrics: more of them: names, or metrics of your own; None: no more
+        questions: what is asked in each row
+        references: the right answers
+    """
     more = {} if metrics is None else metrics_by_name(metrics)
     for name, m in more.items():
         if m.judged == 'numbers' and name in NUMERIC: continue
@@ -354,7 +407,11 @@ def choose_metrics(
 def check_generate_options(
     options: Mapping[str, Any],  # by name: temperature, top_p ...
 ) -> None:
-    "Refuse options that `generate` does not have, and values that it would refuse."
+    """Refuse options that `generate` does not have, and values that it would refuse.
+
+    Args:
+        options: by name: temperature, top_p ...
+    """
     own = ('lm', 'prompt', 'max_new_tokens', 'n', 'details', 'progress', 'seed')   # of `score`
     known = [k for k in inspect.signature(generate).parameters if k not in own]
     for k in options: check_choice(k, known, 'option')
@@ -376,7 +433,21 @@ def score(
     allow_special: bool = False,  # names of special tokens in texts become these, as in `encode`
     **decoding,  # options of `generate`: temperature, top_p, stop, file (to be continued) ...
 ) -> Scores:
-    "Let a model answer held-out rows, and judge the answers."
+    """Let a model answer held-out rows, and judge the answers.
+
+    Args:
+        lm: a loaded model
+        rows: held-out rows: Dataset, list of dicts, or list of str
+        task: what is asked, and what judges it
+        max_new_tokens: most tokens of an answer; None: as the task says
+        metrics: more than the task's: names, or your own
+        resamples: bootstrap samples
+        seed: of the bootstrap, and of the sampling where there is a temperature
+        name: what the scores are called; None: the model's name
+        progress: show a line of progress
+        allow_special: names of special tokens in texts become these, as in `encode`
+        **decoding: options of `generate`: temperature, top_p, stop, file (to be continued) ...
+    """
     check_lm_and_task(lm, task, needed=True)
     check_generate_options(decoding)
     require('options', ', '.join(decoding), task.answers or not decoding,

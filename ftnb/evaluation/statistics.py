@@ -24,7 +24,17 @@ def bootstrap_weights(
     seed: int,  # of the drawing
     cells: int = 2**22,  # numbers in a portion, at most
 ) -> Iterator[np.ndarray]:  # portions, [some, rows]
-    "How often each row is in each resampled set, a portion at a time, so that memory stays small."
+    """How often each row is in each resampled set, a portion at a time, so that memory stays small.
+
+    Args:
+        rows: in the test set
+        resamples: sets to be drawn
+        seed: of the drawing
+        cells: numbers in a portion, at most
+
+    Yields:
+        portions, [some, rows]
+    """
     rng, some = np.random.default_rng(seed), max(1, cells // rows)
     for start in range(0, resamples, some):
         sets = min(some, resamples - start)
@@ -37,7 +47,15 @@ def resampled_sums(
     weights: Iterable[np.ndarray],  # portions, [some, rows]
     stats: Sequence[np.ndarray],  # for each metric [rows, k]
 ) -> list[np.ndarray]:  # for each metric [sets, k]
-    "For each metric the sums of its statistics over each weighted set of rows."
+    """For each metric the sums of its statistics over each weighted set of rows.
+
+    Args:
+        weights: portions, [some, rows]
+        stats: for each metric [rows, k]
+
+    Returns:
+        for each metric [sets, k]
+    """
     joint = np.concatenate(stats, 1)
     ends = np.cumsum([s.shape[1] for s in stats])[:-1]
     return np.split(np.concatenate([w @ joint for w in weights]), ends, 1)
@@ -47,7 +65,15 @@ def resampled_values(
     metric: TextMetric,  # what is computed
     sums: np.ndarray,  # [sets, k]
 ) -> np.ndarray:  # [sets]
-    "The metric of each set."
+    """The metric of each set.
+
+    Args:
+        metric: what is computed
+        sums: [sets, k]
+
+    Returns:
+        [sets]
+    """
     return np.array([metric.combine(s) for s in sums], float)
 
 def _defined(values: np.ndarray) -> np.ndarray:
@@ -60,7 +86,16 @@ def wilson(
     n: int,  # of so many
     level: float = 0.95,  # the probability with which it should contain the true share
 ) -> tuple[float, float]:  # 0 to 1
-    "The score interval of a share (Wilson 1927)."
+    """The score interval of a share (Wilson 1927).
+
+    Args:
+        right: rows that are right
+        n: of so many
+        level: the probability with which it should contain the true share
+
+    Returns:
+        0 to 1
+    """
     from scipy.stats import binomtest
     low, high = binomtest(right, n).proportion_ci(level, 'wilson')
     return float(low), float(high)
@@ -86,7 +121,17 @@ def bca(
     left_out: np.ndarray,  # [..., rows]: the score without each row in turn
     level: float = 0.95,  # the probability with which it should contain the true score
 ) -> tuple[Any, Any]:  # [...], [...]: low and high
-    "The bootstrap interval corrected for bias and skewness (BCa) and for few rows."
+    """The bootstrap interval corrected for bias and skewness (BCa) and for few rows.
+
+    Args:
+        samples: [..., resamples]: the score of each resampled set
+        value: [...]: the score of the rows as they are
+        left_out: [..., rows]: the score without each row in turn
+        level: the probability with which it should contain the true score
+
+    Returns:
+        [...], [...]: low and high
+    """
     from scipy.special import ndtr, stdtrit
     bias, acceleration = _bias(samples, value), _acceleration(left_out)
     ordered, wide = np.sort(samples, -1), stdtrit(left_out.shape[-1] - 1, (1 + level) / 2)
@@ -108,7 +153,11 @@ def _quantile(ordered: np.ndarray, share: np.ndarray) -> np.ndarray:
 def jackknife_error(
     left_out: np.ndarray,  # [rows]: the score (or a difference of two scores) without each row
 ) -> float:
-    "The standard error of a score, from its values without each row in turn; nan for a single row."
+    """The standard error of a score, from its values without each row in turn; nan for a single row.
+
+    Args:
+        left_out: [rows]: the score (or a difference of two scores) without each row
+    """
     n = len(left_out)
     if n < 2: return math.nan
     return float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
@@ -124,7 +173,13 @@ def jackknife(
     stats: np.ndarray,  # [rows, k], the metric's statistics
     level: float = 0.95,  # the probability with which it should contain the expected score
 ) -> tuple[float, float]:
-    "The jackknife interval of a metric (Tukey 1958), with Student's t; nan for a single row."
+    """The jackknife interval of a metric (Tukey 1958), with Student's t; nan for a single row.
+
+    Args:
+        metric: what is computed
+        stats: [rows, k], the metric's statistics
+        level: the probability with which it should contain the expected score
+    """
     value = metric.combine(stats.sum(0))
     width = _jackknife_width(metric.leave_one_out(stats), level)
     return value - width, value + width
@@ -164,7 +219,15 @@ def interval_from_values(
     limits: tuple[float, float],  # the lowest and the highest possible score
     level: float = 0.95,  # the probability with which it should contain the true score
 ) -> tuple[float, float]:
-    "The interval of any score, also of one that is no function of sums; within its limits."
+    """The interval of any score, also of one that is no function of sums; within its limits.
+
+    Args:
+        samples: [resamples]: the score of each resampled set
+        value: of the rows as they are
+        left_out: [rows]: the score without each row in turn
+        limits: the lowest and the highest possible score
+        level: the probability with which it should contain the true score
+    """
     n = len(left_out)
     if not math.isfinite(value): return math.nan, math.nan
     if n < 2 or not np.isfinite(left_out).all(): return limits
@@ -185,7 +248,15 @@ def interval_kind(
     metric: TextMetric,  # what is computed
     *stats: np.ndarray,  # [rows, k], of one set of outputs, or of two that are compared
 ) -> str:  # 'Wilson', 'Tango', 'BCa', 'jackknife', 'rows alike', 'too few rows' or 'undefined'
-    "Which interval a score, or the difference of two, gets."
+    """Which interval a score, or the difference of two, gets.
+
+    Args:
+        metric: what is computed
+        *stats: [rows, k], of one set of outputs, or of two that are compared
+
+    Returns:
+        'Wilson', 'Tango', 'BCa', 'jackknife', 'rows alike', 'too few rows' or 'undefined'
+    """
     if not all(math.isfinite(metric.combine(s.sum(0))) for s in stats): return 'undefined'
     if len(stats[0]) < 2: return 'too few rows'
     few = len(stats[0]) < FEW
@@ -204,7 +275,14 @@ def interval_from_sums(
     sums: np.ndarray,  # [sets, k], of resampled sets
     level: float = 0.95,  # the probability with which it should contain the true score
 ) -> tuple[float, float]:
-    "The interval of a metric, given its sums over resampled sets; within the metric's scale."
+    """The interval of a metric, given its sums over resampled sets; within the metric's scale.
+
+    Args:
+        metric: what is computed
+        stats: [rows, k], the metric's statistics
+        sums: [sets, k], of resampled sets
+        level: the probability with which it should contain the true score
+    """
     kind, value = interval_kind(metric, stats), metric.combine(stats.sum(0))
     lowest, highest = metric.limits
     if kind == 'undefined': return math.nan, math.nan
@@ -224,7 +302,15 @@ def interval(
     seed: int = 0,  # of the drawing
     level: float = 0.95,  # the probability with which it should contain the true score
 ) -> tuple[float, float]:
-    "The interval of a metric over rows, of the kind that `interval_kind` names."
+    """The interval of a metric over rows, of the kind that `interval_kind` names.
+
+    Args:
+        metric: what is computed
+        stats: [rows, k], the metric's statistics
+        resamples: bootstrap samples
+        seed: of the drawing
+        level: the probability with which it should contain the true score
+    """
     sums, = resampled_sums(bootstrap_weights(len(stats), resamples, seed), [stats])
     return interval_from_sums(metric, stats, sums, level)
 
@@ -243,7 +329,16 @@ def tango(
     b: np.ndarray,  # [rows] of bool, for the same rows
     level: float = 0.95,  # the probability with which it should contain the true difference
 ) -> tuple[float, float]:  # of the share of b minus that of a
-    "The score interval of a difference of paired shares (Tango 1998, Statist. Med. 17:891)."
+    """The score interval of a difference of paired shares (Tango 1998, Statist. Med. 17:891).
+
+    Args:
+        a: [rows] of bool: right or wrong
+        b: [rows] of bool, for the same rows
+        level: the probability with which it should contain the true difference
+
+    Returns:
+        of the share of b minus that of a
+    """
     from scipy.special import ndtri
     z, n = float(ndtri((1 + level) / 2)), len(a)
     only_b, only_a = int((~a & b).sum()), int((a & ~b).sum())
@@ -292,7 +387,17 @@ def exchange_weights(
     seed: int,  # of the drawing
     cells: int = 2**22,  # numbers in a portion, at most
 ) -> Iterator[np.ndarray]:  # portions, [some, rows] of 0 and 1
-    "Which rows exchange their two answers, a portion at a time; drawn as sacrebleu draws them."
+    """Which rows exchange their two answers, a portion at a time; drawn as sacrebleu draws them.
+
+    Args:
+        rows: in the test set
+        resamples: random exchanges
+        seed: of the drawing
+        cells: numbers in a portion, at most
+
+    Yields:
+        portions, [some, rows] of 0 and 1
+    """
     rng, some = np.random.default_rng(seed), max(32, cells // rows // 32 * 32)   # 32 bits at a time
     for start in range(0, resamples, some):
         size = min(some, resamples - start), rows
@@ -304,7 +409,14 @@ EXACT = 10  # up to so many rows all exchanges are made
 def all_exchanges(
     rows: int,  # in the test set, few
 ) -> np.ndarray:  # [2**rows, rows] of 0 and 1
-    "Every way to exchange the two answers of rows."
+    """Every way to exchange the two answers of rows.
+
+    Args:
+        rows: in the test set, few
+
+    Returns:
+        [2**rows, rows] of 0 and 1
+    """
     return (np.arange(2 ** rows)[:, None] >> np.arange(rows) & 1).astype(float)
 
 def _share_beyond(differences: np.ndarray, observed: float, rows: int) -> float:
@@ -334,7 +446,16 @@ def pseudo_gains(
     a: np.ndarray,  # [rows, k], statistics of one set of outputs
     b: np.ndarray,  # [rows, k], of the other, for the same rows
 ) -> np.ndarray:  # [rows]; their mean is the difference, their spread gives its jackknife error
-    "What each row contributes to the difference of two sets of outputs, for any metric."
+    """What each row contributes to the difference of two sets of outputs, for any metric.
+
+    Args:
+        metric: what is computed
+        a: [rows, k], statistics of one set of outputs
+        b: [rows, k], of the other, for the same rows
+
+    Returns:
+        [rows]; their mean is the difference, their spread gives its jackknife error
+    """
     left_out = metric.leave_one_out(b) - metric.leave_one_out(a)
     observed = metric.combine(b.sum(0)) - metric.combine(a.sum(0))
     return observed + (len(a) - 1) * (left_out.mean() - left_out)
@@ -385,7 +506,20 @@ def paired_differences(
     test: str,  # 'randomization' or 'bootstrap': where p-values come from
     level: float = 0.95,  # of the intervals
 ) -> list[tuple[float, float, float, float]]:  # for each metric b - a, its interval, p
-    "Compare two sets of outputs for the same rows by several metrics."
+    """Compare two sets of outputs for the same rows by several metrics.
+
+    Args:
+        metrics: what is computed
+        a: for each metric [rows, k], statistics of one set of outputs
+        b: for each metric [rows, k], of the other, for the same rows
+        resamples: bootstrap samples, and as many random exchanges
+        seed: of the drawing
+        test: 'randomization' or 'bootstrap': where p-values come from
+        level: of the intervals
+
+    Returns:
+        for each metric b - a, its interval, p
+    """
     n, count = len(a[0]), len(metrics)
     drawn = exchanged = resampled_sums(bootstrap_weights(n, resamples, seed), [*a, *b])
     if test == 'randomization' or n <= EXACT:
@@ -415,7 +549,20 @@ def difference(
     test: str = 'randomization',  # or 'bootstrap': where the p-value comes from
     level: float = 0.95,  # of the interval
 ) -> tuple[float, float, float, float]:  # b - a, its interval, and the two-sided p-value
-    "Compare two sets of outputs for the same rows by one metric."
+    """Compare two sets of outputs for the same rows by one metric.
+
+    Args:
+        metric: what is computed
+        a: [rows, k], statistics of one set of outputs
+        b: [rows, k], of the other, for the same rows
+        resamples: bootstrap samples, and as many random exchanges
+        seed: of the drawing
+        test: or 'bootstrap': where the p-value comes from
+        level: of the interval
+
+    Returns:
+        b - a, its interval, and the two-sided p-value
+    """
     check_choice(test, ('randomization', 'bootstrap'), 'test')
     return paired_differences([metric], [a], [b], resamples, seed, test, level)[0]
 
@@ -423,7 +570,11 @@ def difference(
 def effect_sizes(
     gain: np.ndarray,  # [rows]: above 0 is better; nan: a row without a score
 ) -> dict[str, float]:
-    "Effect sizes from the gains of rows."
+    """Effect sizes from the gains of rows.
+
+    Args:
+        gain: [rows]: above 0 is better; nan: a row without a score
+    """
     names = 'd_z', 'superiority', 'rows_better', 'rows_worse', 'rows_equal'
     gain = gain[np.isfinite(gain)]
     if not len(gain): return dict.fromkeys(names, math.nan)
@@ -437,7 +588,14 @@ def effect_sizes(
 def holm(
     p_values: Sequence[float],  # of all tests that are made; nan: a test that could not be made
 ) -> np.ndarray:  # corrected, in the same order
-    "Correct p-values for their number (Holm 1979)."
+    """Correct p-values for their number (Holm 1979).
+
+    Args:
+        p_values: of all tests that are made; nan: a test that could not be made
+
+    Returns:
+        corrected, in the same order
+    """
     p = np.asarray(p_values, float)
     order, tests = np.argsort(p, kind='stable'), int(np.isfinite(p).sum())   # nan comes last
     first, corrected = order[:tests], np.full(len(p), math.nan)

@@ -15,10 +15,10 @@ from ..core.tables import read_csv, unescape_cell, write_csv
 __all__ = ['FORMATS', 'json_number', 'number_from_json']
 
 # %% ../../nbs/evaluation/tables.ipynb #1ced5e18
-def _value(cell: str, feature: Any) -> Any:
+def _value(cell: str, feature: Any, inner: bool = True) -> Any:
     "The value of a cell, given the type of its column."
     dtype = feature.dtype if isinstance(feature, datasets.Value) else 'json'
-    if cell == '' or dtype == 'string': return unescape_cell(cell)
+    if cell == '' or dtype == 'string': return unescape_cell(cell, inner)
     return float(cell) if dtype.startswith('float') else json.loads(cell)
 
 # %% ../../nbs/evaluation/tables.ipynb #acf05b29
@@ -26,22 +26,30 @@ def _write_csv(rows: datasets.Dataset, file: Path) -> None:
     columns = rows.column_names
     write_csv(file, columns, ([row[c] for c in columns] for row in rows))
 
-def _read_csv(file: Path, features: datasets.Features) -> dict[str, list]:
+def _read_csv(file: Path, features: datasets.Features, inner: bool = True) -> dict[str, list]:
     table = read_csv(file, separator=',')
-    return {name: [_value(row[column], features[name]) for row in table.rows]
+    return {name: [_value(row[column], features[name], inner) for row in table.rows]
             for name, column in zip(features, table.columns)}
 
 # %% ../../nbs/evaluation/tables.ipynb #7adfe618
 def json_number(
     x: Any,  # a number; anything else stays as it is
 ) -> Any:
-    "A number for JSON: nan and infinity become texts."
+    """A number for JSON: nan and infinity become texts.
+
+    Args:
+        x: a number; anything else stays as it is
+    """
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
 def number_from_json(
     x: Any,  # from a column of numbers
 ) -> Any:
-    "The number that `json_number` was given."
+    """The number that `json_number` was given.
+
+    Args:
+        x: from a column of numbers
+    """
     return float(x) if isinstance(x, str) else x
 
 # %% ../../nbs/evaluation/tables.ipynb #4718c5bc

@@ -29,7 +29,20 @@ __all__ = ['ScoreMonitor']
 
 # %% ../../nbs/evaluation/watching.ipynb #61b606cc
 class ScoreMonitor(Monitor):
-    "Score a few held-out rows as it trains, within a time budget; `.history` is a table of all measurements."
+    """Score a few held-out rows as it trains, within a time budget; `.history` is a table of all measurements.
+
+    Args:
+        lm: the model that is trained
+        rows: held-out rows, of which it takes as many as time allows
+        task: what is asked, and what judges it
+        every: steps between measurements, besides those at the start and after epochs
+        seconds: for one measurement
+        share: of the run's time for measurements (not the first, the last); None: no limit
+        metrics: beside the task's own
+        max_new_tokens: most tokens of an answer; None: as the task says
+        seed: of the choice of rows
+        **decoding: options of `generate`: temperature, top_p ...
+    """
     def __init__(self,
         lm: LM,  # the model that is trained
         rows: Any,  # held-out rows, of which it takes as many as time allows
@@ -88,7 +101,11 @@ class ScoreMonitor(Monitor):
         return self.share is None or self.spent + self.measurements[-1]['seconds'] <= self.share * self.passed
 
     def record(self, learner: Learner) -> None:
-        "Look, unless that has been done after this very step, or would take too much time."
+        """Look, unless that has been done after this very step, or would take too much time.
+
+        Args:
+            learner: Learner
+        """
         if self.records and self.records[-1][0] == learner.step: return
         if self.records and learner.status != 'finished' and not self.due: return
         start = time.perf_counter()
@@ -128,7 +145,11 @@ class ScoreMonitor(Monitor):
                 'spent': self.spent, 'before': self.passed}
 
     def load_state_dict(self, state: dict) -> None:
-        "Go on from there; refuse a run that was watched on other rows."
+        """Go on from there; refuse a run that was watched on other rows.
+
+        Args:
+            state: dict
+        """
         if len(state['order']) != len(self.order):
             raise FTNBError(f'ScoreMonitor with {len(self.order)} rows',
                             f'the run was watched on {len(state["order"])}', 'Give the same rows.')

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, require
 from ..core.options import known_options
+from ..core.display import directed
 from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, is_seq2seq, model_lock
 from ..models.tokens import check_text
 from ..data.templates import SPEAKERS, uses_chat_template, waiting_prompt
@@ -37,7 +38,22 @@ def _check_system(lm: LM, system: list[dict]) -> None:
 
 # %% ../../nbs/generation/chat.ipynb #19541cb4
 class Chat:
-    "A conversation with a model: `chat('Hello!')` gives its answer."
+    """A conversation with a model: `chat('Hello!')` gives its answer.
+
+    Args:
+        lm: a loaded model
+        system: a system turn to begin with
+        max_new_tokens: most tokens of an answer
+        temperature: 0: greedy; about 0.7 to 1.2 to sample
+        top_k: sample from the k most probable tokens only
+        top_p: sample from the smallest set with this probability, 0 to 1
+        min_p: sample from tokens with this share of the best one's, 0 to 1
+        repetition_penalty: above 1: words that were there become less likely
+        min_new_tokens: no end token before so many tokens are written
+        stop: a str, a token id, or a list of them: end an answer before any of these
+        seed: of the sampling
+        language: of the names of speakers, if the model has no chat template: 'en' or 'zh'
+    """
     @known_options
     def __init__(self,
         lm: LM,  # a loaded model
@@ -140,12 +156,20 @@ class Chat:
         return refuse_adapter_switch(list(self.lm.model.modules()), pieces)
 
     def stream(self, text: str) -> Iterator[str]:
-        "Say something; the model's answer as it is written. If the stream is closed early, what was said stays."
+        """Say something; the model's answer as it is written. If the stream is closed early, what was said stays.
+
+        Args:
+            text: str
+        """
         require('text', text, isinstance(text, str) and bool(text.strip()), 'it must be a str, and not empty')
         return self._answer([*self.turns, {'role': 'user', 'content': text}], 0)
 
     def __call__(self, text: str) -> str:
-        "Say something; the model's answer."
+        """Say something; the model's answer.
+
+        Args:
+            text: str
+        """
         with model_lock(self.lm.model): return ''.join(self.stream(text))
 
     def stop(self) -> None:
@@ -169,10 +193,17 @@ class Chat:
 def transcript(
     turns: list[dict],  # role and content
 ) -> str:  # HTML; every text escaped
-    "A conversation as HTML."
+    """A conversation as HTML.
+
+    Args:
+        turns: role and content
+
+    Returns:
+        HTML; every text escaped
+    """
     style = ('white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.45;max-width:680px;'
              'margin:6px 0;padding:6px 10px')
     side = {'user': 'border-left:3px solid #3b82f6', 'assistant': 'border-left:3px solid #8a94a6'}
-    one = lambda t: (f'<div style="{style};{side.get(t["role"], "")}"><b>{html.escape(t["role"])}</b>\n'
-                     f'{html.escape(t["content"])}</div>')
+    one = lambda t: (f'<div style="{style};{side.get(t["role"], "")}"><b>{html.escape(t["role"])}</b>'
+                     f'{directed(t["content"])}</div>')
     return ''.join(map(one, turns)) or f'<div style="{style}"><i>nothing has been said</i></div>'

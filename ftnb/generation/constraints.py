@@ -18,7 +18,13 @@ __all__ = ['Constraint', 'pattern_tokens', 'check_meaning', 'schema_dict', 'chec
 
 # %% ../../nbs/generation/constraints.ipynb #cd9f8e58
 class Constraint:
-    "Keeps the rows of a batch within a regular expression or a JSON schema."
+    """Keeps the rows of a batch within a regular expression or a JSON schema.
+
+    Args:
+        lm: a loaded model
+        pattern: a regular expression that the whole text must match
+        schema: or a JSON schema
+    """
     def __init__(self,
         lm: LM,  # a loaded model
         pattern: str | None = None,  # a regular expression that the whole text must match
@@ -37,7 +43,12 @@ class Constraint:
         self.matchers: dict[int, Any] = {}   # row -> llguidance's state
 
     def __call__(self, rows: list[int], logits: torch.Tensor) -> torch.Tensor:
-        "Set the logits of all tokens that would leave the form to minus infinity."
+        """Set the logits of all tokens that would leave the form to minus infinity.
+
+        Args:
+            rows: list[int]
+            logits: torch.Tensor
+        """
         from llguidance import LLMatcher
         for r in rows:
             if r not in self.matchers: self.matchers[r] = LLMatcher(self.vocabulary, self.grammar, log_level=0)
@@ -48,7 +59,11 @@ class Constraint:
         return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float('-inf'))
 
     def accept(self, tokens: dict[int, int]) -> None:
-        "Note the token that each row has got."
+        """Note the token that each row has got.
+
+        Args:
+            tokens: dict[int, int]
+        """
         for row, token in tokens.items():
             if self.matchers[row].is_stopped() or self.matchers[row].consume_token(token): continue
             error = self.matchers[row].get_error()
@@ -57,7 +72,11 @@ class Constraint:
                             'Leave out what else changes the logits.')
 
     def is_complete(self, row: int) -> bool:
-        "Whether the text of a row matches the whole form."
+        """Whether the text of a row matches the whole form.
+
+        Args:
+            row: int
+        """
         matcher = self.matchers.get(row)
         return matcher is not None and (matcher.is_stopped() or matcher.is_accepting())
 
@@ -86,7 +105,14 @@ _PART = re.compile(r'''(?xs)
 def pattern_tokens(
     pattern: str,  # a regular expression
 ) -> Iterator[tuple[int, str]]:  # where it stands, and what
-    "The parts of a pattern: escapes, groups, classes, repetitions, single characters."
+    """The parts of a pattern: escapes, groups, classes, repetitions, single characters.
+
+    Args:
+        pattern: a regular expression
+
+    Returns:
+        where it stands, and what
+    """
     return ((m.start(), m[0]) for m in _PART.finditer(pattern))
 
 # %% ../../nbs/generation/constraints.ipynb #abf3fe17
@@ -160,7 +186,12 @@ def check_meaning(
     name: str,  # what the pattern is called in the message
     pattern: str,  # a regular expression
 ) -> None:
-    "Refuse what llguidance reads otherwise than Python does."
+    """Refuse what llguidance reads otherwise than Python does.
+
+    Args:
+        name: what the pattern is called in the message
+        pattern: a regular expression
+    """
     for at, token in pattern_tokens(pattern):
         if re.fullmatch(r'(?:\?|\{.*\})\+', token):
             what, remedy = 'a possessive repetition', f'Write {token[:-1]} for it.'
@@ -235,7 +266,14 @@ def _dead_end(name: str, error: str, pattern: str = '') -> FTNBError:
 def schema_dict(
     schema: Any,  # a pydantic model, or anything else
 ) -> Any:  # its JSON schema; anything else unchanged
-    "A JSON schema; of a pydantic model, its own."
+    """A JSON schema; of a pydantic model, its own.
+
+    Args:
+        schema: a pydantic model, or anything else
+
+    Returns:
+        its JSON schema; anything else unchanged
+    """
     if not hasattr(schema, 'model_json_schema'): return schema
     try: return _without_extra_keys(schema.model_json_schema())
     except Exception as e:   # pydantic's, of many kinds
@@ -292,7 +330,11 @@ def _inner_schemas(schema: dict, where: str) -> Iterator[tuple[dict, str]]:
 def check_keywords(
     schema: dict,  # a JSON schema
 ) -> None:
-    "Refuse words that JSON schema does not know: they would be ignored."
+    """Refuse words that JSON schema does not know: they would be ignored.
+
+    Args:
+        schema: a JSON schema
+    """
     refs = set(re.findall(r'"\$ref": "#/([^/"]+)', json.dumps(schema)))   # definitions may be kept elsewhere
     left = [(schema, 'schema')]
     while left:
@@ -336,7 +378,18 @@ def make_constraint(
     schema: Any,  # or a JSON schema
     stops: tuple[str | int, ...] = (),  # stop strings and tokens, which cannot be combined with it
 ) -> Constraint | None:  # None if there is neither pattern nor schema
-    "The constraint that the text must satisfy, if any."
+    """The constraint that the text must satisfy, if any.
+
+    Args:
+        lm: a loaded model
+        decoding: how tokens are chosen
+        pattern: a regular expression
+        schema: or a JSON schema
+        stops: stop strings and tokens, which cannot be combined with it
+
+    Returns:
+        None if there is neither pattern nor schema
+    """
     if pattern is None and schema is None: return None
     name, value = ('schema', schema) if pattern is None else ('pattern', pattern)
     require(name, value, pattern is None or schema is None, 'there can be one form: a pattern or a schema')

@@ -18,7 +18,23 @@ __all__ = ['Decoding', 'check_min_new_tokens', 'logits_processors', 'sampling_un
 # %% ../../nbs/generation/decoding.ipynb #45c3cb12
 @dataclass(frozen=True)
 class Decoding:
-    "How the next token is chosen; options that contradict each other are refused."
+    """How the next token is chosen; options that contradict each other are refused.
+
+    Args:
+        temperature: 0: greedy; about 0.7 to 1.2 to sample
+        top_k: sample from the k most probable tokens only
+        top_p: sample from the smallest set with this probability, 0 to 1
+        min_p: sample from tokens with this share of the best one's, 0 to 1
+        typical_p: sample from the most typical with this probability, 0 to 1
+        repetition_penalty: above 1: words that were there become less likely
+        no_repeat_ngram_size: no n-gram of this size comes twice
+        num_beams: hypotheses that beam search keeps; 1: no beam search
+        num_beam_groups: groups of beams that avoid each other's tokens
+        diversity_penalty: nats off for each time that another group has taken the token
+        length_penalty: beams are ranked by log-probability / length ** length_penalty
+        penalty_alpha: contrastive search: weight of similarity, 0 to 1
+        min_new_tokens: no end token before so many tokens are written
+    """
     temperature: float = 0.  # 0: greedy; about 0.7 to 1.2 to sample
     top_k: int | None = None  # sample from the k most probable tokens only
     top_p: float | None = None  # sample from the smallest set with this probability, 0 to 1
@@ -108,7 +124,12 @@ def check_min_new_tokens(
     decoding: Decoding,  # the options
     max_new_tokens: int,  # most tokens to write
 ) -> None:
-    "There cannot be more tokens at least than at most."
+    """There cannot be more tokens at least than at most.
+
+    Args:
+        decoding: the options
+        max_new_tokens: most tokens to write
+    """
     require('min_new_tokens', decoding.min_new_tokens, decoding.min_new_tokens <= max_new_tokens,
             f'max_new_tokens is {max_new_tokens}')
 
@@ -155,7 +176,17 @@ def logits_processors(
     ends: Sequence[int] = (),  # ids of end tokens
     start: int = 0,  # tokens of a row before the first new one, padding included
 ) -> list[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]:  # (ids, mask, logits)
-    "transformers' logits processors for the options, in its order."
+    """transformers' logits processors for the options, in its order.
+
+    Args:
+        decoding: the options
+        control: ids of tokens that are no words, and may be repeated
+        ends: ids of end tokens
+        start: tokens of a row before the first new one, padding included
+
+    Returns:
+        (ids, mask, logits)
+    """
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
     penalty, ngram = decoding.repetition_penalty, decoding.no_repeat_ngram_size
     ignore_mask = lambda rule: lambda ids, mask, logits: rule(ids, logits)
@@ -172,7 +203,16 @@ def sampling_uniforms(
     steps: int,  # random numbers for each prompt
     seed: int,  # at least 0
 ) -> torch.Tensor:  # [prompts, steps] in [0, 1)
-    "One row of random numbers for each prompt, from the seed and the prompt itself."
+    """One row of random numbers for each prompt, from the seed and the prompt itself.
+
+    Args:
+        prompts: token ids
+        steps: random numbers for each prompt
+        seed: at least 0
+
+    Returns:
+        [prompts, steps] in [0, 1)
+    """
     times: Counter = Counter()   # that a prompt came before
     rows = []
     for p in prompts:
@@ -186,7 +226,15 @@ def choose_tokens(
     logits: torch.Tensor,  # [rows, vocabulary]
     uniforms: torch.Tensor | None,  # [rows] in [0, 1) to sample with; None: the most probable token
 ) -> torch.Tensor:  # [rows]
-    "The next token of every row: the most probable one, or one drawn with `uniforms`."
+    """The next token of every row: the most probable one, or one drawn with `uniforms`.
+
+    Args:
+        logits: [rows, vocabulary]
+        uniforms: [rows] in [0, 1) to sample with; None: the most probable token
+
+    Returns:
+        [rows]
+    """
     if uniforms is None: return logits.argmax(-1)
     exact = torch.float32 if logits.device.type == 'mps' else torch.float64   # Apple: no float64
     cumulative = logits.to(exact).softmax(-1).cumsum(-1)

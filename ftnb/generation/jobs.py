@@ -23,7 +23,28 @@ __all__ = ['GenerationJob', 'prompt_keys', 'AnswersFile']
 # %% ../../nbs/generation/jobs.ipynb #697c39da
 @dataclass
 class GenerationJob:
-    "What is to be written, and what has been."
+    """What is to be written, and what has been.
+
+    Args:
+        lm: LM
+        rows: token ids of the prompts, each `num_return_sequences` times in a row
+        max_new_tokens: most tokens to write for each row
+        decoding: how tokens are chosen
+        stops: stop strings
+        seed: of the sampling
+        pattern: a regular expression that each text must match
+        schema: or a JSON schema
+        num_return_sequences: texts for each prompt
+        engine: who writes
+        constraint: of `pattern` or `schema`
+        stop_ids: tokens that end a text, besides the model's end tokens
+        skip_special: leave special tokens out of the texts
+        complete: row that ran out of tokens -> matches the form
+
+    Attributes:
+        ids: what was written for each row, without the end token
+        finish: why each row ended: 'end', 'stop', 'length'; '': it has not
+    """
     lm: LM
     rows: list[list[int]]  # token ids of the prompts, each `num_return_sequences` times in a row
     max_new_tokens: int  # most tokens to write for each row
@@ -48,15 +69,27 @@ class GenerationJob:
             self.uniforms = sampling_uniforms(self.rows, self.max_new_tokens, self.seed)
 
     def whole_text(self, i: int) -> str:
-        "What was written for row `i`, a stop string included."
+        """What was written for row `i`, a stop string included.
+
+        Args:
+            i: int
+        """
         return decode_continuation(self.lm, self.rows[i], self.ids[i], self.skip_special)
 
     def text(self, i: int) -> str:
-        "What was written for row `i`, up to a stop string."
+        """What was written for row `i`, up to a stop string.
+
+        Args:
+            i: int
+        """
         return cut_at_stop(self.whole_text(i), self.stops)
 
     def finish_row(self, i: int) -> None:
-        "Note why row `i` has ended, and take the end token off."
+        """Note why row `i` has ended, and take the end token off.
+
+        Args:
+            i: int
+        """
         ids, ends = self.ids[i], eos_ids(self.lm)
         if ids and ids[-1] in (*ends, *self.stop_ids):
             self.finish[i], self.ids[i] = 'end' if ids[-1] in ends else 'stop', ids[:-1]
@@ -67,7 +100,11 @@ class GenerationJob:
 def prompt_keys(
     rows: list[list[int]],  # token ids of the prompts
 ) -> list[tuple[str, int]]:
-    "A name for each prompt: a hash of its tokens, and how often it came before."
+    """A name for each prompt: a hash of its tokens, and how often it came before.
+
+    Args:
+        rows: token ids of the prompts
+    """
     times: Counter = Counter()
     keys = []
     for r in rows:
@@ -78,7 +115,12 @@ def prompt_keys(
 
 # %% ../../nbs/generation/jobs.ipynb #ec675537
 class AnswersFile:
-    "Finished texts in a JSON lines file: one line says how they were made, then one line for each text."
+    """Finished texts in a JSON lines file: one line says how they were made, then one line for each text.
+
+    Args:
+        path: of the file; made if it does not exist
+        settings: how the texts are made, with the key 'ftnb answers'
+    """
     def __init__(self,
         path: str | os.PathLike,  # of the file; made if it does not exist
         settings: dict,  # how the texts are made, with the key 'ftnb answers'
@@ -109,7 +151,14 @@ class AnswersFile:
                             'Make room, and call again: the texts that are in it are taken from there.') from e
 
     def add(self, key: tuple[str, int], ids: list[int], finish: str, text: str) -> None:
-        "Write one text."
+        """Write one text.
+
+        Args:
+            key: tuple[str, int]
+            ids: list[int]
+            finish: str
+            text: str
+        """
         self._append({'prompt': key[0], 'copy': key[1], 'ids': ids, 'finish': finish, 'text': text})
 
     def _read(self, settings: dict) -> None:

@@ -20,14 +20,23 @@ def forward_accepts(
     model: torch.nn.Module,  # any
     name: str,  # of a parameter
 ) -> bool:
-    "Whether the model's forward pass has a parameter of this name."
+    """Whether the model's forward pass has a parameter of this name.
+
+    Args:
+        model: any
+        name: of a parameter
+    """
     return name in inspect.signature(model.forward).parameters
 
 # %% ../../nbs/generation/kv_cache.ipynb #32c22592
 def can_crop_cache(
     model: torch.nn.Module,  # decoder-only
 ) -> bool:
-    "Whether every layer's cache is a list of keys and values by position, which can be cropped."
+    """Whether every layer's cache is a list of keys and values by position, which can be cropped.
+
+    Args:
+        model: decoder-only
+    """
     from transformers.cache_utils import DynamicCache, DynamicLayer
     if not forward_accepts(model, 'past_key_values'): return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
@@ -42,7 +51,14 @@ def _padded(lm: LM, rows: list[list[int]], prefix: int) -> tuple[torch.Tensor, t
 
 # %% ../../nbs/generation/kv_cache.ipynb #d3380331
 class DecodingState:
-    "A batch of texts that are being written: the tokens so far, their mask, and the cache."
+    """A batch of texts that are being written: the tokens so far, their mask, and the cache.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        output_hidden_states: keep the last layer's hidden states after each pass
+        prefix: what all rows begin with: a state of one row
+    """
     def __init__(self,
         lm: LM,  # a loaded model
         rows: list[list[int]],  # token ids of the prompts
@@ -68,7 +84,11 @@ class DecodingState:
         return self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
 
     def last_logits(self, n: int) -> torch.Tensor:
-        "Read what is not cached yet; the logits after each of the last `n` tokens, `[rows, n, vocabulary]`."
+        """Read what is not cached yet; the logits after each of the last `n` tokens, `[rows, n, vocabulary]`.
+
+        Args:
+            n: int
+        """
         keep = {'logits_to_keep': n} if self.takes_logits_to_keep else {}
         options: dict = {'output_hidden_states': True} if self.output_hidden_states else keep
         out = self._forward(self.ids[:, self.cached_length:], self.mask, self.cache, **options)
@@ -82,17 +102,29 @@ class DecodingState:
         return self.last_logits(1)[:, 0]
 
     def append(self, tokens: torch.Tensor) -> None:
-        "Add one token to every row."
+        """Add one token to every row.
+
+        Args:
+            tokens: torch.Tensor
+        """
         self.ids = torch.cat([self.ids, tokens[:, None]], 1)
         self.mask = torch.cat([self.mask, torch.ones_like(tokens)[:, None]], 1)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        "Go on with these rows only, in this order; a row may come several times."
+        """Go on with these rows only, in this order; a row may come several times.
+
+        Args:
+            rows: torch.Tensor
+        """
         self.ids, self.mask = self.ids[rows], self.mask[rows]
         if self.cache is not None: self.cache.reorder_cache(rows)
 
     def lookahead(self, ids: torch.Tensor) -> torch.Tensor:
-        "Logits after each of more tokens, `[rows, tokens, vocabulary]`; nothing is changed. Call `logits()` before."
+        """Logits after each of more tokens, `[rows, tokens, vocabulary]`; nothing is changed. Call `logits()` before.
+
+        Args:
+            ids: torch.Tensor
+        """
         mask = torch.cat([self.mask, torch.ones_like(ids)], 1)
         new = ids if self.cache is not None else torch.cat([self.ids, ids], 1)
         cache = self.cache if self.can_crop else copy.deepcopy(self.cache)
@@ -101,14 +133,22 @@ class DecodingState:
         return out.logits[:, -ids.shape[1]:].float()
 
     def crop(self, n: int) -> None:
-        "Take the last `n` tokens back; only if `can_crop`."
+        """Take the last `n` tokens back; only if `can_crop`.
+
+        Args:
+            n: int
+        """
         if not n: return
         self.ids, self.mask = self.ids[:, :-n], self.mask[:, :-n]
         self.cached_length -= n
         self.cache.crop(-n)
 
     def restart(self, ids: list[int]) -> int:
-        "Replace the text of a state of one row; return how many of the new tokens are in the cache already."
+        """Replace the text of a state of one row; return how many of the new tokens are in the cache already.
+
+        Args:
+            ids: list[int]
+        """
         cached = self.ids[0, :self.cached_length].tolist()
         same = min(_same_start(cached, ids), len(ids) - 1)
         if same < self.cached_length: self.cache.crop(same - self.cached_length)
@@ -125,7 +165,14 @@ def _same_start(a: list[int], b: list[int]) -> int:
 def decoder_start_id(
     lm: LM,  # an encoder-decoder
 ) -> int:  # a token id
-    "What an encoder-decoder's target begins with."
+    """What an encoder-decoder's target begins with.
+
+    Args:
+        lm: an encoder-decoder
+
+    Returns:
+        a token id
+    """
     for config in (lm.model.config, getattr(lm.model, 'generation_config', None)):
         if (token := getattr(config, 'decoder_start_token_id', None)) is not None: return token
     raise FTNBError(f'model {lm.name!r}', 'its configuration has no decoder_start_token_id',
@@ -133,7 +180,12 @@ def decoder_start_id(
 
 # %% ../../nbs/generation/kv_cache.ipynb #21166e74
 class Seq2SeqState(DecodingState):
-    "The same for an encoder-decoder: sources are read once, targets are written."
+    """The same for an encoder-decoder: sources are read once, targets are written.
+
+    Args:
+        lm: an encoder-decoder
+        rows: token ids of the sources
+    """
     def __init__(self,
         lm: LM,  # an encoder-decoder
         rows: list[list[int]],  # token ids of the sources
@@ -161,12 +213,20 @@ class Seq2SeqState(DecodingState):
         return out.logits[:, -1].float()
 
     def lookahead(self, ids: torch.Tensor) -> torch.Tensor:
-        "Logits after each of more tokens, `[rows, tokens, vocabulary]`; nothing is changed."
+        """Logits after each of more tokens, `[rows, tokens, vocabulary]`; nothing is changed.
+
+        Args:
+            ids: torch.Tensor
+        """
         out = self._decode(torch.cat([self.ids, ids], 1), use_cache=False)
         return out.logits[:, -ids.shape[1]:].float()
 
     def reorder(self, rows: torch.Tensor) -> None:
-        "Go on with these rows only, in this order; a row may come several times."
+        """Go on with these rows only, in this order; a row may come several times.
+
+        Args:
+            rows: torch.Tensor
+        """
         DecodingState.reorder(self, rows)
         self.source_mask, self.encoded = self.source_mask[rows], self.encoded[rows]
 
@@ -174,7 +234,14 @@ class Seq2SeqState(DecodingState):
 def model_logits_processors(
     lm: LM,  # a loaded model
 ) -> list[Callable]:  # as `logits_processors` gives them
-    "What an encoder-decoder's own generation settings force or forbid."
+    """What an encoder-decoder's own generation settings force or forbid.
+
+    Args:
+        lm: a loaded model
+
+    Returns:
+        as `logits_processors` gives them
+    """
     from transformers import ForcedBOSTokenLogitsProcessor, SuppressTokensLogitsProcessor
     config = getattr(lm.model, 'generation_config', None)
     if not is_seq2seq(lm) or config is None: return []
@@ -191,7 +258,15 @@ def shared_prefix_length(
     rows: list[list[int]],  # token ids
     min_length: int = 8,  # a shorter prefix is not worth a pass of its own
 ) -> int:  # tokens
-    "How many tokens all rows begin with; at least one token of each row is left over."
+    """How many tokens all rows begin with; at least one token of each row is left over.
+
+    Args:
+        rows: token ids
+        min_length: a shorter prefix is not worth a pass of its own
+
+    Returns:
+        tokens
+    """
     same = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)
     return same if len(rows) > 1 and same >= min_length else 0
 
@@ -200,7 +275,15 @@ def prefill_shared(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of all prompts
 ) -> DecodingState | None:  # of one row; None: nothing in common, or the model's cache cannot be shared
-    "Read what all prompts begin with."
+    """Read what all prompts begin with.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of all prompts
+
+    Returns:
+        of one row; None: nothing in common, or the model's cache cannot be shared
+    """
     if is_seq2seq(lm) or not can_crop_cache(lm.model): return None
     if not forward_accepts(lm.model, 'position_ids'): return None
     if not (same := shared_prefix_length(rows)): return None
@@ -215,7 +298,17 @@ def prefill(
     output_hidden_states: bool = False,  # keep the last layer's hidden states too
     prefix: DecodingState | None = None,  # from `prefill_shared`, if that has been read already
 ) -> tuple[DecodingState, torch.Tensor]:  # with a row for each prompt, and the logits of the first new token
-    "Read the prompts, each different one once."
+    """Read the prompts, each different one once.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        output_hidden_states: keep the last layer's hidden states too
+        prefix: from `prefill_shared`, if that has been read already
+
+    Returns:
+        with a row for each prompt, and the logits of the first new token
+    """
     unique = list(map(list, dict.fromkeys(map(tuple, rows))))
     if is_seq2seq(lm): state: DecodingState = Seq2SeqState(lm, unique)
     else:
@@ -242,7 +335,11 @@ _CAN_PAD: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()   # model -> t
 def can_left_pad(
     lm: LM,  # a loaded model
 ) -> bool:
-    "Whether padding on the left changes nothing for a row. Tried once for each model."
+    """Whether padding on the left changes nothing for a row. Tried once for each model.
+
+    Args:
+        lm: a loaded model
+    """
     if lm.model not in _CAN_PAD:
         rows = [[*range(8, 24)], [5]]
         with torch.inference_mode(), eval_mode(lm):

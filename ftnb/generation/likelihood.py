@@ -81,7 +81,17 @@ def token_nats(
     answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of as many answers
     batch_tokens: int | None = None,  # rows × longest prompt in one batch; None: 8192, on a CPU 2048
 ) -> list[list[np.ndarray]]:  # for each prompt and answer, the nats of its tokens
-    "The nats of each token of given answers: minus the log of its probability."
+    """The nats of each token of given answers: minus the log of its probability.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        answers: for each prompt, token ids of as many answers
+        batch_tokens: rows × longest prompt in one batch; None: 8192, on a CPU 2048
+
+    Returns:
+        for each prompt and answer, the nats of its tokens
+    """
     result: list[list[np.ndarray]] = [[np.zeros(0)] * len(a) for a in answers]
     if not any(answers): return result
     with eval_mode(lm): prefix = prefill_shared(lm, rows)
@@ -107,7 +117,17 @@ def answer_nats(
     answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of as many answers
     batch_tokens: int | None = None,  # rows × longest prompt in one batch; None: 8192, on a CPU 2048
 ) -> np.ndarray:  # [prompts, answers]
-    "The nats of each answer after its prompt: minus the log of its probability."
+    """The nats of each answer after its prompt: minus the log of its probability.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        answers: for each prompt, token ids of as many answers
+        batch_tokens: rows × longest prompt in one batch; None: 8192, on a CPU 2048
+
+    Returns:
+        [prompts, answers]
+    """
     sums = [[x.sum() for x in row] for row in token_nats(lm, rows, answers, batch_tokens)]
     return np.array(sums).reshape(len(rows), len(answers[0]) if len(rows) else 0)
 
@@ -115,7 +135,14 @@ def answer_nats(
 def normalized_probs(
     nats: np.ndarray,  # [prompts, answers], from `answer_nats`
 ) -> np.ndarray:  # [prompts, answers]; each row sums to 1
-    "The probability of each answer, as a share of all of them."
+    """The probability of each answer, as a share of all of them.
+
+    Args:
+        nats: [prompts, answers], from `answer_nats`
+
+    Returns:
+        [prompts, answers]; each row sums to 1
+    """
     odds = np.exp(nats.min(1, keepdims=True) - nats)
     return odds / odds.sum(1, keepdims=True)
 
@@ -125,7 +152,16 @@ def label_ends(
     labels: Sequence[str],  # the answers to choose from
     ids: Sequence[list[int]],  # their token ids
 ) -> list[int]:  # the tokens that may end a label; none where no label begins another
-    "The tokens that end a text, if the end belongs to the labels: one of them begins another."
+    """The tokens that end a text, if the end belongs to the labels: one of them begins another.
+
+    Args:
+        lm: a loaded model
+        labels: the answers to choose from
+        ids: their token ids
+
+    Returns:
+        the tokens that may end a label; none where no label begins another
+    """
     pairs = ((i, j) for i, a in enumerate(ids) for j, b in enumerate(ids) if i != j and b[:len(a)] == a)
     if not (pair := next(pairs, None)): return []
     if ends := eos_ids(lm): return ends
@@ -150,7 +186,17 @@ def label_probs(
     labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
     truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right'
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
-    "How probable each of a few answers is, compared with the others; if one begins another, each with its end."
+    """How probable each of a few answers is, compared with the others; if one begins another, each with its end.
+
+    Args:
+        lm: a loaded model
+        prompt: a prompt, or a list of them
+        labels: the answers to choose from, as they would be written: with a space before, say
+        truncate: cut prompts that are too long, with a warning; or 'left', 'right'
+
+    Returns:
+        {label: probability}, which sum to 1; a list of such for a list
+    """
     check_lm(lm)
     require('labels', labels, not isinstance(labels, Mapping), 'it must be a list of str')
     prompts, labels = as_prompt_list(prompt), check_names('labels', labels, 2, different=True)
@@ -167,7 +213,15 @@ def label_probs(
 # %% ../../nbs/generation/likelihood.ipynb #7943a6fd
 @dataclass(repr=False)
 class NextTokens(Card):
-    "The most probable next tokens after a prompt."
+    """The most probable next tokens after a prompt.
+
+    Args:
+        prompt: str
+        tokens: the most probable first; pieces of characters as bytes, such as <0xF0>
+        probs: by the model, 0 to 1
+        drawn: with the decoding options: the probability that it is drawn; greedy: 1 for the best
+        rest: the model's probability of all other tokens together
+    """
     prompt: str
     tokens: list[str]  # the most probable first; pieces of characters as bytes, such as <0xF0>
     probs: list[float]  # by the model, 0 to 1
@@ -193,7 +247,7 @@ def _bar_row(token: str, p: float, drawn: float) -> str:
     share = f'{100 * p:.1f} %' + (f' → {100 * drawn:.1f} %' if drawn and abs(drawn - p) > 5e-4 else '')
     visible = html.escape(token.replace('\n', '⏎').replace(' ', '␣'))
     label = visible if token != 'all others' else f'<i>{token}</i>'
-    return (f'<div style="display:flex;align-items:center;gap:10px"><code style="width:110px;flex:none;'
+    return (f'<div style="display:flex;align-items:center;gap:10px"><code dir="auto" style="width:110px;flex:none;'
             f'text-align:right;background:none">{label}</code>'
             f'<div>{bar(p, "#8a94a6")}{bar(drawn, "#3b82f6") if drawn else ""}</div>'
             f'<span style="font-size:85%">{share}</span></div>')
@@ -201,7 +255,7 @@ def _bar_row(token: str, p: float, drawn: float) -> str:
 # %% ../../nbs/generation/likelihood.ipynb #55765fc0
 def _probability_bars(tokens: list[str], probs: list[float], drawn: list[float], prompt: str) -> str:
     "Probabilities as bars, in HTML."
-    head = f'<div style="margin-bottom:4px">after <code>{html.escape(prompt[-60:])}</code></div>'
+    head = f'<div style="margin-bottom:4px">after <code dir="auto">{html.escape(prompt[-60:])}</code></div>'
     return f'<div style="max-width:640px">{head}{"".join(map(_bar_row, tokens, probs, drawn))}</div>'
 
 # %% ../../nbs/generation/likelihood.ipynb #504759ad
@@ -213,7 +267,14 @@ def next_tokens(
     k: int = 8,  # how many tokens
     decoding: Decoding | None = None,  # options whose effect is shown beside; None: greedy
 ) -> NextTokens:
-    "The most probable next tokens, and what the options leave of them."
+    """The most probable next tokens, and what the options leave of them.
+
+    Args:
+        lm: a loaded model
+        prompt: a string, or token ids
+        k: how many tokens
+        decoding: options whose effect is shown beside; None: greedy
+    """
     rows, decoding = prepare_prompts(lm, [prompt], 1)[0], decoding or Decoding()
     ok = isinstance(decoding, Decoding) and not decoding.uses_beams and not decoding.penalty_alpha
     require('decoding', decoding, ok,

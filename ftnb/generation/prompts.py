@@ -23,7 +23,11 @@ Prompt = str | Sequence[int]
 def as_prompt_list(
     prompt: Any,  # a string, or an iterable of prompts
 ) -> list[Prompt]:
-    "One prompt or several as a list."
+    """One prompt or several as a list.
+
+    Args:
+        prompt: a string, or an iterable of prompts
+    """
     if isinstance(prompt, Iterable) and not isinstance(prompt, (bytes, Mapping)):
         return [prompt] if isinstance(prompt, str) else list(prompt)
     raise FTNBError(f'prompt is {type(prompt).__name__}',
@@ -66,7 +70,15 @@ def prompt_ids(
     lm: LM,  # a loaded model
     prompts: Sequence[Prompt],  # strings, or lists of token ids
 ) -> list[list[int]]:  # one list of ids for each prompt, never empty
-    "Turn prompts into token ids."
+    """Turn prompts into token ids.
+
+    Args:
+        lm: a loaded model
+        prompts: strings, or lists of token ids
+
+    Returns:
+        one list of ids for each prompt, never empty
+    """
     for i, p in enumerate(prompts): _check_prompt(lm, i, p)
     texts = [p for p in prompts if isinstance(p, str)]
     if is_seq2seq(lm): encoded = iter(source_ids(lm, texts))
@@ -82,7 +94,17 @@ def prepare_prompts(
     max_new_tokens: int,  # for which there must be room
     truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right': where
 ) -> tuple[list[list[int]], list[int]]:  # token ids of each prompt; how many were cut off of each
-    "Token ids of the prompts, checked and with room for what will be written."
+    """Token ids of the prompts, checked and with room for what will be written.
+
+    Args:
+        lm: a loaded model
+        prompts: strings, or lists of token ids
+        max_new_tokens: for which there must be room
+        truncate: cut prompts that are too long, with a warning; or 'left', 'right': where
+
+    Returns:
+        token ids of each prompt; how many were cut off of each
+    """
     check_lm(lm)
     check_number('max_new_tokens', max_new_tokens, 1)
     rows, limit = prompt_ids(lm, prompts), _longest_prompt(lm, max_new_tokens)

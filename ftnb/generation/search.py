@@ -25,14 +25,34 @@ def logits_rules(
     start: int,  # tokens of a row before the first new one, padding included
     ends: Sequence[int] | None = None,  # ids of end tokens; None: the model's
 ) -> list[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]:  # (ids, mask, logits)
-    "What changes the logits of a model before a token is chosen."
+    """What changes the logits of a model before a token is chosen.
+
+    Args:
+        lm: a loaded model
+        decoding: the options
+        start: tokens of a row before the first new one, padding included
+        ends: ids of end tokens; None: the model's
+
+    Returns:
+        (ids, mask, logits)
+    """
     words = decoding.repetition_penalty != 1 or decoding.no_repeat_ngram_size
     control, ends = control_ids(lm) if words else (), eos_ids(lm) if ends is None else ends
     return model_logits_processors(lm) + logits_processors(decoding, control, ends, start)
 
 # %% ../../nbs/generation/search.ipynb #ab86aa94
 class TokenSampler:
-    "Chooses the next token of every row: the most probable, or one drawn at random."
+    """Chooses the next token of every row: the most probable, or one drawn at random.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        decoding: how tokens are chosen
+        uniforms: [rows, steps] in [0, 1) to sample with; None: greedy
+        constraint: what the rows must satisfy
+        prefilled: from `prefill`
+        ends: ids of end tokens; None: the model's
+    """
     def __init__(self,
         lm: LM,  # a loaded model
         rows: list[list[int]],  # token ids of the prompts
@@ -49,7 +69,12 @@ class TokenSampler:
         self.rules = logits_rules(lm, decoding, self.state.ids.shape[1], ends)
 
     def next_tokens(self, step: int, active: list[int]) -> torch.Tensor:
-        "The next token of every row; `active` are the numbers that the constraint knows the rows by."
+        """The next token of every row; `active` are the numbers that the constraint knows the rows by.
+
+        Args:
+            step: int
+            active: list[int]
+        """
         logits = self.state.logits() if self.first_logits is None else self.first_logits
         self.first_logits = None
         if self.constraint: logits = self.constraint(active, logits)
@@ -57,7 +82,12 @@ class TokenSampler:
         return choose_tokens(logits, None if self.uniforms is None else self.uniforms[:, step])
 
     def advance(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> None:
-        "Add the tokens; with `keep` (row numbers), go on with those rows only."
+        """Add the tokens; with `keep` (row numbers), go on with those rows only.
+
+        Args:
+            tokens: torch.Tensor
+            keep: torch.Tensor | None
+        """
         self.state.append(tokens)
         if keep is None: return
         self.state.reorder(keep)
@@ -78,7 +108,22 @@ def decode_steps(
     prefilled: tuple[DecodingState, torch.Tensor] | None = None,  # from `prefill`
     stop_ids: Sequence[int] = (),  # tokens that end a row, besides the model's end tokens
 ) -> Iterator[dict[int, int]]:  # at each step, {row: its next token}; a row ends with an end token
-    "The decoding loop: yield the next token of every unfinished row, step by step."
+    """The decoding loop: yield the next token of every unfinished row, step by step.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        max_new_tokens: most tokens to add to a row
+        decoding: all but beams
+        uniforms: [rows, max_new_tokens] in [0, 1); None: greedy
+        constraint: what the rows must satisfy
+        should_stop: row, token -> whether the row ends with it
+        prefilled: from `prefill`
+        stop_ids: tokens that end a row, besides the model's end tokens
+
+    Yields:
+        at each step, {row: its next token}; a row ends with an end token
+    """
     modules = list(lm.model.modules())   # walked through once, not at every step
     active, ended, ends = list(range(len(rows))), set(), [*eos_ids(lm), *stop_ids]   # active: in the batch
     with eval_mode(lm, modules):
@@ -98,7 +143,14 @@ def decode_steps(
 
 # %% ../../nbs/generation/search.ipynb #a1fd6724
 class ContrastiveSearch:
-    "Chooses, of the most probable tokens, the one that is least similar to the text so far."
+    """Chooses, of the most probable tokens, the one that is least similar to the text so far.
+
+    Args:
+        lm: a decoder-only model
+        rows: token ids of the prompts
+        decoding: with `penalty_alpha` and `top_k`
+        ends: ids of end tokens; None: the model's
+    """
     def __init__(self,
         lm: LM,  # a decoder-only model
         rows: list[list[int]],  # token ids of the prompts
@@ -114,7 +166,12 @@ class ContrastiveSearch:
         self.context = normalize(self.state.hidden_states, dim=-1)   # h_j: [rows, positions, width]
 
     def next_tokens(self, step: int, active: list[int]) -> torch.Tensor:
-        "Look one step ahead with each candidate, and choose the next token of every row."
+        """Look one step ahead with each candidate, and choose the next token of every row.
+
+        Args:
+            step: int
+            active: list[int]
+        """
         state, k, n = self.state, self.k, len(self.logits)
         for rule in self.rules: self.logits = rule(state.ids, state.mask, self.logits)
         probs, candidates = self.logits.softmax(-1).topk(k)
@@ -129,7 +186,12 @@ class ContrastiveSearch:
         return candidates.gather(1, self.chosen[:, None])[:, 0]
 
     def advance(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> None:
-        "Go on with the chosen candidates; with `keep` (row numbers), of those rows only."
+        """Go on with the chosen candidates; with `keep` (row numbers), of those rows only.
+
+        Args:
+            tokens: torch.Tensor
+            keep: torch.Tensor | None
+        """
         rows = torch.arange(len(tokens), device=tokens.device) if keep is None else keep
         chosen = self.chosen[rows]
         self.state.reorder(rows * self.k + chosen)
@@ -138,24 +200,44 @@ class ContrastiveSearch:
 
 # %% ../../nbs/generation/search.ipynb #9adfee98
 class BeamHypotheses:
-    "The finished hypotheses of one prompt, at most `num_beams` of them."
+    """The finished hypotheses of one prompt, at most `num_beams` of them.
+
+    Args:
+        num_beams: int
+    """
     def __init__(self, num_beams: int):
         self.num_beams, self.is_done = num_beams, False
         self.beams: list[tuple[float, list[int]]] = []  # (score, new tokens), the best first
 
     def add(self, score: float, ids: list[int]) -> None:
-        "Keep a finished hypothesis, if it is good enough."
+        """Keep a finished hypothesis, if it is good enough.
+
+        Args:
+            score: float
+            ids: list[int]
+        """
         if self.is_done: return
         self.beams = sorted([*self.beams, (score, ids)], key=lambda x: -x[0])[:self.num_beams]
 
     def update_done(self, best_unfinished: float) -> None:
-        "The search is over when no unfinished hypothesis has a better score than the worst of these."
+        """The search is over when no unfinished hypothesis has a better score than the worst of these.
+
+        Args:
+            best_unfinished: float
+        """
         full = len(self.beams) == self.num_beams
         self.is_done = self.is_done or (full and best_unfinished <= self.beams[-1][0])
 
 # %% ../../nbs/generation/search.ipynb #573787e0
 class BeamState:
-    "The unfinished hypotheses of all prompts: for each, `groups` × `width` of them."
+    """The unfinished hypotheses of all prompts: for each, `groups` × `width` of them.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        decoding: with `num_beams`
+        ends: ids of end tokens; None: the model's
+    """
     def __init__(self,
         lm: LM,  # a loaded model
         rows: list[list[int]],  # token ids of the prompts
@@ -242,7 +324,19 @@ def beam_search(
     on_step: Callable[[], None] = lambda: None,  # called after each step
     stop_ids: Sequence[int] = (),  # tokens that end a text, besides the model's end tokens
 ) -> list[list[tuple[float, list[int]]]]:  # for each prompt, (score, new tokens), the best first
-    "Search for the most probable whole continuations."
+    """Search for the most probable whole continuations.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        max_new_tokens: most tokens to add to a row
+        decoding: with `num_beams`
+        on_step: called after each step
+        stop_ids: tokens that end a text, besides the model's end tokens
+
+    Returns:
+        for each prompt, (score, new tokens), the best first
+    """
     with eval_mode(lm): b = BeamState(lm, rows, decoding, [*eos_ids(lm), *stop_ids])
     for step in range(max_new_tokens):
         last = step + 1 == max_new_tokens

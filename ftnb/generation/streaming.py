@@ -21,7 +21,11 @@ __all__ = ['check_stop', 'stop_strings_and_ids', 'with_end_of_turn', 'cut_at_sto
 def check_stop(
     stop: Any,  # what was given: a str, a token id, or a list of them; None: nothing
 ) -> list[str | int]:
-    "What a text is to end at, as a list."
+    """What a text is to end at, as a list.
+
+    Args:
+        stop: what was given: a str, a token id, or a list of them; None: nothing
+    """
     stops = [] if stop is None else [stop] if isinstance(stop, (str, numbers.Integral)) else stop
     one = lambda s: bool(s) if isinstance(s, str) else isinstance(s, numbers.Integral) and not isinstance(s, bool)
     require('stop', stop, isinstance(stops, (list, tuple)) and all(map(one, stops)),
@@ -42,7 +46,15 @@ def stop_strings_and_ids(
     lm: LM,  # a loaded model
     stop: Any,  # a str, a token id, or a list of them; None: nothing
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:  # strings to look for in the text, and token ids
-    "What a text ends at, besides the model's own end tokens."
+    """What a text ends at, besides the model's own end tokens.
+
+    Args:
+        lm: a loaded model
+        stop: a str, a token id, or a list of them; None: nothing
+
+    Returns:
+        strings to look for in the text, and token ids
+    """
     special, size = SpecialText(lm.tokenizer), lm.model.config.get_text_config().vocab_size
     strings: list[str] = []
     ids: list[int] = []
@@ -58,7 +70,12 @@ def with_end_of_turn(
     lm: LM,  # a loaded model
     stops: tuple[str, ...],  # from `stop_strings_and_ids`
 ) -> tuple[str, ...]:
-    "Stop strings, and the mark with which the model's chat template ends an answer, if no token does."
+    """Stop strings, and the mark with which the model's chat template ends an answer, if no token does.
+
+    Args:
+        lm: a loaded model
+        stops: from `stop_strings_and_ids`
+    """
     return tuple(dict.fromkeys((*stops, *end_of_turn_stops(lm.tokenizer))))
 
 # %% ../../nbs/generation/streaming.ipynb #49a8bf82
@@ -66,7 +83,15 @@ def cut_at_stop(
     text: str,  # what was written
     stops: Sequence[str],  # where it ends
 ) -> str:  # the text before the first of them
-    "A text up to its first stop string."
+    """A text up to its first stop string.
+
+    Args:
+        text: what was written
+        stops: where it ends
+
+    Returns:
+        the text before the first of them
+    """
     return text[:min((at for s in stops if (at := text.find(s)) >= 0), default=len(text))]
 
 # %% ../../nbs/generation/streaming.ipynb #5ec301db
@@ -74,12 +99,27 @@ def partial_stop_length(
     text: str,  # what was written so far
     stops: Sequence[str],  # where it may end
 ) -> int:  # characters
-    "How many characters at the end of a text might be the beginning of a stop string."
+    """How many characters at the end of a text might be the beginning of a stop string.
+
+    Args:
+        text: what was written so far
+        stops: where it may end
+
+    Returns:
+        characters
+    """
     return max((n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
 
 # %% ../../nbs/generation/streaming.ipynb #735b82b4
 class StopStrings:
-    "Tells a row to end when a stop string has been written."
+    """Tells a row to end when a stop string has been written.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        stops: the strings
+        skip_special: look for them in the text without special tokens
+    """
     def __init__(self,
         lm: LM,  # a loaded model
         rows: list[list[int]],  # token ids of the prompts
@@ -91,7 +131,12 @@ class StopStrings:
         self.reach = max(map(len, stops), default=1) - 1   # characters of one that may stand there already
 
     def __call__(self, row: int, token: int) -> bool:
-        "Whether the row ends with this token."
+        """Whether the row ends with this token.
+
+        Args:
+            row: int
+            token: int
+        """
         written = self.texts[row]
         written.add(token)
         start = max(0, written.kept - self.reach)
@@ -106,7 +151,16 @@ def text_pieces(
     stop_ids: Sequence[int] = (),  # end tokens besides the model's
     skip_special: bool = True,  # leave special tokens out
 ) -> Iterator[str]:
-    "Turn a stream of tokens into a stream of whole characters, up to the first stop string."
+    """Turn a stream of tokens into a stream of whole characters, up to the first stop string.
+
+    Args:
+        lm: a loaded model
+        prompt: token ids of the prompt
+        steps: a generator of {0: token}, as `decode_steps` gives for one row; it is closed at the end
+        stops: stop strings
+        stop_ids: end tokens besides the model's
+        skip_special: leave special tokens out
+    """
     written, sent, ends = GrowingText(lm, prompt, skip_special), 0, [*eos_ids(lm), *stop_ids]   # sent: characters
     with contextlib.closing(steps):
         for step in steps:
@@ -124,7 +178,12 @@ def refuse_adapter_switch(
     modules: list[torch.nn.Module],  # of the model
     pieces: Iterator[str],  # a generator; it is closed at the end
 ) -> Iterator[str]:
-    "The same pieces, as long as the adapters are those of this moment."
+    """The same pieces, as long as the adapters are those of this moment.
+
+    Args:
+        modules: of the model
+        pieces: a generator; it is closed at the end
+    """
     active = active_adapters(modules)
     def checked() -> Iterator[str]:
         with contextlib.closing(pieces):  # type: ignore[type-var]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from ..core.errors import FTNBError, check_number, require
-from ..core.display import Card, in_notebook
+from ..core.display import Card, direct_inputs, directed, in_notebook
 from ..models.lm import LM, is_seq2seq, locked_model
 from .decoding import Decoding
 from .likelihood import NextTokens, next_tokens
@@ -21,7 +21,11 @@ __all__ = ['BUTTONS', 'WAYS', 'ChatWindow', 'chat_window', 'Strategies', 'strate
 
 # %% ../../nbs/generation/windows.ipynb #f8e5c11f
 class ChatWindow:
-    "The window of a conversation."
+    """The window of a conversation.
+
+    Args:
+        chat: the conversation
+    """
     def __init__(self,
         chat: Chat,  # the conversation
     ):
@@ -33,7 +37,8 @@ class ChatWindow:
         self.input = w.Text(placeholder='say something, then Enter', layout=w.Layout(width='420px'))
         self.input.on_msg(self._on_message)
         self.buttons = {name: self._button(name) for name in BUTTONS}
-        below = w.HBox([self.input, *self.buttons.values()], layout=w.Layout(flex_flow='row wrap'))
+        parts = [self.input, *self.buttons.values(), direct_inputs(self.input)]
+        below = w.HBox(parts, layout=w.Layout(flex_flow='row wrap'))
         self.box = w.VBox([self.transcript, below])
         self._set_busy(False)
 
@@ -122,7 +127,14 @@ BUTTONS = {'send': 'Enter does it too', 'stop': 'end the answer here', 'again': 
 def chat_window(
     chat: Chat | LM,  # a conversation, or a model to begin one with
 ) -> ChatWindow | None:  # None in a notebook, where it is shown
-    "Show a window to talk in."
+    """Show a window to talk in.
+
+    Args:
+        chat: a conversation, or a model to begin one with
+
+    Returns:
+        None in a notebook, where it is shown
+    """
     window = ChatWindow(Chat(chat, temperature=.7) if isinstance(chat, LM) else chat)
     if not in_notebook(): return window
     window.show()
@@ -141,7 +153,13 @@ WAYS = {
 # %% ../../nbs/generation/windows.ipynb #e9197e5c
 @dataclass(repr=False)
 class Strategies(Card):
-    "What each way of decoding makes of a prompt."
+    """What each way of decoding makes of a prompt.
+
+    Args:
+        prompt: str
+        texts: name of the way -> what was written
+        next: the first step: the model's probabilities, and what one of the ways makes of them
+    """
     prompt: str
     texts: dict[str, str]  # name of the way -> what was written
     next: NextTokens  # the first step: the model's probabilities, and what one of the ways makes of them
@@ -155,7 +173,7 @@ def _columns(texts: Mapping[str, str]) -> str:
     "Texts side by side, as HTML."
     style = ('flex:1 1 200px;max-width:320px;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;'
              'padding:6px 10px;border-left:3px solid #8a94a6')
-    columns = ''.join(f'<div style="{style}"><b>{html.escape(name)}</b>\n{html.escape(text)}</div>'
+    columns = ''.join(f'<div style="{style}"><b>{html.escape(name)}</b>{directed(text)}</div>'
                       for name, text in texts.items())
     return f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin-top:8px">{columns}</div>'
 
@@ -169,7 +187,16 @@ def strategies(
     seed: int = 0,  # of the sampling
     beside: Decoding | None = None,  # whose effect on the next token is shown; None: the first that samples
 ) -> Strategies:
-    "Continue a prompt in several ways."
+    """Continue a prompt in several ways.
+
+    Args:
+        lm: a loaded model
+        prompt: what to go on from
+        max_new_tokens: most tokens to write
+        ways: name -> options; None: `WAYS`
+        seed: of the sampling
+        beside: whose effect on the next token is shown; None: the first that samples
+    """
     chosen = dict(WAYS if ways is None else ways)
     require('ways', ways, all(isinstance(w, Decoding) for w in chosen.values()), 'it must be a dict of Decodings')
     if is_seq2seq(lm): chosen = {k: w for k, w in chosen.items() if w.penalty_alpha is None}
@@ -180,7 +207,13 @@ def strategies(
 
 # %% ../../nbs/generation/windows.ipynb #c1e408ab
 class Playground:
-    "A prompt, sliders, the next token's probabilities, and what each way of decoding writes."
+    """A prompt, sliders, the next token's probabilities, and what each way of decoding writes.
+
+    Args:
+        lm: LM
+        prompt: str
+        max_new_tokens: int
+    """
     def __init__(self, lm: LM, prompt: str, max_new_tokens: int):
         import ipywidgets as w
         self.lm, self.max_new_tokens = lm, max_new_tokens
@@ -203,7 +236,8 @@ class Playground:
         import ipywidgets as w
         self.button.add_class('ftnb-control')
         sliders = w.VBox([self.temperature, self.top_p, self.min_p, w.HBox([self.seed, self.button])])
-        top = w.HBox([w.VBox([self.prompt, self.bars]), sliders], layout=w.Layout(flex_flow='row wrap'))
+        left = w.VBox([self.prompt, self.bars, direct_inputs(self.prompt)])
+        top = w.HBox([left, sliders], layout=w.Layout(flex_flow='row wrap'))
         return w.VBox([top, self.texts])
 
     @property
@@ -239,5 +273,14 @@ def playground(
     prompt: str = 'Once upon a time',  # to begin with
     max_new_tokens: int = 40,  # most tokens to write
 ) -> Any:  # an ipywidgets box
-    "Try the ways of decoding on prompts of your own."
+    """Try the ways of decoding on prompts of your own.
+
+    Args:
+        lm: a loaded model
+        prompt: to begin with
+        max_new_tokens: most tokens to write
+
+    Returns:
+        an ipywidgets box
+    """
     return Playground(lm, prompt, check_number('max_new_tokens', max_new_tokens, 1)).box

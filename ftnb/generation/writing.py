@@ -12,7 +12,7 @@ import numpy as np
 from ..core.errors import FTNBError, check_choice, check_number, require
 from ..core.options import known_options
 from ..core.files import check_path
-from ..core.display import Card, html_table
+from ..core.display import PLAINTEXT, Card, html_table
 from ..models.lm import LM, active_weights_hash, check_lm, eos_ids, locked_model
 from ..models.tokens import joins, token_texts, tokenizer_hash
 from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
@@ -63,7 +63,31 @@ def stream(
     truncate: bool | str = False,  # cut a prompt that is too long, with a warning; or 'left', 'right'
     skip_special_tokens: bool = True,  # False: keep those that come before the end
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
-    "Yield the continuation of `prompt` piece by piece, as the model writes it."
+    """Yield the continuation of `prompt` piece by piece, as the model writes it.
+
+    Args:
+        lm: a loaded model
+        prompt: a string, or token ids
+        max_new_tokens: most tokens to write
+        temperature: 0: greedy; about 0.7 to 1.2 to sample
+        top_k: sample from the k most probable tokens only
+        top_p: sample from the smallest set with this probability, 0 to 1
+        min_p: sample from tokens with this share of the best one's, 0 to 1
+        typical_p: sample from the most typical with this probability, 0 to 1
+        repetition_penalty: above 1: words that were there become less likely
+        no_repeat_ngram_size: no n-gram of this size comes twice
+        penalty_alpha: contrastive search: weight of similarity, 0 to 1; with top_k
+        min_new_tokens: no end token before so many tokens are written
+        stop: end before any of these texts or token ids
+        pattern: a regular expression that the whole text must match
+        schema: a JSON schema (or a pydantic model) that it must satisfy
+        seed: of the sampling
+        truncate: cut a prompt that is too long, with a warning; or 'left', 'right'
+        skip_special_tokens: False: keep those that come before the end
+
+    Returns:
+        pieces; joined, they are what `generate` returns
+    """
     check_number('seed', seed, 0)
     decoding = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
                         penalty_alpha=penalty_alpha, min_new_tokens=min_new_tokens)
@@ -82,7 +106,16 @@ def stream(
 # %% ../../nbs/generation/writing.ipynb #d9959746
 @dataclass(repr=False)
 class Completion(Card):
-    "A text that a model has written, and how."
+    """A text that a model has written, and how.
+
+    Args:
+        text: without the prompt, without a stop string
+        ids: the tokens that were written, with those of a stop string, without an end or stop token
+        tokens: what each adds to the text; '' for all but the last one of a character
+        logprobs: of each token, in nats, by the model itself (temperature 1, without top-k and top-p)
+        finish: 'end': the model's end token; 'stop': a stop string or token; 'length': max_new_tokens
+        cut: tokens of the prompt that were cut off
+    """
     text: str  # without the prompt, without a stop string
     ids: list[int]  # the tokens that were written, with those of a stop string, without an end or stop token
     tokens: list[str]  # what each adds to the text; '' for all but the last one of a character
@@ -127,7 +160,8 @@ def _underlined(tokens: list[str], logprobs: list[float]) -> str:
         title = f'probability{several} {np.exp(sum(logprobs)):.3f}'
         return f'<span style="{style}" title="{title}">{html.escape(text)}</span>'
     text = ''.join(one(*piece) for piece in _visible_pieces(tokens, logprobs))
-    return f'<div style="white-space:pre-wrap;line-height:1.8;max-width:720px">{text}</div>'
+    style = f'{PLAINTEXT};white-space:pre-wrap;line-height:1.8;max-width:720px'
+    return f'<div dir="auto" style="{style}">{text}</div>'
 
 # %% ../../nbs/generation/writing.ipynb #f533b901
 class _Options(TypedDict, total=False):
@@ -202,7 +236,41 @@ def generate(
     progress: bool = True,  # show a status line when there is more than one batch
     skip_special_tokens: bool = True,  # False: keep those that come before the end
 ):  # the new text, without the prompt: a str for a str, a list for a list
-    "Continue a prompt, or each of a list of prompts."
+    """Continue a prompt, or each of a list of prompts.
+
+    Args:
+        lm: a loaded model
+        prompt: a string; or a list of strings or of lists of token ids
+        max_new_tokens: most tokens to write for each prompt
+        temperature: 0: greedy; about 0.7 to 1.2 to sample
+        top_k: sample from the k most probable tokens only
+        top_p: sample from the smallest set with this probability, 0 to 1
+        min_p: sample from tokens with this share of the best one's, 0 to 1
+        typical_p: sample from the most typical with this probability, 0 to 1
+        repetition_penalty: above 1: words that were there become less likely
+        no_repeat_ngram_size: no n-gram of this size comes twice
+        num_beams: hypotheses of beam search; above 1: search instead of sampling
+        num_beam_groups: groups of beams that avoid each other's tokens
+        diversity_penalty: nats off for each time that another group has taken the token
+        length_penalty: beams are ranked by log-probability / length ** length_penalty
+        penalty_alpha: contrastive search: weight of similarity, 0 to 1; with top_k
+        min_new_tokens: no end token before so many tokens are written
+        stop: end before any of these texts or token ids
+        pattern: a regular expression that the whole text must match
+        schema: a JSON schema (or a pydantic model) that it must satisfy
+        n: texts for each prompt, as a list: samples, or the best beams
+        details: return `Completion`s: tokens, log-probabilities, why it ended
+        seed: of the sampling; a prompt's text does not depend on the other prompts
+        truncate: cut prompts that are too long, with a warning; or 'left', 'right'
+        file: write each finished text there; take what is there already
+        engine: who writes: 'ftnb', 'continuous' (transformers' batching) or 'vllm'
+        batch_tokens: rows × (longest prompt + new tokens) in one batch
+        progress: show a status line when there is more than one batch
+        skip_special_tokens: False: keep those that come before the end
+
+    Returns:
+        the new text, without the prompt: a str for a str, a list for a list
+    """
     decoding = Decoding(
         temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
         num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha, min_new_tokens)

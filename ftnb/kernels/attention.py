@@ -103,7 +103,26 @@ def document_attention(
     max_length_q: int = 0,  # the longest document, for that kernel
     **_,  # what other attention functions take
 ) -> tuple[torch.Tensor, None]:  # [1, tokens, heads, width]
-    "Attention in which each packed document sees only itself (transformers' attention interface)."
+    """Attention in which each packed document sees only itself (transformers' attention interface).
+
+    Args:
+        module: the attention layer that calls
+        q: [1, heads, tokens, width]
+        k: [1, key heads, tokens, width]
+        v: [1, key heads, tokens, width]
+        attention_mask: not used: the document boundaries say all
+        dropout: share of the attention weights to drop
+        scaling: of the scores; None: 1 / sqrt(width)
+        sliding_window: tokens that a position can see, itself included
+        softcap: of the scores
+        doc_lengths: lengths of the documents
+        cu_seq_lens_q: cumulative lengths, int32: use the CUDA kernel
+        max_length_q: the longest document, for that kernel
+        **_: what other attention functions take
+
+    Returns:
+        [1, tokens, heads, width]
+    """
     scale = scaling if scaling is not None else q.shape[-1] ** -0.5
     q, k = q.to(v.dtype), k.to(v.dtype)   # under autocast, rotary positions made them float32
     half = v.dtype in (torch.float16, torch.bfloat16)
@@ -116,7 +135,11 @@ def document_attention(
 def packed_attention(
     model: Any,  # a transformers model
 ) -> Iterator[None]:
-    "Let `model` attend within documents inside the block; restore its own attention after it."
+    """Let `model` attend within documents inside the block; restore its own attention after it.
+
+    Args:
+        model: a transformers model
+    """
     from transformers import AttentionInterface
     AttentionInterface.register(ATTENTION_NAME, document_attention)   # it gets no mask
     with model_lock(model):   # others would attend in this way, too
@@ -135,7 +158,16 @@ def hidden_states(
     batch: PackedBatch,  # on the model's device
     body: Callable | None = None,  # a compiled form of `model.base_model`; None: that itself
 ) -> torch.Tensor:  # [supervised, hidden]
-    "The model's last hidden states at the positions that have a target, and only there."
+    """The model's last hidden states at the positions that have a target, and only there.
+
+    Args:
+        model: a transformers causal language model, inside `packed_attention`
+        batch: on the model's device
+        body: a compiled form of `model.base_model`; None: that itself
+
+    Returns:
+        [supervised, hidden]
+    """
     filling = batch.input_ids.shape[1] - sum(batch.lengths)
     lengths = (*batch.lengths, filling) if filling else batch.lengths
     options: dict[str, Any] = {}
@@ -151,7 +183,14 @@ def hidden_states(
 def compile_body(
     model: Any,  # a transformers causal language model
 ) -> Callable:  # a compiled form of `model.base_model`
-    "Compile a model's body; where documents are attended to one by one, that part stays as it is."
+    """Compile a model's body; where documents are attended to one by one, that part stays as it is.
+
+    Args:
+        model: a transformers causal language model
+
+    Returns:
+        a compiled form of `model.base_model`
+    """
     global _by_document
     if not getattr(_by_document, '_torchdynamo_disable', False):
         _by_document = torch.compiler.disable(_by_document)
@@ -163,7 +202,12 @@ def compute_context(
     lm: LM,  # a loaded model
     packed: bool,  # packed documents; False: padded
 ) -> Iterator[None]:
-    "The model's attention and number format, for losses and gradients."
+    """The model's attention and number format, for losses and gradients.
+
+    Args:
+        lm: a loaded model
+        packed: packed documents; False: padded
+    """
     kind, fmt = lm.device.type, lm.placement.autocast
     attention = packed_attention(lm.model) if packed else contextlib.nullcontext()
     autocast = torch.autocast(

@@ -18,7 +18,16 @@ def finish_logits(
     scale: float,  # they are multiplied by it
     cap: float | None,  # then soft-capped: cap * tanh(z / cap)
 ) -> torch.Tensor:  # in float32 (float64 stays float64)
-    "What a model does to the output of its last layer."
+    """What a model does to the output of its last layer.
+
+    Args:
+        z: outputs of the last layer, in any format
+        scale: they are multiplied by it
+        cap: then soft-capped: cap * tanh(z / cap)
+
+    Returns:
+        in float32 (float64 stays float64)
+    """
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     if scale != 1: z = z * scale
     return cap * torch.tanh(z / cap) if cap else z
@@ -27,7 +36,14 @@ def finish_logits(
 def output_layer(
     model: Any,  # a transformers causal language model
 ) -> dict:  # weight, bias, scale and cap, for `linear_cross_entropy`
-    "The output layer of a model and what its configuration does to the logits."
+    """The output layer of a model and what its configuration does to the logits.
+
+    Args:
+        model: a transformers causal language model
+
+    Returns:
+        weight, bias, scale and cap, for `linear_cross_entropy`
+    """
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     multiplied = getattr(config, 'logit_scale', None) or 1.   # Cohere
     divided = getattr(config, 'logits_scaling', None) or 1.   # Granite
@@ -108,7 +124,21 @@ def linear_cross_entropy(
     smoothing: float = 0.,  # share of each target that is spread over all tokens
     chunk: int | None = None,  # positions at a time; None: 16 million logits (GPU: 128)
 ) -> torch.Tensor:  # the sum of nats, a scalar in float32
-    "Summed cross-entropy of a linear layer's outputs, a chunk at a time. Differentiable once."
+    """Summed cross-entropy of a linear layer's outputs, a chunk at a time. Differentiable once.
+
+    Args:
+        h: [positions, hidden]
+        weight: [vocabulary, hidden]
+        targets: [positions], token ids
+        bias: [vocabulary]
+        scale: the logits are multiplied by it
+        cap: then soft-capped: cap * tanh(logits / cap)
+        smoothing: share of each target that is spread over all tokens
+        chunk: positions at a time; None: 16 million logits (GPU: 128)
+
+    Returns:
+        the sum of nats, a scalar in float32
+    """
     chunk = chunk or max(16, 2**(27 if h.device.type == 'cuda' else 24) // weight.shape[0])
     return _LinearCrossEntropy.apply(h, weight, bias, targets, scale, cap, smoothing, chunk)
 
@@ -119,7 +149,17 @@ def output_module_loss(
     targets: torch.Tensor,  # [positions], token ids
     smoothing: float,  # label smoothing
 ) -> torch.Tensor:  # the sum of nats
-    "The loss of some positions, through whatever the model's output layer is."
+    """The loss of some positions, through whatever the model's output layer is.
+
+    Args:
+        model: a transformers causal language model
+        h: [positions, hidden]
+        targets: [positions], token ids
+        smoothing: label smoothing
+
+    Returns:
+        the sum of nats
+    """
     head, layer = model.get_output_embeddings(), output_layer(model)
     def chunk_loss(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         logits = finish_logits(head(part), layer['scale'], layer['cap'])

@@ -46,20 +46,37 @@ def padded_nats(
     batch: PackedBatch,  # packed documents; they are padded here
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # [supervised] nats of each target token, in the order of the batch
-    "The ordinary computation: padding, all logits, cross-entropy. The reference, and the fallback."
+    """The ordinary computation: padding, all logits, cross-entropy. The reference, and the fallback.
+
+    Args:
+        model: a transformers causal language model
+        batch: packed documents; they are padded here
+        smoothing: label smoothing
+
+    Returns:
+        [supervised] nats of each target token, in the order of the batch
+    """
     return _padded(model, batch, smoothing)[1]
 
 # %% ../../nbs/kernels/nats.ipynb #e06fac07
 def balances_routers(
     model: Any,  # a transformers model
 ) -> bool:
-    "Whether the loss of a model has a part that keeps its routers in balance."
+    """Whether the loss of a model has a part that keeps its routers in balance.
+
+    Args:
+        model: a transformers model
+    """
     return bool(getattr(model.config.get_text_config(), 'output_router_logits', False))
 
 def router_weight(
     model: Any,  # a transformers causal language model that has routers
 ) -> float:
-    "What the loss of its routers is multiplied by."
+    """What the loss of its routers is multiplied by.
+
+    Args:
+        model: a transformers causal language model that has routers
+    """
     names = ('router_aux_loss_coef', 'aux_loss_coef')
     places = (model, model.config.get_text_config())
     return next((float(getattr(p, n)) for p in places for n in names if hasattr(p, n)), 0.)
@@ -75,7 +92,16 @@ def padded_loss(
     batch: PackedBatch,  # packed documents; they are padded here
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # the sum of nats over its targets
-    "The loss of a batch the ordinary way, for models that cannot be packed."
+    """The loss of a batch the ordinary way, for models that cannot be packed.
+
+    Args:
+        model: a transformers causal language model
+        batch: packed documents; they are padded here
+        smoothing: label smoothing
+
+    Returns:
+        the sum of nats over its targets
+    """
     out, nats = _padded(model, batch, smoothing)
     return nats.sum() + batch.supervised * _router_loss(model, out)
 
@@ -98,7 +124,17 @@ def packed_loss(
     smoothing: float = 0.,  # label smoothing
     body: Callable | None = None,  # a compiled form of `model.base_model`; None: that itself
 ) -> torch.Tensor:  # the sum of nats over its targets
-    "The loss of packed documents: no padding, no logits matrix."
+    """The loss of packed documents: no padding, no logits matrix.
+
+    Args:
+        model: a transformers causal language model, inside `packed_attention`
+        batch: on the model's device
+        smoothing: label smoothing
+        body: a compiled form of `model.base_model`; None: that itself
+
+    Returns:
+        the sum of nats over its targets
+    """
     routed = _BodyWithRouters(model) if balances_routers(model) else None
     h = hidden_states(model, batch, routed or body)
     targets = batch.targets.index_select(0, batch.target_positions)
@@ -113,7 +149,15 @@ def packed_nats(
     model: Any,  # a transformers causal language model, inside `packed_attention`
     batch: PackedBatch,  # on the model's device
 ) -> torch.Tensor:  # [supervised] nats of each target token
-    "The nats of each target token, some positions at a time, without gradients."
+    """The nats of each target token, some positions at a time, without gradients.
+
+    Args:
+        model: a transformers causal language model, inside `packed_attention`
+        batch: on the model's device
+
+    Returns:
+        [supervised] nats of each target token
+    """
     head, layer = model.get_output_embeddings(), output_layer(model)
     finish = lambda h: finish_logits(head(h), layer['scale'], layer['cap'])
     with torch.no_grad():
@@ -138,7 +182,12 @@ def packing_is_exact(
     model: Any,  # a transformers causal language model
     tolerance: float = 1e-3,  # largest difference in nats in float32; 50 times as much in 16 bits
 ) -> bool:
-    "Whether packed documents have the same loss as alone, and know nothing of their neighbours."
+    """Whether packed documents have the same loss as alone, and know nothing of their neighbours.
+
+    Args:
+        model: a transformers causal language model
+        tolerance: largest difference in nats in float32; 50 times as much in 16 bits
+    """
     batch, changed = _probe(model, 0), _probe(model, 1)
     autocast = torch.is_autocast_enabled(batch.targets.device.type)
     if next(model.parameters()).dtype != torch.float32 or autocast: tolerance *= 50
@@ -173,7 +222,11 @@ def _try_packing(lm: LM) -> bool:
 def can_pack(
     lm: LM,  # a loaded model
 ) -> bool:
-    "Whether this model computes packed documents, in its number format; else it needs padding."
+    """Whether this model computes packed documents, in its number format; else it needs padding.
+
+    Args:
+        lm: a loaded model
+    """
     if is_seq2seq(lm): return False
     way, kept = _way_of_computing(lm), _PACKS.get(lm.model)
     if kept is None or kept[0] != way: kept = _PACKS[lm.model] = way, _try_packing(lm)
@@ -195,7 +248,16 @@ def seq2seq_nats(
     batch: Seq2SeqBatch,  # on the model's device
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # [supervised] nats of each target token, row by row
-    "The nats of the targets of an encoder-decoder."
+    """The nats of the targets of an encoder-decoder.
+
+    Args:
+        model: a transformers encoder-decoder
+        batch: on the model's device
+        smoothing: label smoothing
+
+    Returns:
+        [supervised] nats of each target token, row by row
+    """
     return _seq2seq(model, batch, smoothing)[1]
 
 # %% ../../nbs/kernels/nats.ipynb #66a1111d
@@ -204,7 +266,16 @@ def seq2seq_loss(
     batch: Seq2SeqBatch,  # on the model's device
     smoothing: float = 0.,  # label smoothing
 ) -> torch.Tensor:  # the sum of nats over its targets
-    "The loss of an encoder-decoder, with that of its routers, if it has any."
+    """The loss of an encoder-decoder, with that of its routers, if it has any.
+
+    Args:
+        model: a transformers encoder-decoder
+        batch: on the model's device
+        smoothing: label smoothing
+
+    Returns:
+        the sum of nats over its targets
+    """
     if not balances_routers(model): return seq2seq_nats(model, batch, smoothing).sum()
     out, nats = _seq2seq(model, batch, smoothing, labels=batch.labels)
     chosen = batch.labels != IGNORE
@@ -226,7 +297,17 @@ def row_nats(
     micro_tokens: int = 4096,  # most tokens in one forward pass
     packed: bool | None = None,  # packed documents; None: ask the model
 ) -> tuple[np.ndarray, np.ndarray]:  # for each row: its targets' nats, summed; how many
-    "How surprised the model is by each row's targets."
+    """How surprised the model is by each row's targets.
+
+    Args:
+        lm: a loaded model
+        rows: token rows with `input_ids` and `labels`
+        micro_tokens: most tokens in one forward pass
+        packed: packed documents; None: ask the model
+
+    Returns:
+        for each row: its targets' nats, summed; how many
+    """
     seq2seq, packed = is_seq2seq(lm), can_pack(lm) if packed is None else packed
     nats_of = seq2seq_nats if seq2seq else packed_nats if packed else padded_nats
     nats: np.ndarray = np.zeros(len(rows))
@@ -249,7 +330,17 @@ def held_out_loss(
     micro_tokens: int = 4096,  # most tokens in one forward pass
     packed: bool | None = None,  # packed documents; None: ask the model
 ) -> float:  # nats per target token
-    "The mean loss on token rows."
+    """The mean loss on token rows.
+
+    Args:
+        lm: a loaded model
+        rows: token rows: `data.valid` of an `Encoded`
+        micro_tokens: most tokens in one forward pass
+        packed: packed documents; None: ask the model
+
+    Returns:
+        nats per target token
+    """
     while True:
         try: nats, targets = row_nats(lm, rows, micro_tokens, packed)
         except Exception as e:

@@ -30,7 +30,19 @@ def lora_config(
     rslora: bool = False,  # rank-stabilised scaling, for high ranks
     targets: str | list[str] = 'all-linear',  # names of the layers to adapt, or a regular expression
 ) -> Any:  # a `peft.LoraConfig`
-    "Settings of an adapter."
+    """Settings of an adapter.
+
+    Args:
+        rank: width of the two thin matrices
+        alpha: scales by alpha / rank (rsLoRA: / sqrt(rank)); None: 2 * rank
+        dropout: share of the adapter's inputs that is dropped in training
+        dora: weight-decomposed LoRA
+        rslora: rank-stabilised scaling, for high ranks
+        targets: names of the layers to adapt, or a regular expression
+
+    Returns:
+        a `peft.LoraConfig`
+    """
     import_optional('peft', 'pip install peft', 'for LoRA')
     from peft import LoraConfig
     check_number('rank', rank, 1, 4096)
@@ -43,7 +55,14 @@ def lora_config(
 def adapter_layers(
     model: torch.nn.Module,  # a transformers model
 ) -> list[Any]:  # peft's layers, and those around copies of whole layers; empty without an adapter
-    "The layers of a model that have an adapter."
+    """The layers of a model that have an adapter.
+
+    Args:
+        model: a transformers model
+
+    Returns:
+        peft's layers, and those around copies of whole layers; empty without an adapter
+    """
     if not hasattr(model, 'peft_config'): return []
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -77,7 +96,14 @@ def _keep_replaced(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> N
 def replaced_weights(
     model: torch.nn.Module,  # with an adapter, or without
 ) -> dict[str, torch.Tensor]:  # by their names without an adapter
-    "Own weights that an adapter has changed, as they were before it."
+    """Own weights that an adapter has changed, as they were before it.
+
+    Args:
+        model: with an adapter, or without
+
+    Returns:
+        by their names without an adapter
+    """
     return dict(_REPLACED.get(model, {}))
 
 # %% ../../nbs/models/adapters.ipynb #391449b3
@@ -103,7 +129,14 @@ def _own_half(module: torch.nn.Module) -> torch.dtype | None:
 def adapter_in_float32(
     lm: LM,  # with an adapter, or without; changed in place
 ) -> LM:  # the same
-    "Make an adapter's weights float32, where they have 16 bits."
+    """Make an adapter's weights float32, where they have 16 bits.
+
+    Args:
+        lm: with an adapter, or without; changed in place
+
+    Returns:
+        the same
+    """
     layers, place, half = adapter_layers(lm.model), lm.placement, _own_half(lm.model)
     for module in layers:
         for copy in getattr(module, 'modules_to_save', {}).values():
@@ -124,7 +157,18 @@ def attach_adapter(
     weights: dict[str, torch.Tensor] | None = None,  # of a file of peft's; None: first values
     seed: int = 0,  # of the first values
 ) -> LM:  # the same
-    "Put an adapter of any kind beside a model's layers."
+    """Put an adapter of any kind beside a model's layers.
+
+    Args:
+        lm: changed in place; its own weights are frozen
+        config: a peft configuration
+        what: what it is called in a message
+        weights: of a file of peft's; None: first values
+        seed: of the first values
+
+    Returns:
+        the same
+    """
     model, config.inference_mode = lm.model, False
     before = {k: t.detach().clone() for k, t in own_weights(model).items() if _changes(config, k)}
     trained = [(p, p.requires_grad) for p in model.parameters()]
@@ -174,7 +218,16 @@ def add_lora(
     lora: Any = 8,  # the rank, or a `peft.LoraConfig`, from `lora_config` or your own
     seed: int = 0,  # for the first values
 ) -> LM:  # the same
-    "Put an adapter beside a model's layers."
+    """Put an adapter beside a model's layers.
+
+    Args:
+        lm: a loaded model; it is changed in place, and its own weights are frozen
+        lora: the rank, or a `peft.LoraConfig`, from `lora_config` or your own
+        seed: for the first values
+
+    Returns:
+        the same
+    """
     config = lora_config(lora) if isinstance(lora, int) else lora
     _check_lora(lm, config, lora)
     with quiet_transformers(): return attach_adapter(lm, config, f'lora={str(lora)[:60]}', seed=seed)
@@ -200,7 +253,11 @@ def _as_before(model: torch.nn.Module) -> Iterator[None]:
 def without_adapter(
     lm: LM,  # a model, with or without an adapter
 ) -> Iterator[None]:
-    "Switch a model's adapter off inside the block; a run that trains it in the background waits meanwhile."
+    """Switch a model's adapter off inside the block; a run that trains it in the background waits meanwhile.
+
+    Args:
+        lm: a model, with or without an adapter
+    """
     with model_lock(lm.model):
         layers = adapter_layers(lm.model)
         before = [m._disable_adapters for m in layers]
@@ -227,7 +284,14 @@ def _restore_layers(model: torch.nn.Module, choose: Callable = _own_module) -> N
 def remove_adapter(
     lm: LM,  # a model with an adapter; it is changed in place
 ) -> LM:  # the same, as it was before `add_lora`, and ready to be trained
-    "Take an adapter off a model."
+    """Take an adapter off a model.
+
+    Args:
+        lm: a model with an adapter; it is changed in place
+
+    Returns:
+        the same, as it was before `add_lora`, and ready to be trained
+    """
     _put(lm.model, _REPLACED.pop(lm.model, {}))
     return _taken_off(lm)
 
@@ -291,7 +355,14 @@ def _settle_ties(model: Any) -> None:
 def merge_adapter(
     lm: LM,  # a model with an adapter; it is changed in place
 ) -> LM:  # the same, without an adapter; its weights hold what the adapter has learned
-    "Add an adapter to the weights, which can be trained again."
+    """Add an adapter to the weights, which can be trained again.
+
+    Args:
+        lm: a model with an adapter; it is changed in place
+
+    Returns:
+        the same, without an adapter; its weights hold what the adapter has learned
+    """
     layers = adapter_layers(lm.model)
     if not layers: raise FTNBError(f'model {lm.name!r}', 'it has no adapter', 'Use it as it is.')
     _untie(lm)
@@ -305,7 +376,14 @@ def merge_adapter(
 def transformer_blocks(
     model: torch.nn.Module,  # a transformers model
 ) -> torch.nn.ModuleList:  # its transformer blocks, from the lowest
-    "The blocks that a decoder-only model is a stack of."
+    """The blocks that a decoder-only model is a stack of.
+
+    Args:
+        model: a transformers model
+
+    Returns:
+        its transformer blocks, from the lowest
+    """
     layers = model.config.get_text_config().num_hidden_layers
     stacks = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     blocks = next((s for s in stacks if len(s) == layers), None)
@@ -318,7 +396,15 @@ def freeze(
     lm: LM,  # a loaded model; changed in place
     layers: int,  # how many of the lowest blocks; the embeddings are frozen as well
 ) -> LM:  # the same
-    "Freeze embeddings and lower layers."
+    """Freeze embeddings and lower layers.
+
+    Args:
+        lm: a loaded model; changed in place
+        layers: how many of the lowest blocks; the embeddings are frozen as well
+
+    Returns:
+        the same
+    """
     blocks = transformer_blocks(lm.model)
     check_number('frozen', layers, 1, len(blocks), why='the blocks of this model')
     for part in (lm.model.get_input_embeddings(), *blocks[:layers]): part.requires_grad_(False)

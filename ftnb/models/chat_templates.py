@@ -35,7 +35,16 @@ def try_template(
     turns: Sequence[Mapping],  # a conversation
     options: Mapping | None = None,  # more for the template
 ) -> str:  # '' if the template refuses it
-    "A conversation as the chat template writes it, to be looked at."
+    """A conversation as the chat template writes it, to be looked at.
+
+    Args:
+        tokenizer: with a chat template
+        turns: a conversation
+        options: more for the template
+
+    Returns:
+        '' if the template refuses it
+    """
     try: return _apply(tokenizer, turns, False, options or {})
     except (BrokenTemplate, ImportError): raise
     except Exception: return ''
@@ -85,7 +94,14 @@ def render_chat(
     ask: bool = False,  # add the beginning of an answer
     options: Mapping | None = None,  # more for the template: `tools`, `enable_thinking` ...
 ) -> str:
-    "A conversation as the chat template writes it; whatever it raises becomes an `FTNBError`."
+    """A conversation as the chat template writes it; whatever it raises becomes an `FTNBError`.
+
+    Args:
+        tokenizer: a transformers tokenizer with a chat template
+        turns: a conversation: dicts with `role` and `content`
+        ask: add the beginning of an answer
+        options: more for the template: `tools`, `enable_thinking` ...
+    """
     options = options or {}
     try: return _apply(tokenizer, turns, ask, options)
     except (BrokenTemplate, ImportError): raise
@@ -104,7 +120,17 @@ def text_around(
     at: int,  # the number of one of its turns
     options: Mapping | None = None,  # more for the template
 ) -> tuple[str, str] | None:  # None: it does not write the content once, and as it is
-    "What a template writes before and after the content of a turn."
+    """What a template writes before and after the content of a turn.
+
+    Args:
+        tokenizer: with a chat template
+        turns: a conversation
+        at: the number of one of its turns
+        options: more for the template
+
+    Returns:
+        None: it does not write the content once, and as it is
+    """
     probe = {'role': turns[at]['role'], 'content': PROBE}
     text = try_template(tokenizer, [*turns[:at], probe, *turns[at + 1:]], options)
     before, found, after = text.partition(PROBE)
@@ -135,7 +161,14 @@ _PAIR = [{'role': 'user', 'content': 'Vj3'}, {'role': 'assistant', 'content': PR
 def text_after_answer(
     tokenizer: Any,  # a transformers tokenizer
 ) -> str:  # '' if it has no chat template, or if that writes nothing
-    "All that the chat template writes after an answer, white space included."
+    """All that the chat template writes after an answer, white space included.
+
+    Args:
+        tokenizer: a transformers tokenizer
+
+    Returns:
+        '' if it has no chat template, or if that writes nothing
+    """
     around = text_around(tokenizer, _PAIR, 1) if tokenizer.chat_template else None
     return around[1] if around else ''
 
@@ -143,7 +176,14 @@ def text_after_answer(
 def end_of_turn(
     tokenizer: Any,  # a transformers tokenizer
 ) -> str:  # '' if the template writes nothing after an answer, or only white space
-    "The text with which the chat template ends an answer, such as `<|im_end|>`."
+    """The text with which the chat template ends an answer, such as `<|im_end|>`.
+
+    Args:
+        tokenizer: a transformers tokenizer
+
+    Returns:
+        '' if the template writes nothing after an answer, or only white space
+    """
     text = text_after_answer(tokenizer).strip()
     names = sorted(map(re.escape, _added_names(tokenizer)), key=len, reverse=True)
     special = re.search('|'.join(names) or r'(?!)', text)
@@ -154,7 +194,14 @@ def end_of_turn(
 def end_of_turn_id(
     tokenizer: Any,  # a transformers tokenizer
 ) -> int | None:  # None: no single token does
-    "The token with which the chat template ends an answer."
+    """The token with which the chat template ends an answer.
+
+    Args:
+        tokenizer: a transformers tokenizer
+
+    Returns:
+        None: no single token does
+    """
     if not (end := end_of_turn(tokenizer)): return None
     names = [name for name in _added_names(tokenizer) if end.endswith(name)]
     if names: return _added_names(tokenizer)[max(names, key=len)]
@@ -167,7 +214,11 @@ def _is_mark(text: str) -> bool: return len(text) > 2 and text[0] in '<[{|#'
 def end_of_turn_stops(
     tokenizer: Any,  # a transformers tokenizer
 ) -> tuple[str, ...]:
-    "The text that ends an answer, where it is a mark made of several tokens; else nothing."
+    """The text that ends an answer, where it is a mark made of several tokens; else nothing.
+
+    Args:
+        tokenizer: a transformers tokenizer
+    """
     end = end_of_turn(tokenizer)
     return (end,) if _is_mark(end) and end_of_turn_id(tokenizer) is None else ()
 
@@ -176,7 +227,14 @@ def end_of_turn_stops(
 def answer_beginning(
     tokenizer: Any,  # with a chat template
 ) -> str:  # '' if a question is all
-    "What the chat template adds to a conversation that waits for an answer."
+    """What the chat template adds to a conversation that waits for an answer.
+
+    Args:
+        tokenizer: with a chat template
+
+    Returns:
+        '' if a question is all
+    """
     try: asking = _apply(tokenizer, _PAIR[:1], True, {})
     except BrokenTemplate: raise
     except Exception: return ''
@@ -184,7 +242,12 @@ def answer_beginning(
 
 # %% ../../nbs/models/chat_templates.ipynb #f8b77202
 class CallStyle(NamedTuple):
-    "How a template wants the calls of a turn."
+    """How a template wants the calls of a turn.
+
+    Args:
+        flat: name and arguments stand in the call itself, and not in its `function`
+        text: arguments are JSON text, and not a dict
+    """
     flat: bool  # name and arguments stand in the call itself, and not in its `function`
     text: bool  # arguments are JSON text, and not a dict
 
@@ -192,7 +255,12 @@ def styled_call(
     call: Mapping,  # with a `function` that has a `name` and `arguments`
     style: CallStyle,  # how a template wants it
 ) -> dict:
-    "A call in the form that a template can write."
+    """A call in the form that a template can write.
+
+    Args:
+        call: with a `function` that has a `name` and `arguments`
+        style: how a template wants it
+    """
     function = dict(call['function'])
     if style.text and not isinstance(function.get('arguments'), str):
         function['arguments'] = json.dumps(function.get('arguments'), ensure_ascii=False)
@@ -213,7 +281,14 @@ def _call_rendered(tokenizer: Any, style: CallStyle, **more: Any) -> str:
 def call_style(
     tokenizer: Any,  # with a chat template
 ) -> CallStyle:  # transformers' own form where no other one is better
-    "The form in which a template wants calls: the first that it writes as JSON, or piece by piece."
+    """The form in which a template wants calls: the first that it writes as JSON, or piece by piece.
+
+    Args:
+        tokenizer: with a chat template
+
+    Returns:
+        transformers' own form where no other one is better
+    """
     def is_good(style: CallStyle) -> bool:
         text = _call_rendered(tokenizer, style)   # Python's quotes, and escaped ones, are no JSON
         return PROBE in text and f"'{PROBE}'" not in text and f'{PROBE}\\"' not in text
@@ -224,7 +299,11 @@ def call_style(
 def writes_calls(
     tokenizer: Any,  # with a chat template
 ) -> bool:
-    "Whether a template writes calls at all."
+    """Whether a template writes calls at all.
+
+    Args:
+        tokenizer: with a chat template
+    """
     text = _call_rendered(tokenizer, call_style(tokenizer))
     return PROBE in text or _NAME in text
 
@@ -237,7 +316,11 @@ TAGS = re.compile(  # around a thought in a content
 def writes_thoughts(
     tokenizer: Any,  # with a chat template
 ) -> bool:
-    "Whether a template writes a turn's thought from a field of its own."
+    """Whether a template writes a turn's thought from a field of its own.
+
+    Args:
+        tokenizer: with a chat template
+    """
     turn = {'role': 'assistant', 'content': 'Vj3', **dict.fromkeys(THOUGHTS, PROBE)}
     return PROBE in try_template(tokenizer, [_PAIR[0], turn])
 
@@ -245,7 +328,11 @@ def writes_thoughts(
 def writes_thoughts_with_calls(
     tokenizer: Any,  # with a chat template
 ) -> bool:
-    "Whether a template writes the thought of a turn that calls a tool."
+    """Whether a template writes the thought of a turn that calls a tool.
+
+    Args:
+        tokenizer: with a chat template
+    """
     thought = dict.fromkeys(THOUGHTS, 'Wd4')
     return 'Wd4' in _call_rendered(tokenizer, call_style(tokenizer), **thought)
 
@@ -254,7 +341,14 @@ def writes_thoughts_with_calls(
 def rendered_pattern(
     tokenizer: Any,  # a transformers tokenizer
 ) -> re.Pattern[str]:  # matches nothing if the tokenizer has no template and no start token
-    "What is in a text that the tokenizer's chat template has written."
+    """What is in a text that the tokenizer's chat template has written.
+
+    Args:
+        tokenizer: a transformers tokenizer
+
+    Returns:
+        matches nothing if the tokenizer has no template and no start token
+    """
     marks = [rf'\A\s*{re.escape(tokenizer.bos_token)}'] if tokenizer.bos_token else []
     around = text_around(tokenizer, _PAIR, 1) if tokenizer.chat_template else None
     if around:

@@ -32,7 +32,14 @@ def _wrap_tokenizer(tok: Any, chat: bool) -> Any:
 def byte_tokenizer(
     chat: bool = False,  # add a simple chat template
 ) -> Any:  # a transformers tokenizer: 256 bytes and three special tokens
-    "A tokenizer with one token a byte: complete, reversible, and built from nothing."
+    """A tokenizer with one token a byte: complete, reversible, and built from nothing.
+
+    Args:
+        chat: add a simple chat template
+
+    Returns:
+        a transformers tokenizer: 256 bytes and three special tokens
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     alphabet = _SPECIALS + sorted(pre_tokenizers.ByteLevel.alphabet())
     tok = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -96,7 +103,19 @@ def new_lm(
     device: str | torch.device | None = None,  # None: the best this machine has
     **config,  # more settings of the architecture's configuration
 ) -> LM:
-    "A language model with random weights, to be trained from nothing."
+    """A language model with random weights, to be trained from nothing.
+
+    Args:
+        architecture: a transformers model type ('gpt2', 't5' ...), or a whole configuration
+        tokenizer: a transformers tokenizer: another model's, or `train_tokenizer`'s; None: bytes
+        layers: transformer blocks
+        width: hidden size; divisible by `heads`
+        heads: attention heads
+        context: longest text, in tokens
+        seed: for the random weights
+        device: None: the best this machine has
+        **config: more settings of the architecture's configuration
+    """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     require('width', width, width % heads == 0, f'it must be divisible by heads={heads}')
     tok, place = tokenizer or byte_tokenizer(), choose_device(device)
@@ -117,7 +136,17 @@ def tiny_lm(
     chat: bool = False,  # give its tokenizer a chat template
     **config,  # more settings of the architecture's configuration
 ) -> LM:
-    "A small random language model with a byte-level tokenizer: builds offline, in well under a second."
+    """A small random language model with a byte-level tokenizer: builds offline, in well under a second.
+
+    Args:
+        architecture: a transformers model type: 'llama', 'gpt2', 'qwen2', 'gemma2', 't5' ...
+        layers: transformer blocks
+        width: hidden size; must be divisible by 4
+        context: longest text, in tokens
+        seed: for the random weights
+        chat: give its tokenizer a chat template
+        **config: more settings of the architecture's configuration
+    """
     small = dict(intermediate_size=2 * width, num_key_value_heads=2, head_dim=width // 4)
     if architecture == 'gpt2': small = {}   # it has no such settings
     lm = new_lm(architecture, byte_tokenizer(chat), layers=layers, width=width, heads=4, context=context,
@@ -132,7 +161,16 @@ def train_tokenizer(
     vocab_size: int = 8192,  # tokens; at least 259: the bytes and three special tokens
     chat: bool = False,  # add a simple chat template
 ) -> Any:  # a transformers tokenizer
-    "Learn a byte-level byte-pair encoding (Sennrich et al. 2016; as GPT-2's) from texts."
+    """Learn a byte-level byte-pair encoding (Sennrich et al. 2016; as GPT-2's) from texts.
+
+    Args:
+        texts: what to learn from
+        vocab_size: tokens; at least 259: the bytes and three special tokens
+        chat: add a simple chat template
+
+    Returns:
+        a transformers tokenizer
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     rule = 'it must hold 256 bytes and three special tokens: at least 259'
     require('vocab_size', vocab_size, vocab_size >= 259, rule)

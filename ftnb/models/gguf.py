@@ -64,7 +64,14 @@ def _convert(file: Path, folder: Path) -> None:
 def convert_gguf(
     file: str | Path,  # a .gguf file of an architecture that transformers can read
 ) -> Path:  # a folder in the hub's layout, in the cache
-    "Convert a `.gguf` file to safetensors, once; later calls return the cached folder at once."
+    """Convert a `.gguf` file to safetensors, once; later calls return the cached folder at once.
+
+    Args:
+        file: a .gguf file of an architecture that transformers can read
+
+    Returns:
+        a folder in the hub's layout, in the cache
+    """
     file = Path(file)
     folder = cache_folder() / 'gguf' / f'{file.stem}-{_gguf_hash(file)[:16]}'
     clear_leftovers(folder)

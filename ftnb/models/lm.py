@@ -26,7 +26,16 @@ __all__ = ['LM', 'check_lm', 'eos_ids', 'context_length', 'is_seq2seq', 'trainab
 # %% ../../nbs/models/lm.ipynb #e4b95afc
 @dataclass(repr=False)
 class LM(Card):
-    "A language model: the network, its tokenizer, and where it computes."
+    """A language model: the network, its tokenizer, and where it computes.
+
+    Args:
+        model: a transformers `PreTrainedModel`
+        tokenizer: a transformers fast tokenizer
+        name: what it is called on cards and in tables; yours to change
+        placement: device, number formats, and why
+        loaded: what it was when it was loaded from `source`
+        source: what `load_lm` finds it again by; '': it was made in memory
+    """
     model: Any  # a transformers `PreTrainedModel`
     tokenizer: Any  # a transformers fast tokenizer
     name: str  # what it is called on cards and in tables; yours to change
@@ -52,7 +61,11 @@ class LM(Card):
 def check_lm(
     lm: Any,  # what should be an LM
 ) -> None:
-    "Refuse what is no `LM`: a name, or the bare model of another library."
+    """Refuse what is no `LM`: a name, or the bare model of another library.
+
+    Args:
+        lm: what should be an LM
+    """
     if isinstance(lm, LM): return
     raise FTNBError(describe_value('lm', lm), 'it must be an LM', "Use load_lm('...') first.")
 
@@ -60,7 +73,14 @@ def check_lm(
 def eos_ids(
     lm: LM,  # a loaded model
 ) -> list[int]:  # the tokenizer's own first; empty if the model knows no end
-    "Every token id that ends a text, according to the tokenizer, the model's configurations, the chat template."
+    """Every token id that ends a text, according to the tokenizer, the model's configurations, the chat template.
+
+    Args:
+        lm: a loaded model
+
+    Returns:
+        the tokenizer's own first; empty if the model knows no end
+    """
     ends = [lm.tokenizer.eos_token_id]
     for source in (getattr(lm.model, 'generation_config', None), lm.model.config):
         ids = getattr(source, 'eos_token_id', None)
@@ -72,7 +92,14 @@ def eos_ids(
 def context_length(
     lm: LM,  # a loaded model
 ) -> int:  # in tokens
-    "The longest text, in tokens, that the model was built for."
+    """The longest text, in tokens, that the model was built for.
+
+    Args:
+        lm: a loaded model
+
+    Returns:
+        in tokens
+    """
     config = lm.model.config.get_text_config()
     for name in ('max_position_embeddings', 'n_positions', 'max_sequence_length', 'seq_length'):
         if getattr(config, name, None): return int(getattr(config, name))
@@ -82,14 +109,22 @@ def context_length(
 def is_seq2seq(
     lm: LM,  # a loaded model
 ) -> bool:
-    "Whether it is an encoder-decoder (T5, BART, Marian): it reads one text, and writes another."
+    """Whether it is an encoder-decoder (T5, BART, Marian): it reads one text, and writes another.
+
+    Args:
+        lm: a loaded model
+    """
     return bool(lm.model.config.is_encoder_decoder)
 
 # %% ../../nbs/models/lm.ipynb #b66ebff9
 def trainable_parameters(
     model: torch.nn.Module,  # any torch module
 ) -> dict[str, torch.nn.Parameter]:
-    "The parameters that training may change, by name."
+    """The parameters that training may change, by name.
+
+    Args:
+        model: any torch module
+    """
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 # %% ../../nbs/models/lm.ipynb #bb90bb45
@@ -97,7 +132,15 @@ def count_parameters(
     model: torch.nn.Module,  # any torch module
     trainable: bool = False,  # count only the parameters that training may change
 ) -> int:  # each shared tensor is counted once
-    "Count a module's parameters."
+    """Count a module's parameters.
+
+    Args:
+        model: any torch module
+        trainable: count only the parameters that training may change
+
+    Returns:
+        each shared tensor is counted once
+    """
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
 
 # %% ../../nbs/models/lm.ipynb #0217ae0c
@@ -106,7 +149,11 @@ class ModelLock:
     def __init__(self): self.lock, self.gate = threading.RLock(), threading.Lock()
 
     def acquire(self, blocking: bool = True) -> bool:
-        "Take it; whether this thread has it now."
+        """Take it; whether this thread has it now.
+
+        Args:
+            blocking: bool
+        """
         if not blocking or self.is_mine: return self.lock.acquire(blocking)
         with self.gate: return self.lock.acquire()   # who waits stands in the gate: nobody overtakes
 
@@ -125,13 +172,21 @@ _LOCKS: Any = weakref.WeakKeyDictionary()
 def model_lock(
     model: torch.nn.Module,  # any torch module
 ) -> ModelLock:
-    "The lock that a thread holds while it computes with a model."
+    """The lock that a thread holds while it computes with a model.
+
+    Args:
+        model: any torch module
+    """
     return _LOCKS.setdefault(model, ModelLock())
 
 def has_lock(
     model: torch.nn.Module,  # any torch module
 ) -> bool:
-    "Whether this thread holds the lock: nobody who needs it can go on meanwhile."
+    """Whether this thread holds the lock: nobody who needs it can go on meanwhile.
+
+    Args:
+        model: any torch module
+    """
     return model_lock(model).is_mine
 
 # %% ../../nbs/models/lm.ipynb #366767a3
@@ -148,7 +203,11 @@ def _inside(function: _Function, block: Callable) -> _Function:
 def locked_model(
     function: _Function,  # its first parameter is an `LM`, or a torch module
 ) -> _Function:
-    "The same function, which holds the model's lock until it returns: it sees the weights of one step."
+    """The same function, which holds the model's lock until it returns: it sees the weights of one step.
+
+    Args:
+        function: its first parameter is an `LM`, or a torch module
+    """
     def lock(first: Any) -> Any:
         model = getattr(first, 'model', first)
         return model_lock(model) if isinstance(model, torch.nn.Module) else contextlib.nullcontext()
@@ -169,7 +228,12 @@ def check_not_training(
     lm: LM,  # that is to be changed
     within: bool = False,  # allow it to the thread of the run itself
 ) -> None:
-    "Refuse a model that a run is training, or that another thread is changing."
+    """Refuse a model that a run is training, or that another thread is changing.
+
+    Args:
+        lm: that is to be changed
+        within: allow it to the thread of the run itself
+    """
     claim = _CLAIMS.get(lm.model)
     if claim and claim.run and claim.run() is None: claim = None   # of a run that is no more
     if claim is None or (claim.thread == threading.get_ident() and (within or not claim.run)): return
@@ -178,7 +242,11 @@ def check_not_training(
 def in_training(
     lm: LM,  # any
 ) -> bool:
-    "Whether a run, or another call, has claimed a model."
+    """Whether a run, or another call, has claimed a model.
+
+    Args:
+        lm: any
+    """
     return lm.model in _CLAIMS
 
 # %% ../../nbs/models/lm.ipynb #ec8c25d9
@@ -189,7 +257,14 @@ def claim_model(
     keep: bool = False,  # give it back only if the block fails: a run goes on with it
     within: bool = False,  # allow it to the thread of a run, too
 ) -> Iterator[None]:
-    "Nobody else may change a model inside the block."
+    """Nobody else may change a model inside the block.
+
+    Args:
+        lm: that will be trained or changed
+        rule: what others are told: 'find_lr is training it'
+        keep: give it back only if the block fails: a run goes on with it
+        within: allow it to the thread of a run, too
+    """
     with _CLAIMING:
         check_not_training(lm, within)
         if mine := lm.model not in _CLAIMS: _CLAIMS[lm.model] = _Claim(rule, threading.get_ident())
@@ -204,14 +279,24 @@ def changing_model(
     rule: str = 'another call is changing it',  # what others are told
     within: bool = False,  # allow it to the thread of a run
 ) -> Iterator[None]:
-    "Claim a model, and hold its lock."
+    """Claim a model, and hold its lock.
+
+    Args:
+        lm: that is changed in the block
+        rule: what others are told
+        within: allow it to the thread of a run
+    """
     with claim_model(lm, rule, within=within), model_lock(lm.model): yield
 
 # %% ../../nbs/models/lm.ipynb #44b114bf
 def changes_model(
     function: _Function,  # its first parameter is an `LM`
 ) -> _Function:
-    "The same function, which is refused while a run trains the model, and holds the lock until it returns."
+    """The same function, which is refused while a run trains the model, and holds the lock until it returns.
+
+    Args:
+        function: its first parameter is an `LM`
+    """
     claim = lambda first: changing_model(first) if isinstance(first, LM) else contextlib.nullcontext()
     return _inside(function, claim)
 
@@ -221,7 +306,13 @@ def begin_training(
     run: Any,  # that begins, or goes on in this thread
     rule: str = 'a run is training it',  # what others are told
 ) -> None:
-    "Claim a model for a run, in this thread."
+    """Claim a model for a run, in this thread.
+
+    Args:
+        lm: its model
+        run: that begins, or goes on in this thread
+        rule: what others are told
+    """
     with _CLAIMING:
         claim = _CLAIMS.get(lm.model)
         own = claim and claim.run and claim.run() is run
@@ -232,7 +323,12 @@ def end_training(
     lm: LM,  # its model
     run: Any,  # that has ended
 ) -> None:
-    "Give a model back."
+    """Give a model back.
+
+    Args:
+        lm: its model
+        run: that has ended
+    """
     with _CLAIMING:
         claim = _CLAIMS.get(lm.model)
         if not claim: return
@@ -243,7 +339,11 @@ def end_training(
 def module_inside(
     module: torch.nn.Module,  # any
 ) -> torch.nn.Module | None:
-    "The module in whose place one of peft's stands; None: it is none of peft's."
+    """The module in whose place one of peft's stands; None: it is none of peft's.
+
+    Args:
+        module: any
+    """
     if not type(module).__module__.startswith('peft.'): return None
     kept = ('base_layer', 'token_adapter', 'original_module', 'base_model', 'model')
     return next((module._modules[name] for name in kept if name in module._modules), None)
@@ -260,13 +360,27 @@ def _own(module: torch.nn.Module, path: str = '') -> Iterator[tuple[str, torch.T
 def own_weights(
     model: torch.nn.Module,  # any torch module, with or without adapters
 ) -> dict[str, torch.Tensor]:  # its parameters and buffers, by the names they have without adapters
-    "A model's own weights; one that is shared has several names."
+    """A model's own weights; one that is shared has several names.
+
+    Args:
+        model: any torch module, with or without adapters
+
+    Returns:
+        its parameters and buffers, by the names they have without adapters
+    """
     return dict(_own(model))
 
 def adapter_weights(
     model: torch.nn.Module,  # any torch module, with or without adapters
 ) -> dict[str, torch.nn.Parameter]:  # by the names they have now
-    "What adapters add to a model's parameters."
+    """What adapters add to a model's parameters.
+
+    Args:
+        model: any torch module, with or without adapters
+
+    Returns:
+        by the names they have now
+    """
     own = {id(t) for t in own_weights(model).values()}
     return {name: p for name, p in model.named_parameters() if id(p) not in own}
 
@@ -309,7 +423,12 @@ def _settings(values: dict, path: str = '') -> Iterator[tuple[str, Any]]:
 # %% ../../nbs/models/lm.ipynb #db5b957f
 @dataclass(frozen=True)
 class Identity:
-    "Which model it is: what decides what it computes, apart from adapters."
+    """Which model it is: what decides what it computes, apart from adapters.
+
+    Args:
+        config: settings, by name: 'num_hidden_layers', 'rope_parameters.rope_theta'
+        weights: name of a weight -> format, shape and hash
+    """
     config: dict[str, Any]  # settings, by name: 'num_hidden_layers', 'rope_parameters.rope_theta'
     weights: dict[str, str]  # name of a weight -> format, shape and hash
 
@@ -317,7 +436,15 @@ class Identity:
         other: Identity,  # to compare with
         trained: Iterable[str] = (),  # weights that may have other numbers
     ) -> str:  # 'num_hidden_layers is 3, not 2'; '' if there are none
-        "How this model differs from another one."
+        """How this model differs from another one.
+
+        Args:
+            other: to compare with
+            trained: weights that may have other numbers
+
+        Returns:
+            'num_hidden_layers is 3, not 2'; '' if there are none
+        """
         ours, theirs = self.config, other.config
         both = lambda k: k in ours and k in theirs or '.' in k   # others may be of a new version
         config = [f'{k} is {ours.get(k)!r}, not {theirs.get(k)!r}' for k in ours | theirs
@@ -335,7 +462,11 @@ class Identity:
 def identity(
     model: torch.nn.Module,  # any torch module, with or without adapters
 ) -> Identity:
-    "The configuration of a model and a hash of each of its own weights."
+    """The configuration of a model and a hash of each of its own weights.
+
+    Args:
+        model: any torch module, with or without adapters
+    """
     config = getattr(model, 'config', None)
     values = json.loads(config.to_json_string(use_diff=False)) if config is not None else {}
     weights, seen = {}, {}
@@ -356,7 +487,15 @@ def fingerprint(
     model: torch.nn.Module,  # any torch module, with or without adapters
     adapters: bool = False,  # count the weights of adapters as well
 ) -> str:  # 16 hexadecimal digits; another configuration or other weights have another one
-    "A short name for what a model is: a hash of its identity."
+    """A short name for what a model is: a hash of its identity.
+
+    Args:
+        model: any torch module, with or without adapters
+        adapters: count the weights of adapters as well
+
+    Returns:
+        16 hexadecimal digits; another configuration or other weights have another one
+    """
     it, added = identity(model), adapter_weights(model) if adapters else {}
     parts = [it.config, it.weights, {name: _tensor_hash(p) for name, p in added.items()}]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
@@ -365,7 +504,11 @@ def fingerprint(
 def active_adapters(
     modules: Iterable[torch.nn.Module],  # all of a model's
 ) -> str:
-    "The names of the adapters that are switched on, of every kind of layer; empty: none."
+    """The names of the adapters that are switched on, of every kind of layer; empty: none.
+
+    Args:
+        modules: all of a model's
+    """
     layers = [m for m in modules if getattr(m, 'disable_adapters', None) is False]   # peft's own
     return ''.join(sorted({str(getattr(m, 'active_adapters', '')) for m in layers}))
 
@@ -374,7 +517,11 @@ def active_adapters(
 def active_weights_hash(
     model: torch.nn.Module,  # any
 ) -> str:
-    "A name for what a model computes with now: its weights, and the adapters that are switched on."
+    """A name for what a model computes with now: its weights, and the adapters that are switched on.
+
+    Args:
+        model: any
+    """
     active = active_adapters(model.modules())
     if not active: return fingerprint(model)
     scales = [(name, m.scaling) for name, m in model.named_modules()
@@ -388,7 +535,12 @@ def evaluating(
     model: torch.nn.Module,  # any
     modules: Sequence[torch.nn.Module] | None = None,  # all of the model's, if the caller has a list
 ) -> Iterator[None]:
-    "Dropout off inside the block, which holds the lock; every module's mode comes back after it."
+    """Dropout off inside the block, which holds the lock; every module's mode comes back after it.
+
+    Args:
+        model: any
+        modules: all of the model's, if the caller has a list
+    """
     with model_lock(model):
         training = [m for m in modules or model.modules() if m.training]
         for m in training: m.training = False
@@ -401,7 +553,12 @@ def eval_mode(
     lm: LM,  # a loaded model
     modules: Sequence[torch.nn.Module] | None = None,  # all of the model's, if the caller has a list
 ) -> Iterator[None]:
-    "`evaluating`, in the number format that the model's placement says."
+    """`evaluating`, in the number format that the model's placement says.
+
+    Args:
+        lm: a loaded model
+        modules: all of the model's, if the caller has a list
+    """
     fmt = lm.placement.autocast
     autocast = torch.autocast(lm.device.type, fmt or torch.bfloat16, enabled=fmt is not None,
                               cache_enabled=False)

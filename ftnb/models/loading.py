@@ -65,7 +65,14 @@ def _check_folder(folder: Path) -> Path:
 def find_model(
     name: str | Path,  # a hub id, a folder, a .gguf file, or an embedded name
 ) -> tuple[str, str | Path]:  # ('hub' | 'folder' | 'gguf', where)
-    "Decide what kind of model `name` names, and where it is."
+    """Decide what kind of model `name` names, and where it is.
+
+    Args:
+        name: a hub id, a folder, a .gguf file, or an embedded name
+
+    Returns:
+        ('hub' | 'folder' | 'gguf', where)
+    """
     if str(name).lower() in EMBEDDED: return 'gguf', _embedded(str(name).lower())
     path, what = check_path('name', name).expanduser(), f'model {str(name)!r}'
     if not path.exists(): clear_leftovers(path)   # a save that was killed may have moved it away
@@ -138,7 +145,15 @@ def load_tokenizer(
     source: str | Path,  # a folder, or a hub id
     **options: Any,  # of transformers
 ) -> Any:  # transformers' own
-    "A tokenizer as it was saved."
+    """A tokenizer as it was saved.
+
+    Args:
+        source: a folder, or a hub id
+        **options: of transformers
+
+    Returns:
+        transformers' own
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     said = Path(source) / 'tokenizer_config.json'
     plain = isinstance(source, Path) and said.is_file() and (
@@ -151,7 +166,15 @@ def load_config(
     source: str | Path,  # a hub id or a folder
     **options: Any,  # of `from_pretrained`
 ) -> Any:  # a transformers configuration
-    "The configuration of a model, without the code that it may name."
+    """The configuration of a model, without the code that it may name.
+
+    Args:
+        source: a hub id or a folder
+        **options: of `from_pretrained`
+
+    Returns:
+        a transformers configuration
+    """
     from transformers import AutoConfig
     config = AutoConfig.from_pretrained(source, **options | {'trust_remote_code': False})
     config._attn_implementation = config._experts_implementation = None
@@ -193,7 +216,11 @@ NOTE = 'ftnb.json'  # what an adapter folder says about the model that it belong
 def kept_settings(
     config: Any,  # a model's configuration
 ) -> dict[str, Any]:
-    "What people change after loading: ids of special tokens, whether routers are balanced."
+    """What people change after loading: ids of special tokens, whether routers are balanced.
+
+    Args:
+        config: a model's configuration
+    """
     keep = lambda k: k.endswith('_token_id') or k == 'output_router_logits'
     return {k: v for k, v in config.to_dict().items() if keep(k)}
 
@@ -204,7 +231,13 @@ def restore_beside(
     folder: Path,  # with a tokenizer and a generation configuration; what is not there stays
     settings: dict[str, Any],  # as `kept_settings` gave them
 ) -> None:
-    "Give a model the tokenizer and the settings that were saved with it."
+    """Give a model the tokenizer and the settings that were saved with it.
+
+    Args:
+        lm: changed in place
+        folder: with a tokenizer and a generation configuration; what is not there stays
+        settings: as `kept_settings` gave them
+    """
     from transformers import GenerationConfig
     with quiet_transformers():
         if (folder / 'tokenizer_config.json').is_file(): lm.tokenizer = load_tokenizer(folder)
@@ -217,7 +250,14 @@ def restore_beside(
 def changed_weights(
     lm: LM,  # with an adapter, or without
 ) -> dict[str, torch.Tensor]:  # by their names without an adapter, each tensor once
-    "Own weights that loading the model by its name would not give."
+    """Own weights that loading the model by its name would not give.
+
+    Args:
+        lm: with an adapter, or without
+
+    Returns:
+        by their names without an adapter, each tensor once
+    """
     loaded = lm.loaded.weights if lm.loaded else {}
     now, own = identity(lm.model).weights, own_weights(lm.model)
     changed = {id(own[k]): k for k in reversed(now) if now[k] != loaded.get(k)}
@@ -229,7 +269,12 @@ def resize_to(
     lm: LM,  # changed in place
     rows: int | None,  # of its embeddings; None: as they are
 ) -> None:
-    "Give a model's embeddings another number of rows, as `resize_token_embeddings` does."
+    """Give a model's embeddings another number of rows, as `resize_token_embeddings` does.
+
+    Args:
+        lm: changed in place
+        rows: of its embeddings; None: as they are
+    """
     if rows in (None, lm.model.get_input_embeddings().weight.shape[0]): return
     with quiet_transformers(), own_randomness(0):   # new rows are drawn
         lm.model.resize_token_embeddings(rows, mean_resizing=False)
@@ -237,7 +282,14 @@ def resize_to(
 def embeddings_name(
     lm: LM,  # with an adapter, or without
 ) -> str:  # 'model.embed_tokens.weight'
-    "The name of a model's embeddings, as without an adapter."
+    """The name of a model's embeddings, as without an adapter.
+
+    Args:
+        lm: with an adapter, or without
+
+    Returns:
+        'model.embed_tokens.weight'
+    """
     module = lm.model.get_input_embeddings()
     while inside := module_inside(module): module = inside
     return next(k for k, t in own_weights(lm.model).items() if t is module.weight)
@@ -249,7 +301,12 @@ def fill_own(
     lm: LM,  # changed in place
     weights: dict[str, torch.Tensor],  # by their names without an adapter
 ) -> None:
-    "Put saved weights into a model; it gets as many embeddings as they have."
+    """Put saved weights into a model; it gets as many embeddings as they have.
+
+    Args:
+        lm: changed in place
+        weights: by their names without an adapter
+    """
     if (name := embeddings_name(lm)) in weights: resize_to(lm, len(weights[name]))
     own = own_weights(lm.model)
     for name, w in weights.items(): own[name].copy_(w)
@@ -295,7 +352,11 @@ def _base_name(folder: Path) -> str:
 def readable(
     what: str,  # whose files are read, for the message
 ) -> Iterator[None]:
-    "One clear error if files are of no use."
+    """One clear error if files are of no use.
+
+    Args:
+        what: whose files are read, for the message
+    """
     try: yield
     except FTNBError: raise
     except Exception as e:
@@ -391,7 +452,18 @@ def load_lm(
     revision: str | None = None,  # branch, tag or commit, for hub ids
     bits: int | None = None,  # 8 or 4: quantized weights, which can be trained with LoRA only
 ) -> LM:  # ready to generate or to be fine-tuned
-    "Load a language model and its tokenizer. Safetensors only; no code from the hub is ever run."
+    """Load a language model and its tokenizer. Safetensors only; no code from the hub is ever run.
+
+    Args:
+        name: a hub id ('gpt2'), a folder, a .gguf file, or an embedded name ('smollm2-135m')
+        device: None: the best this machine has
+        dtype: of the weights; None: float32
+        revision: branch, tag or commit, for hub ids
+        bits: 8 or 4: quantized weights, which can be trained with LoRA only
+
+    Returns:
+        ready to generate or to be fine-tuned
+    """
     kind, where = find_model(name)
     if kind == 'folder': _check_whole(Path(where))
     if kind == 'folder' and (Path(where) / ADAPTER).is_file():
@@ -466,7 +538,15 @@ def save_lm(
     lm: LM,  # what to save
     folder: str | Path,  # where; a model that is there already is replaced once the new one is whole
 ) -> Path:  # the folder
-    "Save model (or its adapter, if it has one) and tokenizer as safetensors in the hub's layout, atomically."
+    """Save model (or its adapter, if it has one) and tokenizer as safetensors in the hub's layout, atomically.
+
+    Args:
+        lm: what to save
+        folder: where; a model that is there already is replaced once the new one is whole
+
+    Returns:
+        the folder
+    """
     adapter = hasattr(lm.model, 'peft_config')
     if adapter: _check_adapter(lm)
     with _model_folder(folder) as new:
@@ -487,7 +567,16 @@ def random_gpt2(
     seed: int = 0,  # for the random weights
     **config,  # settings of `GPT2Config`; the default is the 124-million-parameter shape
 ) -> Path:  # the folder, in the hub's layout
-    "Write a randomly initialised GPT-2 with GPT-2's real tokenizer to a folder in the hub's layout."
+    """Write a randomly initialised GPT-2 with GPT-2's real tokenizer to a folder in the hub's layout.
+
+    Args:
+        folder: where to write it
+        seed: for the random weights
+        **config: settings of `GPT2Config`; the default is the 124-million-parameter shape
+
+    Returns:
+        the folder, in the hub's layout
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
     data = _gpt2_tokenizer_files()
     with seeded(seed): model = GPT2LMHeadModel(GPT2Config(**config))

@@ -30,7 +30,15 @@ def check_text(
     value: Any,  # what should be a text
     what: str,  # what it is called in the message: "column 'text'"
 ) -> str:  # `value`, unchanged
-    "Return `value` if it is a text that can be written; else raise an `FTNBError`."
+    """Return `value` if it is a text that can be written; else raise an `FTNBError`.
+
+    Args:
+        value: what should be a text
+        what: what it is called in the message: "column 'text'"
+
+    Returns:
+        `value`, unchanged
+    """
     if isinstance(value, str):
         _check_characters(value, what)
         return value
@@ -43,7 +51,11 @@ def check_text(
 
 # %% ../../nbs/models/tokens.ipynb #c87aa4a1
 class SpecialText:
-    "Hides the names of a tokenizer's special tokens in texts, and finds them again."
+    """Hides the names of a tokenizer's special tokens in texts, and finds them again.
+
+    Args:
+        tokenizer: a transformers tokenizer
+    """
     def __init__(self,
         tokenizer: Any,  # a transformers tokenizer
     ):
@@ -55,13 +67,21 @@ class SpecialText:
     def hide(self,
         text: str,  # anything that `check_text` accepts
     ) -> str:
-        "The text with each name replaced by two characters that stand for it."
+        """The text with each name replaced by two characters that stand for it.
+
+        Args:
+            text: anything that `check_text` accepts
+        """
         return self.pattern.sub(lambda m: SPECIAL_MARK + chr(0xE000 + self.names.index(m[0])), text)
 
     def split(self,
         text: str,  # what `hide` made, or a longer text with that in it
     ) -> list[tuple[str, bool]]:
-        "The text in stretches: as they are (False), or names that were hidden (True)."
+        """The text in stretches: as they are (False), or names that were hidden (True).
+
+        Args:
+            text: what `hide` made, or a longer text with that in it
+        """
         pieces = re.split(f'{SPECIAL_MARK}(.)', text)
         name = lambda character: self.names[ord(character) - 0xE000]
         return [(name(x), True) if i % 2 else (x, False) for i, x in enumerate(pieces) if x]
@@ -72,7 +92,14 @@ _MARK = re.compile(r'<[^<>\s]+>|\[[^\[\]\s]+\]')
 def control_ids(
     lm: LM,  # a loaded model
 ) -> list[int]:  # in order
-    "The ids that control a model and are no words: special tokens, ends, the marks of its template."
+    """The ids that control a model and are no words: special tokens, ends, the marks of its template.
+
+    Args:
+        lm: a loaded model
+
+    Returns:
+        in order
+    """
     added = lm.tokenizer.added_tokens_decoder.items()
     marks = {i for i, t in added if t.special or _MARK.fullmatch(t.content)}
     size = lm.model.config.get_text_config().vocab_size
@@ -85,7 +112,14 @@ def token_ids(
     special: bool = False,  # add what the tokenizer puts around a text
     literal: bool = False,  # names of special tokens in the texts are only text
 ) -> list[list[int]]:
-    "The ids that a tokenizer gives, as quickly as it can."
+    """The ids that a tokenizer gives, as quickly as it can.
+
+    Args:
+        tokenizer: a transformers tokenizer
+        texts: any texts, one at least
+        special: add what the tokenizer puts around a text
+        literal: names of special tokens in the texts are only text
+    """
     options = dict(add_special_tokens=special, split_special_tokens=literal,
                    return_attention_mask=False, verbose=False)
     first = tokenizer(texts[:1], **options)['input_ids']   # this also sets the backend as the options say
@@ -100,7 +134,15 @@ def one_start(
     tokenizer: Any,  # a transformers tokenizer
     ids: list[int],  # token ids of a text
 ) -> list[int]:  # the same, if there are not two start tokens
-    "Take off a start token that comes before another one."
+    """Take off a start token that comes before another one.
+
+    Args:
+        tokenizer: a transformers tokenizer
+        ids: token ids of a text
+
+    Returns:
+        the same, if there are not two start tokens
+    """
     start = tokenizer.bos_token_id
     return one_start(tokenizer, ids[1:]) if start is not None and ids[:2] == [start, start] else ids
 
@@ -110,7 +152,13 @@ def source_ids(
     texts: list[str],  # what it is to read
     literal: bool = False,  # names of special tokens in the texts are only text
 ) -> list[list[int]]:
-    "Token ids of texts for an encoder, with whatever its tokenizer puts around a text."
+    """Token ids of texts for an encoder, with whatever its tokenizer puts around a text.
+
+    Args:
+        lm: an encoder-decoder
+        texts: what it is to read
+        literal: names of special tokens in the texts are only text
+    """
     if not texts: return []
     rows = lm.tokenizer(texts, split_special_tokens=literal, verbose=False)['input_ids']
     return [one_start(lm.tokenizer, ids) for ids in rows]
@@ -121,7 +169,13 @@ def without_eos(
     ids: list[int],  # token ids of a text
     text: str = '',  # the text itself: an end token that it spells at its end stays
 ) -> list[int]:
-    "Take off the end token that some tokenizers add: a prompt is meant to go on."
+    """Take off the end token that some tokenizers add: a prompt is meant to go on.
+
+    Args:
+        lm: a loaded model
+        ids: token ids of a text
+        text: the text itself: an end token that it spells at its end stays
+    """
     end = lm.tokenizer.eos_token_id
     added = len(ids) > 1 and ids[-1] == end
     if added and text.endswith(lm.tokenizer.eos_token): added = ids[-2] == end
@@ -131,7 +185,11 @@ def without_eos(
 def adds_leading_space(
     tokenizer: Any,  # transformers' own
 ) -> bool:
-    "Whether a tokenizer puts a space before each text."
+    """Whether a tokenizer puts a space before each text.
+
+    Args:
+        tokenizer: transformers' own
+    """
     alone = tokenizer('a', add_special_tokens=False)['input_ids']
     return tokenizer.decode(alone * 2, clean_up_tokenization_spaces=False) != 'aa'
 
@@ -140,7 +198,12 @@ def ids_in_context(
     ids: Callable[[list[str]], list[list[int]]],  # texts -> token ids
     text: str,  # what goes on from another text
 ) -> list[int]:
-    "The ids that a text has after a character which does not merge with it."
+    """The ids that a text has after a character which does not merge with it.
+
+    Args:
+        ids: texts -> token ids
+        text: what goes on from another text
+    """
     for anchor in ('a', '>', '0', '。', '\n'):
         alone, both = ids([anchor, anchor + text])
         if both[:len(alone)] == alone: return both[len(alone):]
@@ -151,7 +214,12 @@ def continuation_ids(
     lm: LM,  # a loaded model
     text: str,  # what goes on from a prompt; of an encoder-decoder, a target of its own
 ) -> list[int]:
-    "Token ids of a text that is an answer."
+    """Token ids of a text that is an answer.
+
+    Args:
+        lm: a loaded model
+        text: what goes on from a prompt; of an encoder-decoder, a target of its own
+    """
     ids = lambda texts: lm.tokenizer(texts, add_special_tokens=False)['input_ids']
     if is_seq2seq(lm) or not adds_leading_space(lm.tokenizer): return ids([text])[0]
     return ids_in_context(ids, text)
@@ -160,7 +228,11 @@ def continuation_ids(
 def unfinished_bytes(
     data: bytes,  # UTF-8, perhaps cut off
 ) -> int:
-    "How many bytes at the end are the beginning of a character whose rest is missing."
+    """How many bytes at the end are the beginning of a character whose rest is missing.
+
+    Args:
+        data: UTF-8, perhaps cut off
+    """
     for n in range(1, min(3, len(data)) + 1):
         try: data[-n:].decode()
         except UnicodeDecodeError as e:
@@ -184,13 +256,25 @@ def _decodes(tokenizer: Any, tokens: list[str]) -> bool:
 def byte_names(
     tokenizer: Any,  # a transformers tokenizer
 ) -> dict[int, str]:  # byte -> name; empty if tokens are never pieces of characters
-    "What a tokenizer calls single bytes."
+    """What a tokenizer calls single bytes.
+
+    Args:
+        tokenizer: a transformers tokenizer
+
+    Returns:
+        byte -> name; empty if tokens are never pieces of characters
+    """
     ways = _ways_to_name_bytes()
     return next((w for w in ways if _decodes(tokenizer, [w[b] for b in '日'.encode()])), {})
 
 # %% ../../nbs/models/tokens.ipynb #b964b953
 class TextDecoder:
-    "Turns token ids into text, in whole characters."
+    """Turns token ids into text, in whole characters.
+
+    Args:
+        tokenizer: a transformers tokenizer
+        skip_special: leave special tokens out
+    """
     def __init__(self,
         tokenizer: Any,  # a transformers tokenizer
         skip_special: bool = True,  # leave special tokens out
@@ -207,21 +291,39 @@ class TextDecoder:
     def token(self,
         i: int,  # a token id
     ) -> str | None:  # None: the tokenizer does not know it
-        "The name of a token."
+        """The name of a token.
+
+        Args:
+            i: a token id
+
+        Returns:
+            None: the tokenizer does not know it
+        """
         if self.backend: return self.backend.id_to_token(i)
         return self.tokenizer.convert_ids_to_tokens(i) if i < len(self.tokenizer) else None
 
     def kept_ids(self,
         ids: Sequence[int],  # token ids
     ) -> list[int]:
-        "Those that have a text."
+        """Those that have a text.
+
+        Args:
+            ids: token ids
+        """
         skipped = self.special if self.skip_special else ()
         return [i for i in ids if i not in skipped and self.token(i) is not None]
 
     def bytes_of(self,
         token: str,  # its name
     ) -> bytes | None:  # None: it is a text
-        "The bytes of a token that may hold pieces of characters."
+        """The bytes of a token that may hold pieces of characters.
+
+        Args:
+            token: its name
+
+        Returns:
+            None: it is a text
+        """
         if token in self.byte_of: return bytes([self.byte_of[token]])
         if not self.names or any(c not in self.byte_of for c in token): return None
         data = bytes(map(self.byte_of.__getitem__, token))
@@ -231,7 +333,14 @@ class TextDecoder:
     def whole(self,
         tokens: list[str],  # names of tokens
     ) -> list[str]:  # names of single bytes, and of other tokens
-        "Tokens with the same text, without broken characters."
+        """Tokens with the same text, without broken characters.
+
+        Args:
+            tokens: names of tokens
+
+        Returns:
+            names of single bytes, and of other tokens
+        """
         runs = [(part, list(run)) for part, run in itertools.groupby(tokens, lambda t: self.bytes_of(t) is not None)]
         result: list[str] = []
         for n, (are_bytes, run) in enumerate(runs, 1):
@@ -244,7 +353,11 @@ class TextDecoder:
     def __call__(self,
         ids: Sequence[int],  # token ids
     ) -> str:
-        "The text of tokens. An unfinished character at the end is left out, a broken one elsewhere is one U+FFFD."
+        """The text of tokens. An unfinished character at the end is left out, a broken one elsewhere is one U+FFFD.
+
+        Args:
+            ids: token ids
+        """
         if self.backend or not self.names:
             text = self._plain(list(ids))
             if not (self.names and '\ufffd' in text): return text
@@ -261,7 +374,11 @@ class TextDecoder:
     def is_whole(self,
         ids: Sequence[int],  # token ids
     ) -> bool:
-        "Whether no character is unfinished at the end."
+        """Whether no character is unfinished at the end.
+
+        Args:
+            ids: token ids
+        """
         data = b''
         for i in reversed(ids):
             if not self.kept_ids([i]): continue
@@ -273,14 +390,22 @@ class TextDecoder:
     def continues(self,
         i: int,  # a token id
     ) -> bool:
-        "Whether a token can be the rest of a character that others have begun."
+        """Whether a token can be the rest of a character that others have begun.
+
+        Args:
+            i: a token id
+        """
         data = self.bytes_of(self.token(i) or '')
         return bool(data) and 0x80 <= data[0] < 0xC0
 
     def context(self,
         ids: Sequence[int],  # token ids
     ) -> list[int]:
-        "As many of the last ones as can change the text of those that follow."
+        """As many of the last ones as can change the text of those that follow.
+
+        Args:
+            ids: token ids
+        """
         n = 8 if self.is_local else len(ids)
         while n < len(ids) and (len(self.kept_ids(ids[-n:])) < 8 or not self(ids[-n:])): n *= 2
         return list(ids[-n:]) if n else []
@@ -288,7 +413,11 @@ class TextDecoder:
     def shown(self,
         ids: Sequence[int],  # token ids; more than one: what they are together
     ) -> str:
-        "Tokens by themselves: with spaces, names of special tokens, and pieces of characters as bytes."
+        """Tokens by themselves: with spaces, names of special tokens, and pieces of characters as bytes.
+
+        Args:
+            ids: token ids; more than one: what they are together
+        """
         data = b''.join(map(self._shown_bytes, ids))
         name = lambda m: f'<0x{ord(m[0]) - 0xDC00:02X}>'
         return re.sub('[\udc80-\udcff]', name, data.decode('utf-8', 'surrogateescape'))
@@ -313,7 +442,14 @@ def decode_continuation(
     new: Sequence[int],  # token ids that it has written
     skip_special: bool = True,  # leave special tokens out
 ) -> str:
-    "What `new` adds to the text of `prompt`, in whole characters."
+    """What `new` adds to the text of `prompt`, in whole characters.
+
+    Args:
+        lm: a loaded model
+        prompt: token ids that the model has read
+        new: token ids that it has written
+        skip_special: leave special tokens out
+    """
     decode = TextDecoder(lm.tokenizer, skip_special)
     before = [] if is_seq2seq(lm) else decode.context(prompt)
     earlier, both = decode(before), decode([*before, *new])
@@ -321,7 +457,13 @@ def decode_continuation(
 
 # %% ../../nbs/models/tokens.ipynb #b49f5d83
 class GrowingText:
-    "The text of tokens that are written one by one, in whole characters."
+    """The text of tokens that are written one by one, in whole characters.
+
+    Args:
+        lm: a loaded model
+        prompt: token ids that it has read
+        skip_special: leave special tokens out
+    """
     def __init__(self,
         lm: LM,  # a loaded model
         prompt: Sequence[int],  # token ids that it has read
@@ -341,7 +483,11 @@ class GrowingText:
     def add(self,
         token: int,  # its id
     ) -> None:
-        "Write one more token."
+        """Write one more token.
+
+        Args:
+            token: its id
+        """
         now = [*self.before, *self.decode.kept_ids([token])]
         if self.decode.is_local:
             self.kept, both = len(self.text), self.decode(now)
@@ -359,7 +505,17 @@ def token_texts(
     new: Sequence[int],  # token ids that it has written
     skip_special: bool = True,  # leave special tokens out
 ) -> list[str]:  # one for each of `new`; joined, they are what `decode_continuation` has
-    "What each token adds to a text."
+    """What each token adds to a text.
+
+    Args:
+        lm: a loaded model
+        prompt: token ids that it has read
+        new: token ids that it has written
+        skip_special: leave special tokens out
+
+    Returns:
+        one for each of `new`; joined, they are what `decode_continuation` has
+    """
     growing, ends = GrowingText(lm, prompt, skip_special), []   # where the text of the token before ends
     for t in new:
         growing.add(t)
@@ -371,7 +527,12 @@ def token_labels(
     tokenizer: Any,  # a transformers tokenizer
     ids: Sequence[int],  # token ids, all different
 ) -> list[str]:
-    "What to call tokens in a list of candidates: by their text, or by their name where two would look alike."
+    """What to call tokens in a list of candidates: by their text, or by their name where two would look alike.
+
+    Args:
+        tokenizer: a transformers tokenizer
+        ids: token ids, all different
+    """
     decoder = TextDecoder(tokenizer)
     labels = [decoder.shown([i]) for i in ids]
     times = Counter(labels)
@@ -383,7 +544,12 @@ def joins(
     before: str,  # a text
     after: str,  # what follows
 ) -> bool:
-    "Whether one visible character goes on from a text to the next: accents, joiners, variation selectors, skin tones."
+    """Whether one visible character goes on from a text to the next: accents, joiners, variation selectors, skin tones.
+
+    Args:
+        before: a text
+        after: what follows
+    """
     if not before or not after: return False
     first = after[0]
     accent = unicodedata.category(first) in ('Mn', 'Me', 'Mc')
@@ -393,7 +559,14 @@ def joins(
 def tokenizer_hash(
     tokenizer: Any,  # a transformers tokenizer
 ) -> str:  # 16 hexadecimal digits
-    "A name for what a tokenizer does: its vocabulary, how it cuts and joins, its special tokens."
+    """A name for what a tokenizer does: its vocabulary, how it cuts and joins, its special tokens.
+
+    Args:
+        tokenizer: a transformers tokenizer
+
+    Returns:
+        16 hexadecimal digits
+    """
     backend = getattr(tokenizer, 'backend_tokenizer', None)
     rules = backend.to_str().partition('"added_tokens"')[2] if backend else ''
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}

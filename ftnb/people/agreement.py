@@ -70,7 +70,14 @@ def _kappa(x: pd.Series, y: pd.Series, ordinal: bool) -> tuple[int, float, str]:
 def rater_agreement(
     ratings: BlindComparison,  # rated by several people
 ) -> pd.DataFrame:  # criterion, measure, raters, items, value, note
-    "How far people agree: Krippendorff's alpha of all of them, Cohen's kappa of each two."
+    """How far people agree: Krippendorff's alpha of all of them, Cohen's kappa of each two.
+
+    Args:
+        ratings: rated by several people
+
+    Returns:
+        criterion, measure, raters, items, value, note
+    """
     check_ratings(ratings)
     ordinal, lines, tables = bool(ratings.criteria), [], _verdict_tables(ratings)
     for criterion in sorted(ratings.criteria) or ['better']:
@@ -97,7 +104,14 @@ def _check_results(ratings: BlindComparison) -> Iterator[tuple[str, bool]]:
 def failed_checks(
     ratings: BlindComparison,  # with attention checks
 ) -> pd.DataFrame:  # rater, checks, failed
-    "How many attention checks each rater has answered, and failed."
+    """How many attention checks each rater has answered, and failed.
+
+    Args:
+        ratings: with attention checks
+
+    Returns:
+        rater, checks, failed
+    """
     check_ratings(ratings)
     table = pd.DataFrame(_check_results(ratings), columns=['rater', 'failed']).groupby('rater')['failed']
     return table.agg(checks='count', failed='sum').astype(int).reset_index()
@@ -120,7 +134,14 @@ def _against_people(judge: pd.Series, people: pd.Series, ordinal: bool) -> tuple
 def judge_agreement_table(
     ratings: BlindComparison,  # with a judge's verdicts, and people's
 ) -> pd.DataFrame:  # judge, criterion, items, inconsistent (%), common (items), agrees (%), kappa
-    "How a judge's verdicts agree with people's, and how many of its answers change with the order."
+    """How a judge's verdicts agree with people's, and how many of its answers change with the order.
+
+    Args:
+        ratings: with a judge's verdicts, and people's
+
+    Returns:
+        judge, criterion, items, inconsistent (%), common (items), agrees (%), kappa
+    """
     check_ratings(ratings)
     ordinal, lines, verdicts = bool(ratings.criteria), [], current_verdicts(ratings)
     people, judges = _verdict_tables(ratings), _verdict_tables(ratings, people=False)
@@ -138,7 +159,15 @@ def check_systems(
     scores: Sequence[Any],  # what should be Scores, all of the same rows
     one: bool = False,  # a single one will do
 ) -> dict[str, Scores]:  # by name; equal names get a number
-    "Systems by name; refuse what cannot be compared."
+    """Systems by name; refuse what cannot be compared.
+
+    Args:
+        scores: what should be Scores, all of the same rows
+        one: a single one will do
+
+    Returns:
+        by name; equal names get a number
+    """
     for i, s in enumerate(scores):
         if not isinstance(s, Scores):
             raise FTNBError(f'system {i} is {type(s).__name__}', 'it must be Scores',
@@ -241,7 +270,17 @@ def metric_agreement_table(
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by metric: agreement in percent (or Kendall's tau-b by criterion), low, high, rows
-    "How often each automatic metric prefers, in a single row, what people prefer."
+    """How often each automatic metric prefers, in a single row, what people prefer.
+
+    Args:
+        ratings: rated by people
+        *scores: the Scores that were rated, in any order
+        resamples: bootstrap samples
+        seed: of the bootstrap
+
+    Returns:
+        by metric: agreement in percent (or Kendall's tau-b by criterion), low, high, rows
+    """
     check_ratings(ratings)
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     agree = _same_order if ratings.criteria else _same_preference

@@ -97,7 +97,21 @@ def judge(
     seed: int = 0,  # as in `rate`
     prompts: Sequence[str] | None = None,  # as in `rate`
 ) -> Ratings:
-    "Have a model compare systems, asked in both orders; it goes on where it was."
+    """Have a model compare systems, asked in both orders; it goes on where it was.
+
+    Args:
+        lm: the judge; preferably none of the systems
+        a: one system's answers
+        b: another's to the same rows; None: only where criteria are rated
+        *more: further systems
+        file: where ratings are kept, people's and judges'
+        criteria: rate single texts by these; None: pairs
+        question: asked before the task and the answers; None: the usual
+        name: of the judge; another question or model needs another; None: the model's
+        rows: as in `rate`
+        seed: as in `rate`
+        prompts: as in `rate`
+    """
     _check_judge(lm, question, name)
     names = check_criteria(() if criteria is None else criteria)
     systems = check_systems([a, *(() if b is None else (b,)), *more], one=bool(names))

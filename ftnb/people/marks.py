@@ -21,7 +21,14 @@ __all__ = ['mark_table', 'mean_marks', 'mark_difference_table']
 def mark_table(
     ratings: BlindComparison,  # with criteria
 ) -> pd.DataFrame:  # by, rater, row, system (its number), criterion, mark
-    "All marks, one a line, without attention checks and skipped items."
+    """All marks, one a line, without attention checks and skipped items.
+
+    Args:
+        ratings: with criteria
+
+    Returns:
+        by, rater, row, system (its number), criterion, mark
+    """
     lines = []
     for v in current_verdicts(ratings).itertuples():
         source = ratings.items[v.item]
@@ -60,7 +67,16 @@ def mean_marks(
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by, criterion, system, mean (1 to 5), low, high, marks (how many)
-    "The mean mark of each system by each criterion."
+    """The mean mark of each system by each criterion.
+
+    Args:
+        ratings: with criteria
+        resamples: bootstrap samples
+        seed: of the bootstrap
+
+    Returns:
+        by, criterion, system, mean (1 to 5), low, high, marks (how many)
+    """
     check_rating_kind(ratings, criteria=True)
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     lines = []
@@ -87,7 +103,16 @@ def mark_difference_table(
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by, criterion, system, over, difference, low, high, rows, p_value
-    "How the marks of two systems differ, row against row and rater by rater."
+    """How the marks of two systems differ, row against row and rater by rater.
+
+    Args:
+        ratings: with criteria
+        resamples: bootstrap samples
+        seed: of the bootstrap
+
+    Returns:
+        by, criterion, system, over, difference, low, high, rows, p_value
+    """
     check_rating_kind(ratings, criteria=True)
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     lines = []

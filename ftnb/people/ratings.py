@@ -52,7 +52,11 @@ COLUMNS = {'item', 'prompt', 'a', 'b', 'rater', 'row', 'check', 'system', 'skipp
 def check_criteria(
     criteria: Any,  # what should be a list of names
 ) -> tuple[str, ...]:
-    "Names of criteria, each of which can head a column."
+    """Names of criteria, each of which can head a column.
+
+    Args:
+        criteria: what should be a list of names
+    """
     names = check_names('criteria', criteria, different=True)
     lowered = [name.strip().lower() for name in names]
     for i, name in enumerate(names):
@@ -109,7 +113,18 @@ def comparison_content(
     seed: int,  # of orders and sides, and of the rows that are drawn
     prompts: Any,  # as in `rate`
 ) -> dict[str, Any]:  # fields of `Ratings`
-    "What the file keeps of a comparison."
+    """What the file keeps of a comparison.
+
+    Args:
+        systems: by name, of the same rows
+        criteria: empty: pairs
+        rows: as in `rate`
+        seed: of orders and sides, and of the rows that are drawn
+        prompts: as in `rate`
+
+    Returns:
+        fields of `Ratings`
+    """
     table = next(iter(systems.values())).rows
     chosen = _choose_rows(rows, len(table), seed)
     asked = [_readable(prompt) for prompt in table['prompt']]
@@ -139,7 +154,13 @@ def begin_ratings(
     rater: str,  # a person, or a judge
     content: dict[str, Any],  # of `comparison_content`, with 'checks' (None: those it was begun with)
 ) -> Ratings:
-    "Put a comparison into a file, unless it is there; check that it was begun in the same way."
+    """Put a comparison into a file, unless it is there; check that it was begun in the same way.
+
+    Args:
+        file: where ratings are kept
+        rater: a person, or a judge
+        content: of `comparison_content`, with 'checks' (None: those it was begun with)
+    """
     id, new = comparison_id(content), content | {'checks': content['checks'] or 0}
     _check_worth(Ratings(file, id, rater, **new))
     prepare_file(file)
@@ -166,7 +187,23 @@ def rate(
     seed: int = 0,  # of orders and sides
     prompts: Sequence[str] | None = None,  # what raters see as the question; None: the prompts of a
 ) -> Ratings:  # in a notebook it shows the rating screen
-    "Have people compare systems blindly, or go on with it."
+    """Have people compare systems blindly, or go on with it.
+
+    Args:
+        a: one system's answers: before
+        b: another's to the same rows: after; None: only with criteria
+        *more: further systems
+        file: where ratings are kept; may hold several comparisons
+        rater: who rates
+        criteria: rate single texts from 1 to 5 by these; empty: pairs
+        checks: attention checks for each rater
+        rows: which, or how many at random
+        seed: of orders and sides
+        prompts: what raters see as the question; None: the prompts of a
+
+    Returns:
+        in a notebook it shows the rating screen
+    """
     names = check_criteria(criteria)
     systems = check_systems([a, *(() if b is None else (b,)), *more], one=bool(names))
     content = comparison_content(systems, names, rows, check_number('seed', seed, 0), prompts)
@@ -179,7 +216,13 @@ def open_ratings(
     rater: str = 'me',  # who goes on rating
     which: str | None = None,  # the id of a comparison, if the file holds several
 ) -> Ratings:
-    "Open what was rated: to see it, or to go on."
+    """Open what was rated: to see it, or to go on.
+
+    Args:
+        file: where ratings are kept
+        rater: who goes on rating
+        which: the id of a comparison, if the file holds several
+    """
     path, begin = check_path('file', file), 'Begin with rate(before, after).'
     if not path.is_file():
         raise FTNBError(f'ratings file {str(file)!r}', 'there is no such file', begin)

@@ -43,7 +43,16 @@ def screen(
     on_verdict: Callable[[], Any] = lambda: None,  # called after each verdict
     on_finish: Callable[[], Any] = lambda: None,  # called when all are rated, and the result is wanted
 ) -> Any:  # an anywidget
-    "The rating screen of a comparison."
+    """The rating screen of a comparison.
+
+    Args:
+        ratings: what is rated
+        on_verdict: called after each verdict
+        on_finish: called when all are rated, and the result is wanted
+
+    Returns:
+        an anywidget
+    """
     check_ratings(ratings)
     widget = _screen_class()(state=_state(ratings, focus=True))
     def answer(_: Any, message: dict, __: Any) -> None:
@@ -71,7 +80,11 @@ def _progress_line(ratings: BlindComparison) -> dict[str, str]:
 def show_screen(
     ratings: BlindComparison,  # `Ratings`, which have a card
 ) -> None:
-    "Show the screen to whoever has something to rate, else the card."
+    """Show the screen to whoever has something to rate, else the card.
+
+    Args:
+        ratings: `Ratings`, which have a card
+    """
     from IPython.display import DisplayHandle, display
     card = lambda: {'text/plain': repr(ratings), 'text/html': ratings._repr_html_()}
     if not in_notebook() or ratings.rater.startswith('lm:') or ratings.next() is None:

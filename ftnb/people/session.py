@@ -25,7 +25,14 @@ __all__ = ['WORDS', 'Source', 'BlindComparison', 'Item', 'check_ratings', 'check
 
 # %% ../../nbs/people/session.ipynb #67c2bfa3
 class Source(NamedTuple):
-    "Where the texts of an item come from."
+    """Where the texts of an item come from.
+
+    Args:
+        row: of the comparison, from 0
+        systems: who wrote the texts; () in an attention check of pairs
+        texts: one or two
+        check: an attention check: its answer is known
+    """
     row: int  # of the comparison, from 0
     systems: tuple[int, ...]  # who wrote the texts; () in an attention check of pairs
     texts: tuple[str, ...]  # one or two
@@ -140,7 +147,21 @@ def _order(ratings: BlindComparison) -> list[tuple[str, bool]]:
 # %% ../../nbs/people/session.ipynb #fd9226a1
 @dataclass(repr=False)
 class BlindComparison(Card):
-    "A blind comparison in a file, as one rater meets it."
+    """A blind comparison in a file, as one rater meets it.
+
+    Args:
+        file: the ratings file
+        id: a hash of the texts and the criteria
+        rater: who rates; a judge's name begins with 'lm:'
+        systems: their names
+        criteria: each text gets a mark from 1 to 5 for each; []: which of two is better
+        prompts: what raters see as the question, row by row
+        references: the right answer of each row, for attention checks; may be ''
+        outputs: of each system, row by row
+        rows: which rows of the Scores these are
+        seed: of orders and sides
+        checks: attention checks for each rater
+    """
     file: Path  # the ratings file
     id: str  # a hash of the texts and the criteria
     rater: str  # who rates; a judge's name begins with 'lm:'
@@ -165,10 +186,15 @@ class BlindComparison(Card):
         key: str,  # of `items`
         flipped: bool,  # whether the sides are exchanged
     ) -> Item:
-        "An item as a rater sees it."
+        """An item as a rater sees it.
+
+        Args:
+            key: of `items`
+            flipped: whether the sides are exchanged
+        """
         source = self.items[key]
         id = hashlib.blake2b(f'{self.id} {key} {flipped}'.encode(), digest_size=5).hexdigest()
-        return Item(id, self.prompts[source.row], *source.texts[::-1 if flipped else 1])
+        return Item(f'x{id}', self.prompts[source.row], *source.texts[::-1 if flipped else 1])
 
     def unrated(self) -> list[tuple[str, bool]]:
         "What this rater has neither rated nor skipped, in order: (key, whether the sides are exchanged)."
@@ -189,7 +215,13 @@ class BlindComparison(Card):
         choice: str | Mapping[str, int],  # 'A', 'B', 'tie', 'skip'; for criteria {'fluency': 4, ...}, 'skip'
         seconds: float | None = None,  # how long it took
     ) -> None:
-        "Store a verdict; when this returns, it is on the disk."
+        """Store a verdict; when this returns, it is on the disk.
+
+        Args:
+            item: what `next` gave, or its id
+            choice: 'A', 'B', 'tie', 'skip'; for criteria {'fluency': 4, ...}, 'skip'
+            seconds: how long it took
+        """
         store_verdicts(self, [(*find_item(self, item), check_verdict(self, choice), _seconds(seconds))])
 
     def undo(self) -> Item | None:
@@ -212,8 +244,15 @@ class BlindComparison(Card):
 # %% ../../nbs/people/session.ipynb #70663990
 @dataclass(frozen=True)
 class Item:
-    "What a rater sees at once; it does not say whose texts they are."
-    id: str  # ten hexadecimal digits
+    """What a rater sees at once; it does not say whose texts they are.
+
+    Args:
+        id: an x and ten hexadecimal digits
+        prompt: str
+        A: the text on the left, or the only one
+        B: the text on the right
+    """
+    id: str  # an x and ten hexadecimal digits
     prompt: str
     A: str  # the text on the left, or the only one
     B: str | None = None  # the text on the right
@@ -222,7 +261,11 @@ class Item:
 def check_ratings(
     ratings: Any,  # what should be a comparison
 ) -> None:
-    "Refuse what is no comparison."
+    """Refuse what is no comparison.
+
+    Args:
+        ratings: what should be a comparison
+    """
     if isinstance(ratings, BlindComparison): return
     raise FTNBError(describe_value('ratings', ratings), 'it must be Ratings',
                     'Give what rate(...) or open_ratings(...) returns.')
@@ -231,7 +274,11 @@ def check_ratings(
 def check_rater(
     rater: Any,  # what should be a person's name
 ) -> str:
-    "A rater's name, without spaces around it; a judge's is refused."
+    """A rater's name, without spaces around it; a judge's is refused.
+
+    Args:
+        rater: what should be a person's name
+    """
     is_name = isinstance(rater, str) and bool(rater.strip())
     require('rater', rater, is_name, 'it must be a name')
     require('rater', rater, not rater.startswith('lm:'),
@@ -243,7 +290,12 @@ def store_verdicts(
     ratings: BlindComparison,  # whose rater gives the verdicts
     verdicts: Sequence[tuple[str, bool, str | None, float | None]],  # key, flipped, choice, seconds
 ) -> None:
-    "Add verdicts to the file: all, or none. When this returns, they are on the disk."
+    """Add verdicts to the file: all, or none. When this returns, they are on the disk.
+
+    Args:
+        ratings: whose rater gives the verdicts
+        verdicts: key, flipped, choice, seconds
+    """
     now = datetime.now(UTC).isoformat(timespec='seconds')
     lines = [Verdict(0, ratings.id, ratings.rater, key, int(flipped), choice, now, seconds)
              for key, flipped, choice, seconds in verdicts]
@@ -254,7 +306,15 @@ def current_verdicts(
     ratings: BlindComparison,  # a comparison
     rater: str | None = None,  # only this one's; None: everybody's
 ) -> pd.DataFrame:  # rater, item, flipped, choice, at, seconds; in the order of time
-    "The verdicts that count now, as the file has them: the last one of each rater on each item."
+    """The verdicts that count now, as the file has them: the last one of each rater on each item.
+
+    Args:
+        ratings: a comparison
+        rater: only this one's; None: everybody's
+
+    Returns:
+        rater, item, flipped, choice, at, seconds; in the order of time
+    """
     check_ratings(ratings)
     with connect(ratings.file) as db: last = last_verdicts(read_verdicts(db, ratings.file))
     mine = [v for v in last if v.set_id == ratings.id and rater in (None, v.rater)]
@@ -266,9 +326,15 @@ def find_item(
     ratings: BlindComparison,  # a comparison
     item: Item | str,  # what `next` gave, or its id
 ) -> tuple[str, bool]:
-    "The key of an item, and whether its sides are exchanged."
+    """The key of an item, and whether its sides are exchanged.
+
+    Args:
+        ratings: a comparison
+        item: what `next` gave, or its id
+    """
     id = item.id if isinstance(item, Item) else item
-    if isinstance(id, str) and id in ratings.ids: return ratings.ids[id]
+    for known in (id, f'x{id}'):   # sheets of before had ids without the x
+        if isinstance(id, str) and known in ratings.ids: return ratings.ids[known]
     if item is None:
         raise FTNBError('item=None', 'next() returns None when all are rated', 'Stop at None.')
     raise FTNBError(describe_value('item', id), 'it is none of this comparison',
@@ -281,7 +347,15 @@ def check_verdict(
     ratings: BlindComparison,  # a comparison
     choice: Any,  # 'A', 'left', 'tie', ..., or marks by criterion
 ) -> str:  # 'A', 'B', 'tie', 'skip', or marks as JSON
-    "A verdict as it is stored."
+    """A verdict as it is stored.
+
+    Args:
+        ratings: a comparison
+        choice: 'A', 'left', 'tie', ..., or marks by criterion
+
+    Returns:
+        'A', 'B', 'tie', 'skip', or marks as JSON
+    """
     word = WORDS.get(choice.strip().lower()) if isinstance(choice, str) else None
     if word == 'skip' or (word and not ratings.criteria): return word
     value, names = describe_value('choice', choice), ratings.criteria
@@ -308,7 +382,11 @@ def _seconds(value: Any) -> float | None:
 def progress_facts(
     ratings: BlindComparison,  # a comparison
 ) -> tuple[str, dict[str, str]]:
-    "The title and the facts of a card that tells no result."
+    """The title and the facts of a card that tells no result.
+
+    Args:
+        ratings: a comparison
+    """
     done, total = ratings.progress
     how = 'run the cell again, or use next() and record()'
     return (f'Blind ratings: {done} of {total} items by {ratings.rater}',
@@ -331,14 +409,25 @@ def _named(ratings: BlindComparison, source: Source, verdict: Any) -> dict:
 def rater_group(
     rater: str,  # a person, or a judge
 ) -> str:
-    "Whom a rater is counted with: 'people', or the judge's own name."
+    """Whom a rater is counted with: 'people', or the judge's own name.
+
+    Args:
+        rater: a person, or a judge
+    """
     return rater if rater.startswith('lm:') else 'people'
 
 # %% ../../nbs/people/session.ipynb #ed09a67d
 def pairwise_votes(
     ratings: BlindComparison,  # of pairs
 ) -> pd.DataFrame:  # by, rater, row, a, b (systems), score (1: b is better, 0: a is, ½: a tie)
-    "Verdicts on pairs as numbers, without attention checks and skipped items."
+    """Verdicts on pairs as numbers, without attention checks and skipped items.
+
+    Args:
+        ratings: of pairs
+
+    Returns:
+        by, rater, row, a, b (systems), score (1: b is better, 0: a is, ½: a tie)
+    """
     value, lines = {'A': 0., 'tie': 0.5, 'B': 1.}, []
     for v in current_verdicts(ratings).itertuples():
         source = ratings.items[v.item]
@@ -351,7 +440,14 @@ def pairwise_votes(
 def inconsistent_counts(
     ratings: BlindComparison,  # a comparison
 ) -> Counter[tuple]:  # (judge, system, ...): how many
-    "For each judge and pair (or system), how many of its answers change with the order of asking."
+    """For each judge and pair (or system), how many of its answers change with the order of asking.
+
+    Args:
+        ratings: a comparison
+
+    Returns:
+        (judge, system, ...): how many
+    """
     return Counter((v.rater, *ratings.items[v.item].systems)
                    for v in current_verdicts(ratings).itertuples() if v.choice == 'inconsistent')
 
@@ -359,7 +455,11 @@ def inconsistent_counts(
 def has_verdicts(
     ratings: BlindComparison,  # a comparison
 ) -> bool:
-    "Whether anybody has given a verdict that counts."
+    """Whether anybody has given a verdict that counts.
+
+    Args:
+        ratings: a comparison
+    """
     counts = lambda v: v.choice not in ('skip', 'inconsistent') and not ratings.items[v.item].check
     return any(map(counts, current_verdicts(ratings).itertuples()))
 
@@ -369,7 +469,16 @@ def identical_rows(
     a: int,  # one system
     b: int,  # another one
 ) -> np.ndarray:  # [rows] of bool
-    "In which rows two systems wrote the same, as a reader sees it."
+    """In which rows two systems wrote the same, as a reader sees it.
+
+    Args:
+        ratings: a comparison
+        a: one system
+        b: another one
+
+    Returns:
+        [rows] of bool
+    """
     both = zip(ratings.outputs[a], ratings.outputs[b])
     return np.array([normalize_text(x) == normalize_text(y) for x, y in both])
 
@@ -378,7 +487,12 @@ def check_rating_kind(
     ratings: Any,  # a comparison
     criteria: bool,  # marks by criteria are needed; False: pairs
 ) -> None:
-    "Refuse ratings of the other kind."
+    """Refuse ratings of the other kind.
+
+    Args:
+        ratings: a comparison
+        criteria: marks by criteria are needed; False: pairs
+    """
     check_ratings(ratings)
     if bool(ratings.criteria) == criteria: return
     if ratings.criteria: kind, methods = 'criteria', 'ratings.means() and ratings.mark_differences()'

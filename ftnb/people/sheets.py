@@ -4,20 +4,21 @@
 
 # %% ../../nbs/people/sheets.ipynb #8fbd2672
 from __future__ import annotations
-import os, re
+import math, os, re, warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from ..core.errors import FTNBError
 from ..core.files import check_path
-from ..core.tables import read_csv, write_csv
+from ..core.tables import looks_like_number, read_csv, unescape_cell, write_csv
+from .store import plural
 from ftnb.people.session import (
     BlindComparison, Item, check_rater, check_ratings, check_verdict, current_verdicts, find_item,
     store_verdicts)
 
 # %% auto #0
-__all__ = ['AnyRatings', 'write_sheet', 'read_sheet']
+__all__ = ['EXCEL_CELL', 'AnyRatings', 'write_sheet', 'read_sheet']
 
 # %% ../../nbs/people/sheets.ipynb #627d8fad
 def _open_items(ratings: BlindComparison) -> list[Item]:
@@ -45,17 +46,33 @@ def _verdict_columns(ratings: BlindComparison) -> list[str]:
     "The columns that a rater fills in."
     return list(ratings.criteria) or ['choice']
 
+# %% ../../nbs/people/sheets.ipynb #31215cde
+EXCEL_CELL = 32_767  # characters; the rest is lost when Excel saves the sheet
+
+def _warn_of_long_texts(file: Path, rows: list[list]) -> None:
+    "Say how many texts are longer than Excel keeps."
+    long = sum(isinstance(cell, str) and len(cell) > EXCEL_CELL for row in rows for cell in row)
+    if not long: return
+    warnings.warn(f'{file.name}: {plural(long, "text")} of more than {EXCEL_CELL:,} characters, of which '
+                  'Excel loses the rest. Open it with another program, or rate in a notebook.', stacklevel=4)
+
 # %% ../../nbs/people/sheets.ipynb #fef8ec4b
 def write_sheet(
     ratings: BlindComparison,  # a comparison
     path: str | os.PathLike,  # a new file, .csv
 ) -> Path:
-    "Write what this rater has not rated yet as a blind sheet, with room for the verdicts."
+    """Write what this rater has not rated yet as a blind sheet, with room for the verdicts.
+
+    Args:
+        ratings: a comparison
+        path: a new file, .csv
+    """
     check_ratings(ratings)
     file, verdicts = _sheet_path(path), _verdict_columns(ratings)
     texts = ['prompt', 'A'] if ratings.criteria else ['prompt', 'A', 'B']
     rows = [[item.id, *(getattr(item, name) or None for name in texts), *[None] * len(verdicts)]
             for item in _open_items(ratings)]
+    _warn_of_long_texts(file, rows)
     try: write_csv(file, ['item', *texts, *verdicts], rows, bom=True, replace=False)
     except FileExistsError:
         raise FTNBError(f'sheet {str(path)!r}', 'it is there already, and may be filled in',
@@ -72,8 +89,9 @@ def _read_lines(path: Path, verdicts: list[str]) -> list[tuple[int, dict[str, st
     except OSError as e:
         raise FTNBError(f'sheet {str(path)!r}', f'it cannot be read: {e}',
                         'Save it as CSV, and give its path.') from e
-    small = lambda name: name.strip().lower()
-    missing = [name for name in ('item', *verdicts) if small(name) not in map(small, table.columns)]
+    small = lambda name: (unescape_cell(name) or '').strip().lower()
+    there = [*map(small, table.columns)]
+    missing = [name for name in ('item', *verdicts) if name.strip().lower() not in there]
     if missing:
         raise FTNBError(f'sheet {str(path)!r}', f'it has no column {" and none ".join(missing)}',
                         'Save the sheet that to_csv wrote as CSV, with its first line.')
@@ -83,15 +101,41 @@ def _read_lines(path: Path, verdicts: list[str]) -> list[tuple[int, dict[str, st
 # %% ../../nbs/people/sheets.ipynb #b2ae219b
 def _plain(text: str) -> str:
     "What encodings, line ends and escapes leave of a text."
-    return re.sub(r'[\W_]|[^\x00-\x7f]', '', text)[:200]
+    return re.sub(r'[\W_]|[^\x00-\x7f]', '', text)[:200].lower()
+
+# %% ../../nbs/people/sheets.ipynb #d23931df
+_NUMBER = re.compile(r'\d+([.,]\d+)?(E\+?\d+)?', re.IGNORECASE)
+
+def _same_number(
+    cell: str,  # as a spreadsheet shows a number, rounded
+    text: str,  # what it may have been
+) -> bool:
+    "Whether a spreadsheet shows this text as this number."
+    if not _NUMBER.fullmatch(cell) or not _NUMBER.fullmatch(text): return False
+    digits = len(re.sub(r'E.*|[.,]', '', cell.upper()))
+    a, b = (float(x.replace(',', '.')) for x in (cell, text))
+    return math.isfinite(b) and f'{a:.{digits - 1}e}' == f'{b:.{digits - 1}e}'
+
+# %% ../../nbs/people/sheets.ipynb #4c218122
+def _item_id(ratings: BlindComparison, cell: str) -> str:
+    "The id in a cell, also where a spreadsheet has made a number of it."
+    if not _NUMBER.fullmatch(cell) or f'x{cell}' in ratings.ids: return cell
+    fits = [id for id in ratings.ids if _same_number(cell, id.removeprefix('x'))]
+    if len(fits) == 1: return fits[0]
+    which = ' or '.join(id.removeprefix('x') for id in fits) or 'no id of this comparison'
+    raise FTNBError(f'item={cell!r}', f'a spreadsheet has made a number of it, from {which}',
+                    'Write the id.')
 
 # %% ../../nbs/people/sheets.ipynb #1df0570c
 def _check_same_texts(item: Item, cells: Mapping[str, str]) -> None:
     "Refuse a line whose texts are not those of its item; a column that is absent says nothing."
     for name, text in (('prompt', item.prompt), ('A', item.A), ('B', item.B or '')):
-        if cells.get(name.lower()) and _plain(cells[name.lower()]) != _plain(text):
-            raise FTNBError(f'text {name} of item {item.id}', 'it is another one than was asked',
-                            'Sort whole rows only.')
+        cell = cells.get(name.lower())
+        if not cell or _plain(cell) == _plain(text) or _same_number(cell, text): continue
+        what, rule = f'text {name} of item {item.id}', 'it is another one than was asked'
+        if looks_like_number(text):
+            rule += f': {text!r} may have become {cell!r} in a spreadsheet; empty this cell'
+        raise FTNBError(what, rule, 'Sort whole rows only.')
 
 # %% ../../nbs/people/sheets.ipynb #d5f0cf86
 def _digit(cell: str) -> int | str:
@@ -101,7 +145,7 @@ def _digit(cell: str) -> int | str:
 # %% ../../nbs/people/sheets.ipynb #5f52c582
 def _line_verdict(ratings: BlindComparison, cells: Mapping[str, str]) -> tuple[str, bool, str | None]:
     "The key, the sides and the verdict of a line; None where it is left empty."
-    key, flipped = find_item(ratings, cells['item'])
+    key, flipped = find_item(ratings, _item_id(ratings, cells['item']))
     _check_same_texts(ratings.item(key, flipped), cells)
     filled = {name: cells[name.strip().lower()] for name in _verdict_columns(ratings)}
     if not any(filled.values()): return key, flipped, None
@@ -137,7 +181,16 @@ def read_sheet(
     path: str | os.PathLike,  # a sheet from `to_csv`, filled in
     rater: str,  # who filled it in
 ) -> AnyRatings:  # as this rater's
-    "Take verdicts over from a sheet: all, or (where a cell cannot be read) none."
+    """Take verdicts over from a sheet: all, or (where a cell cannot be read) none.
+
+    Args:
+        ratings: the comparison that the sheet was made from
+        path: a sheet from `to_csv`, filled in
+        rater: who filled it in
+
+    Returns:
+        as this rater's
+    """
     check_ratings(ratings)
     file, mine = check_path('path', path), replace(ratings, rater=check_rater(rater))
     verdicts = _sheet_verdicts(mine, file)

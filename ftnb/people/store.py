@@ -31,7 +31,13 @@ def connect(
     mode: str = 'rw',  # SQLite's: 'ro' reads, 'rw' also writes, 'rwc' also makes a new file
     write: bool = False,  # take the write lock at once
 ) -> Iterator[sqlite3.Connection]:
-    "A connection for one piece of work; with `write` all of it is stored, or nothing."
+    """A connection for one piece of work; with `write` all of it is stored, or nothing.
+
+    Args:
+        file: the database
+        mode: SQLite's: 'ro' reads, 'rw' also writes, 'rwc' also makes a new file
+        write: take the write lock at once
+    """
     uri = f'{file.resolve().as_uri()}?mode={mode}'
     try:
         db = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
@@ -72,7 +78,18 @@ def _schema_version(file: Path, db: sqlite3.Connection) -> int:
 
 # %% ../../nbs/people/store.ipynb #197f7e81
 class Verdict(NamedTuple):
-    "A line of the table `ratings`."
+    """A line of the table `ratings`.
+
+    Args:
+        n: its number, from 1
+        set_id: of the comparison
+        rater: who gave it
+        item: the key of what was shown
+        flipped: 1: the sides were exchanged
+        choice: None: it was taken back
+        at: when, in UTC
+        seconds: how long it took; None: not known
+    """
     n: int  # its number, from 1
     set_id: str  # of the comparison
     rater: str  # who gave it
@@ -91,7 +108,15 @@ def read_verdicts(
     db: sqlite3.Connection,  # of a prepared file
     file: Path,  # its name, for messages
 ) -> list[Verdict]:  # in the order in which they were given
-    "All verdicts, also those that count no more; refused, if one is not as it was given."
+    """All verdicts, also those that count no more; refused, if one is not as it was given.
+
+    Args:
+        db: of a prepared file
+        file: its name, for messages
+
+    Returns:
+        in the order in which they were given
+    """
     columns, last = ', '.join(Verdict._fields), ''
     lines = db.execute(f'SELECT {columns}, sum FROM ratings ORDER BY n').fetchall()
     kept = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'ratings'").fetchone()
@@ -112,7 +137,13 @@ def add_verdicts(
     file: Path,  # its name, for messages
     verdicts: Sequence[Verdict],  # their numbers are not looked at
 ) -> None:
-    "Add verdicts to a file, with their numbers and checksums."
+    """Add verdicts to a file, with their numbers and checksums.
+
+    Args:
+        db: of a prepared file, for writing
+        file: its name, for messages
+        verdicts: their numbers are not looked at
+    """
     query = 'SELECT n, sum FROM ratings ORDER BY n DESC LIMIT 1'
     n, last = db.execute(query).fetchone() or (0, '')
     for n, verdict in enumerate(verdicts, n + 1):
@@ -123,7 +154,11 @@ def add_verdicts(
 def last_verdicts(
     verdicts: Sequence[Verdict],  # in the order in which they were given
 ) -> list[Verdict]:
-    "Those that count: the last one of each rater on each item, if it was not taken back."
+    """Those that count: the last one of each rater on each item, if it was not taken back.
+
+    Args:
+        verdicts: in the order in which they were given
+    """
     last = {(v.set_id, v.rater, v.item): v for v in verdicts}
     return sorted(v for v in last.values() if v.choice is not None)
 
@@ -131,7 +166,11 @@ def last_verdicts(
 def comparison_id(
     content: dict[str, Any],  # of a comparison
 ) -> str:
-    "A hash of the texts and the criteria."
+    """A hash of the texts and the criteria.
+
+    Args:
+        content: of a comparison
+    """
     identity = [content['criteria'], content['prompts'], sorted(content['outputs'])]
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
 
@@ -139,7 +178,15 @@ def read_sets(
     db: sqlite3.Connection,  # of a prepared file
     file: Path,  # its name, for messages
 ) -> dict[str, dict]:  # id -> content
-    "The comparisons of a file; refused, if one is not as it was begun."
+    """The comparisons of a file; refused, if one is not as it was begun.
+
+    Args:
+        db: of a prepared file
+        file: its name, for messages
+
+    Returns:
+        id -> content
+    """
     sets = {}
     for id, text in db.execute('SELECT id, content FROM sets ORDER BY rowid'):
         try: content = json.loads(text)
@@ -173,7 +220,11 @@ def _keep_copy(file: Path, version: int) -> None:
 def prepare_file(
     file: Path,  # a new file, or one that is there
 ) -> None:
-    "Make a file, or check the one that is there and bring it to the present schema: whole, or not at all."
+    """Make a file, or check the one that is there and bring it to the present schema: whole, or not at all.
+
+    Args:
+        file: a new file, or one that is there
+    """
     what = f'ratings file {str(file)!r}'
     if not file.parent.is_dir():
         raise FTNBError(what, 'its folder does not exist', 'Make the folder, or correct file=...')
@@ -196,21 +247,34 @@ def plural(
     n: int,  # how many
     what: str,  # of what, in the singular
 ) -> str:
-    "A number and its noun: '1 row', '2 rows'."
+    """A number and its noun: '1 row', '2 rows'.
+
+    Args:
+        n: how many
+        what: of what, in the singular
+    """
     return f'{n} {what}{"s" * (n != 1)}'
 
 # %% ../../nbs/people/store.ipynb #c6e95d3a
 def and_list(
     names: Sequence[str],  # one or more
 ) -> str:
-    "Names in a sentence: 'a, b and c'."
+    """Names in a sentence: 'a, b and c'.
+
+    Args:
+        names: one or more
+    """
     return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
 
 # %% ../../nbs/people/store.ipynb #5a5cc9ca
 def overview(
     path: Path,  # a prepared file
 ) -> str:
-    "The comparisons of a file: whose, by which criteria, when each was begun, and how many verdicts there are."
+    """The comparisons of a file: whose, by which criteria, when each was begun, and how many verdicts there are.
+
+    Args:
+        path: a prepared file
+    """
     with connect(path) as db:
         begun = dict(db.execute('SELECT id, at FROM sets'))
         sets, current = read_sets(db, path), last_verdicts(read_verdicts(db, path))

@@ -84,7 +84,11 @@ def _rater_facts(ratings: BlindComparison) -> dict[str, str]:
 def result_facts(
     ratings: BlindComparison,  # a comparison
 ) -> tuple[str, dict[str, str]]:
-    "The title and the facts of a card that tells everything."
+    """The title and the facts of a card that tells everything.
+
+    Args:
+        ratings: a comparison
+    """
     results = _mark_facts(ratings) if ratings.criteria else _win_facts(ratings)
     if not has_verdicts(ratings):
         results = {'result': 'nothing: no verdict counts (skipped, or changed with the order)'}
@@ -95,7 +99,11 @@ def result_facts(
 def card_facts(
     ratings: BlindComparison,  # a comparison
 ) -> tuple[str, dict[str, str]]:
-    "The title and the facts of a card: progress while its rater has something to do, else everything."
+    """The title and the facts of a card: progress while its rater has something to do, else everything.
+
+    Args:
+        ratings: a comparison
+    """
     done, total = ratings.progress
     if done == total or ratings.rater.startswith('lm:'): return result_facts(ratings)
     title, facts = progress_facts(ratings)

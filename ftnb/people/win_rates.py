@@ -50,7 +50,16 @@ def share_interval(
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the drawing
 ) -> tuple[float, float]:  # 95 %, in percent
-    "The interval of a share over rows, exact where each row is plainly won, tied or lost."
+    """The interval of a share over rows, exact where each row is plainly won, tied or lost.
+
+    Args:
+        sums: [rows, 2]: sum of shares (0 to 1) and number of verdicts of each row
+        resamples: bootstrap samples
+        seed: of the drawing
+
+    Returns:
+        95 %, in percent
+    """
     if (plain := _plain_rows(sums)) is not None: return _plain_interval(*plain)
     return _win_test(sums, resamples, seed)[:2]
 
@@ -99,7 +108,16 @@ def win_rate_table(
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # a line a pair: win_rate (%), low, high, counts, p_value
-    "How often one system's answers are preferred to another's, people and judges apart."
+    """How often one system's answers are preferred to another's, people and judges apart.
+
+    Args:
+        ratings: of pairs
+        resamples: bootstrap samples
+        seed: of the bootstrap
+
+    Returns:
+        a line a pair: win_rate (%), low, high, counts, p_value
+    """
     check_rating_kind(ratings, criteria=False)
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     votes = dict(list(pairwise_votes(ratings).groupby(['by', 'a', 'b'])))
@@ -118,7 +136,15 @@ def bradley_terry(
     wins: np.ndarray,  # [systems, systems]: how often the row's was preferred to the column's
     extra: float = 0.,  # added to every cell off the diagonal
 ) -> np.ndarray:  # [systems], log strengths, 0 on average
-    "Strengths from counts of wins (Bradley and Terry 1952), by maximum likelihood."
+    """Strengths from counts of wins (Bradley and Terry 1952), by maximum likelihood.
+
+    Args:
+        wins: [systems, systems]: how often the row's was preferred to the column's
+        extra: added to every cell off the diagonal
+
+    Returns:
+        [systems], log strengths, 0 on average
+    """
     import choix
     strengths = choix.ilsr_pairwise_dense(wins + extra * (1 - np.eye(len(wins))))
     return strengths - strengths.mean()
@@ -171,7 +197,17 @@ def bradley_terry_ranking(
     resamples: int = 200,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # by system, the best first: strength (log odds), low, high, note
-    "Rank systems by the Bradley-Terry model."
+    """Rank systems by the Bradley-Terry model.
+
+    Args:
+        ratings: of pairs
+        by: or a judge: 'lm:...'
+        resamples: bootstrap samples
+        seed: of the bootstrap
+
+    Returns:
+        by system, the best first: strength (log odds), low, high, note
+    """
     check_rating_kind(ratings, criteria=False)
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     rows = _win_rows(ratings, by)

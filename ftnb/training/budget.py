@@ -75,7 +75,17 @@ def token_budget(
     smallest: int = 256,  # tokens to begin with
     packed: bool | None = None,  # packed batches; None: if the model can take them
 ) -> tuple[int, list[Measured]]:  # tokens in a step; what was measured
-    "Measure how many tokens in one forward and backward pass pay."
+    """Measure how many tokens in one forward and backward pass pay.
+
+    Args:
+        lm: the model; it stays as it is
+        data: token rows, not a stream
+        smallest: tokens to begin with
+        packed: packed batches; None: if the model can take them
+
+    Returns:
+        tokens in a step; what was measured
+    """
     measured: list[Measured] = []
     with changing_model(lm, 'token_budget is measuring it'):
         packed = can_pack(lm) if packed is None else packed
@@ -95,7 +105,17 @@ def with_token_budget(
     s: Settings,  # without a number of tokens
     progress: bool,  # say what was measured
 ) -> Settings:  # the same but for `tokens_per_step` and `micro_tokens`
-    "Settings with a measured number of tokens in a step."
+    """Settings with a measured number of tokens in a step.
+
+    Args:
+        lm: the model; it stays as it is
+        data: token rows
+        s: without a number of tokens
+        progress: say what was measured
+
+    Returns:
+        the same but for `tokens_per_step` and `micro_tokens`
+    """
     if data.streamed:
         raise FTNBError("tokens_per_step='auto'", 'a stream cannot be measured beforehand',
                         'Give a number.')

@@ -20,7 +20,11 @@ __all__ = ['MaxSteps', 'Monitor', 'HeldOut', 'Samples', 'EarlyStopping', 'Tracke
 
 # %% ../../nbs/training/callbacks.ipynb #16b246e6
 class MaxSteps(Callback):
-    "End training after a number of steps."
+    """End training after a number of steps.
+
+    Args:
+        steps: optimizer steps, since the run began
+    """
     def __init__(self,
         steps: int,  # optimizer steps, since the run began
     ): self.steps = steps
@@ -32,7 +36,12 @@ class MaxSteps(Callback):
 
 # %% ../../nbs/training/callbacks.ipynb #4d5a3e78
 class Monitor(Callback):
-    "Measure before training, after each epoch, every `every` steps, at the end: `.records`."
+    """Measure before training, after each epoch, every `every` steps, at the end: `.records`.
+
+    Args:
+        measure: what is to be known of the model as it is now
+        every: steps between measurements, besides those after epochs
+    """
     def __init__(self,
         measure: Callable[[], Any],  # what is to be known of the model as it is now
         every: int | None = None,  # steps between measurements, besides those after epochs
@@ -41,7 +50,11 @@ class Monitor(Callback):
         self.records: list[tuple[int, Any]] = []   # (step, what was measured then)
 
     def record(self, learner: Learner) -> None:
-        "Measure, unless that has been done after this very step."
+        """Measure, unless that has been done after this very step.
+
+        Args:
+            learner: Learner
+        """
         if self.records and self.records[-1][0] == learner.step: return
         self.records.append((learner.step, self.measure()))
 
@@ -69,7 +82,12 @@ class Samples(Monitor):
 
 # %% ../../nbs/training/callbacks.ipynb #718099be
 class EarlyStopping(Callback):
-    "End training when a held-out loss has stopped falling; put the best weights back at the end."
+    """End training when a held-out loss has stopped falling; put the best weights back at the end.
+
+    Args:
+        held_out: a callback that comes before this one
+        patience: measurements without a better loss
+    """
     def __init__(self,
         held_out: Monitor,  # a callback that comes before this one
         patience: int,  # measurements without a better loss
@@ -79,7 +97,11 @@ class EarlyStopping(Callback):
         self.weights: dict[str, torch.Tensor] = {}   # of that step, by name
 
     def keep_best(self, learner: Learner) -> None:
-        "Copy the weights if the loss that was measured just now is the best one."
+        """Copy the weights if the loss that was measured just now is the best one.
+
+        Args:
+            learner: Learner
+        """
         if not self.held_out.records or self.held_out.records[-1][0] != learner.step: return
         step, loss = self.held_out.records[-1]
         if self.best and not loss < self.best[1]: return
@@ -102,7 +124,11 @@ class EarlyStopping(Callback):
 
     @torch.no_grad()
     def restore(self, learner: Learner) -> None:
-        "Put the best weights back."
+        """Put the best weights back.
+
+        Args:
+            learner: Learner
+        """
         with model_lock(learner.model):
             for name, p in trainable_parameters(learner.model).items(): p.copy_(self.weights[name])
 
@@ -118,7 +144,14 @@ class EarlyStopping(Callback):
 
 # %% ../../nbs/training/callbacks.ipynb #52387f15
 class Tracker(Callback):
-    "Log losses, held-out losses, learning rate and tokens to a tracker of the accelerate library."
+    """Log losses, held-out losses, learning rate and tokens to a tracker of the accelerate library.
+
+    Args:
+        kind: 'tensorboard', 'trackio', 'wandb', 'mlflow' ...
+        name: of the run (for most trackers: of the project)
+        folder: for trackers that write files
+        **options: more for the tracker
+    """
     def __init__(self,
         kind: str,  # 'tensorboard', 'trackio', 'wandb', 'mlflow' ...
         name: str = 'ftnb',  # of the run (for most trackers: of the project)
@@ -186,7 +219,14 @@ class Controls(Callback):
     def ask(self,
         function: Callable[[], Any],  # called in the training thread, between two steps
     ) -> Future:  # its result
-        "Have something done between two steps (at once, if the run is over)."
+        """Have something done between two steps (at once, if the run is over).
+
+        Args:
+            function: called in the training thread, between two steps
+
+        Returns:
+            its result
+        """
         future: Future = Future()
         self.requests.put((function, future))
         if self.ended: self.serve()
@@ -219,7 +259,11 @@ class Controls(Callback):
 def numerics(
     device: torch.device,  # where a model computes
 ) -> dict[str, Any]:
-    "What the last bits of a computation depend on."
+    """What the last bits of a computation depend on.
+
+    Args:
+        device: where a model computes
+    """
     cpu = torch.backends.cpu.get_cpu_capability()
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{device.type} ({cpu})'
     return {'threads': torch.get_num_threads(), 'torch': str(torch.__version__), 'device': name}
@@ -249,7 +293,11 @@ class SameMachine(Callback):
 def check_callbacks(
     callbacks: Any,  # a callback, or a list or tuple of them
 ) -> list:
-    "Callbacks as a list; a class, or what has none of the methods, is refused."
+    """Callbacks as a list; a class, or what has none of the methods, is refused.
+
+    Args:
+        callbacks: a callback, or a list or tuple of them
+    """
     given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
     methods = [name for name in vars(Callback) if not name.startswith('_')]
     for c in given:

@@ -76,7 +76,12 @@ def save_state(
     learner: Learner,  # between two steps
     folder: Path,  # an empty folder
 ) -> None:
-    "Write all that the next step depends on, see that it can be read, and list the checksums."
+    """Write all that the next step depends on, see that it can be read, and list the checksums.
+
+    Args:
+        learner: between two steps
+        folder: an empty folder
+    """
     learner.collect_losses()
     trained = trainable_parameters(learner.model)
     weights = {name: p.detach().contiguous() for name, p in trained.items()}
@@ -106,7 +111,12 @@ def load_state(
     learner: Learner,  # made as the one that was saved
     checkpoint: Path,  # a folder that `save_state` has filled
 ) -> None:
-    "Be where the saved learner was."
+    """Be where the saved learner was.
+
+    Args:
+        learner: made as the one that was saved
+        checkpoint: a folder that `save_state` has filled
+    """
     _load_weights(learner.model, checkpoint)
     state = torch.load(checkpoint / 'state.pt', weights_only=True, map_location=learner.device)
     learner.optimizer.load_state_dict(state['optimizer'])
@@ -121,7 +131,11 @@ def load_state(
 def checkpoints_in(
     folder: str | Path,  # where a run keeps its checkpoints
 ) -> list[Path]:
-    "The checkpoints in a folder, newest first; `step-best`, say, is none."
+    """The checkpoints in a folder, newest first; `step-best`, say, is none.
+
+    Args:
+        folder: where a run keeps its checkpoints
+    """
     found = {p: re.fullmatch(r'step-(\d+)', p.name) for p in Path(folder).glob('step-*')}
     steps = {p: int(name[1]) for p, name in found.items() if name}
     return sorted(steps, key=steps.__getitem__, reverse=True)
@@ -130,7 +144,11 @@ def checkpoints_in(
 def newest_checkpoint(
     folder: str | Path,  # where a run keeps its checkpoints
 ) -> Path:
-    "The newest checkpoint that is whole; a warning tells of damaged ones."
+    """The newest checkpoint that is whole; a warning tells of damaged ones.
+
+    Args:
+        folder: where a run keeps its checkpoints
+    """
     seen = checkpoints_in(folder)
     for checkpoint in seen:
         if not (problem := find_damage(checkpoint)): return checkpoint
@@ -145,7 +163,14 @@ def newest_checkpoint(
 def newest_weights(
     folder: str | Path,  # where a run keeps its checkpoints
 ) -> dict[str, torch.Tensor]:  # of the parameters that are trained, by name
-    "The weights of the newest checkpoint that is whole, also while the run goes on and deletes older ones."
+    """The weights of the newest checkpoint that is whole, also while the run goes on and deletes older ones.
+
+    Args:
+        folder: where a run keeps its checkpoints
+
+    Returns:
+        of the parameters that are trained, by name
+    """
     newest = newest_checkpoint(folder)
     try: return load_file(newest / 'weights.safetensors')
     except OSError:
@@ -154,7 +179,13 @@ def newest_weights(
 
 # %% ../../nbs/training/checkpoints.ipynb #809390db
 class Checkpoint(Callback):
-    "Write a checkpoint every `every` steps and at the end, and keep the newest `keep`."
+    """Write a checkpoint every `every` steps and at the end, and keep the newest `keep`.
+
+    Args:
+        folder: where they go, as `step-00000100` ...
+        every: steps; None: not known yet
+        keep: how many are kept; older ones are deleted once a new one is safe
+    """
     def __init__(self,
         folder: str | Path,  # where they go, as `step-00000100` ...
         every: int | None = None,  # steps; None: not known yet
@@ -180,7 +211,11 @@ class Checkpoint(Callback):
     def name(self, learner: Learner) -> str: return f'step-{learner.step:08}'
 
     def write(self, learner: Learner) -> None:
-        "Write a checkpoint; if the disk is full, say so, and train on."
+        """Write a checkpoint; if the disk is full, say so, and train on.
+
+        Args:
+            learner: Learner
+        """
         try:
             with model_lock(learner.model), atomic_folder(path := self.folder / self.name(learner)) as new:
                 save_state(learner, new)
@@ -198,7 +233,11 @@ class Checkpoint(Callback):
             if not _notes_in(old): shutil.rmtree(old, ignore_errors=True)
 
     def is_written(self, learner: Learner) -> bool:
-        "Whether the newest checkpoint is what the model is now."
+        """Whether the newest checkpoint is what the model is now.
+
+        Args:
+            learner: Learner
+        """
         if not self.path or self.path.name != self.name(learner) or learner.ended_early: return False
         try: kept = load_file(self.path / 'weights.safetensors')
         except Exception: return False   # the disk does not give it back

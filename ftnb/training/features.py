@@ -22,7 +22,14 @@ __all__ = ['count_frozen_blocks', 'CachedFeatures']
 def count_frozen_blocks(
     model: torch.nn.Module,  # a transformers causal language model
 ) -> int:  # 0 if something is trained in the lowest block, or before it
-    "How many of the lowest blocks never change in training, nor does what comes before them."
+    """How many of the lowest blocks never change in training, nor does what comes before them.
+
+    Args:
+        model: a transformers causal language model
+
+    Returns:
+        0 if something is trained in the lowest block, or before it
+    """
     try: blocks = transformer_blocks(model)
     except FTNBError: return 0
     inside = {id(p) for block in blocks for p in block.parameters()}
@@ -34,7 +41,13 @@ def count_frozen_blocks(
 
 # %% ../../nbs/training/features.ipynb #3aa3bb9e
 class CachedFeatures:
-    "What the frozen lower blocks of a model make of each row, computed once."
+    """What the frozen lower blocks of a model make of each row, computed once.
+
+    Args:
+        lm: a decoder-only model that can be packed
+        rows: token rows
+        micro_tokens: most tokens in a forward pass
+    """
     def __init__(self,
         lm: LM,  # a decoder-only model that can be packed
         rows: Any,  # token rows
@@ -51,7 +64,14 @@ class CachedFeatures:
     def compute(self,
         batch: PackedBatch,  # rows, packed
     ) -> list[torch.Tensor]:  # [tokens, hidden] of each row, on the CPU
-        "What reaches the first trained block."
+        """What reaches the first trained block.
+
+        Args:
+            batch: rows, packed
+
+        Returns:
+            [tokens, hidden] of each row, on the CPU
+        """
         with eval_mode(self.lm), compute_context(self.lm, packed=True):   # nobody else meets the hook
             hook = self.blocks[self.first].register_forward_pre_hook(_stop_here, with_kwargs=True)
             try: hidden_states(self.lm.model, batch.to(self.lm.device))
@@ -63,7 +83,11 @@ class CachedFeatures:
     def replacing(self,
         batch: PackedBatch,  # it knows the numbers of its rows
     ) -> Iterator[None]:
-        "Have the features take the place of the frozen blocks inside the block of code."
+        """Have the features take the place of the frozen blocks inside the block of code.
+
+        Args:
+            batch: it knows the numbers of its rows
+        """
         features = torch.cat([self.features[i] for i in batch.rows])[None].to(self.lm.device)
         def hand_in(block, args, kwargs):
             if args: return (features, *args[1:]), kwargs
@@ -81,13 +105,26 @@ class CachedFeatures:
         batch: PackedBatch,  # it knows the numbers of its rows
         smoothing: float = 0.,  # label smoothing
     ) -> torch.Tensor:  # the sum of nats over its targets
-        "As `packed_loss`, without the frozen blocks."
+        """As `packed_loss`, without the frozen blocks.
+
+        Args:
+            model: the model that the features are of
+            batch: it knows the numbers of its rows
+            smoothing: label smoothing
+
+        Returns:
+            the sum of nats over its targets
+        """
         with self.replacing(batch): return packed_loss(model, batch, smoothing)
 
     def exact(self,
         rows: Any,  # the token rows
     ) -> bool:
-        "Whether the loss of some rows is the same with the features and without them."
+        """Whether the loss of some rows is the same with the features and without them.
+
+        Args:
+            rows: the token rows
+        """
         numbers = range(min(3, len(rows)))
         batch = pack([rows[i] for i in numbers], numbers).to(self.lm.device)
         with torch.no_grad(), eval_mode(self.lm), compute_context(self.lm, packed=True):

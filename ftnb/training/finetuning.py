@@ -52,7 +52,41 @@ def finetune(
     progress: bool = True,  # show what is going on
     background: bool = False,  # return at once; the run goes on in a thread, see `Run`: pause, stop, say, wait
 ) -> Run:  # `.lm` is the same model, `.losses`, `.tokens_per_s`, `.status` ...
-    "Fine-tune a model on encoded rows. ■ or Ctrl-C keeps the model as far as it got; `resume` goes on with it."
+    """Fine-tune a model on encoded rows. ■ or Ctrl-C keeps the model as far as it got; `resume` goes on with it.
+
+    Args:
+        lm: the model; it is trained in place
+        data: token rows from `encode`
+        epochs: how often every row is used
+        lr: the highest learning rate; None: 5e-5, with an adapter 2e-4
+        batch_size: rows in an optimizer step
+        lora: train an adapter of this rank (8, say), or a `peft.LoraConfig`, and leave the weights alone
+        frozen: freeze the embeddings and so many of the lowest blocks (`lm.model.requires_grad_()` frees
+            them)
+        tokens_per_step: fill a step to this many tokens instead; 'auto': measure what pays
+        max_steps: so many optimizer steps at most; a stream is read again until they are done
+        micro_tokens: most tokens in a forward pass; halved if memory runs out (dropout: other masks)
+        optimizer: or 'adafactor', 'sgd'; with torchao 'adamw8bit', 'adamw4bit', 'adamwfp8'
+        schedule: 'linear', 'cosine', 'constant' or another one of `SCHEDULES`
+        warmup: share of the steps in which the learning rate rises
+        weight_decay: the optimizer's, for matrices
+        label_smoothing: share of each target that is spread over all tokens
+        clip: largest norm of the gradient; None: no limit
+        valid_every: steps between held-out losses (and samples), besides those after each epoch
+        patience: end when so many held-out losses were no better than the best; keep the best weights
+        samples: prompts that the model continues as it learns
+        checkpoint: folder for checkpoints, from which `resume` goes on
+        checkpoint_every: steps between checkpoints; None: ten in a run
+        recompute: compute activations twice to save memory; 'auto': if a row does not fit otherwise
+        compile: torch.compile the model: minutes before the first step, pays in long runs on a GPU
+        seed: of the order of the rows, of dropout, of an adapter's first values
+        callbacks: more callbacks, for this run
+        progress: show what is going on
+        background: return at once; the run goes on in a thread, see `Run`: pause, stop, say, wait
+
+    Returns:
+        `.lm` is the same model, `.losses`, `.tokens_per_s`, `.status` ...
+    """
     s, lora, frozen = check_options(lm, data, dict(
         epochs=epochs, lr=lr, batch_size=batch_size, lora=lora, frozen=frozen, tokens_per_step=tokens_per_step,
         max_steps=max_steps, micro_tokens=micro_tokens, optimizer=optimizer, schedule=schedule, warmup=warmup,

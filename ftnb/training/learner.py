@@ -23,12 +23,32 @@ class TrainingBatch(Protocol):
     def supervised(self) -> int: "How many targets it has."
     @property
     def lengths(self) -> Sequence[int]: "The lengths of its documents."
-    def to(self, device: torch.device) -> Any: "The same batch on a device."
+    def to(self, device: torch.device) -> Any:
+        """The same batch on a device.
+
+        Args:
+            device: torch.device
+        """
     def halves(self) -> list: "The same batch in two, or alone in a list if that cannot be."
 
 # %% ../../nbs/training/learner.ipynb #836b3a7f
 class Learner:
-    "The training loop."
+    """The training loop.
+
+    Args:
+        model: what is trained, in place
+        steps: (epoch, skip) -> steps
+        loss: (model, batch) -> summed loss
+        optimizer: torch.optim.Optimizer
+        schedule: a torch learning-rate scheduler, stepped after every step
+        clip: largest norm of the gradient; None: no limit
+        callbacks: kept for every fit
+        on_out_of_memory: frees memory; False: there is none
+        seed: each step draws (for dropout) from this and its own number alone
+        context: makes the context of a gradient
+        scaler: a torch GradScaler, for float16
+        compiled: the loss is compiled code
+    """
     def __init__(self,
         model: torch.nn.Module,  # what is trained, in place
         steps: Callable[[int, int], Iterable[Sequence[TrainingBatch]]],  # (epoch, skip) -> steps
@@ -80,7 +100,11 @@ class Learner:
     def say_unprotected(self,
         own: Randomness,  # of a step that was watched
     ) -> None:
-        "Warn of operations whose random numbers are not the run's own."
+        """Warn of operations whose random numbers are not the run's own.
+
+        Args:
+            own: of a step that was watched
+        """
         names = ', '.join(sorted(own.unprotected))
         own.unprotected.clear()
         warnings.warn(f'this model draws random numbers where they cannot be replaced ({names}): what other threads '
@@ -89,7 +113,14 @@ class Learner:
     def gradient(self,
         batches: Sequence[TrainingBatch],  # of one step
     ) -> torch.Tensor:  # the step's mean loss per target, on the device
-        "Compute the gradient of a step, batch by batch."
+        """Compute the gradient of a step, batch by batch.
+
+        Args:
+            batches: of one step
+
+        Returns:
+            the step's mean loss per target, on the device
+        """
         targets, total = sum(b.supervised for b in batches), torch.zeros((), device=self.device)
         with self.step_seed():
             for batch in batches:
@@ -108,7 +139,11 @@ class Learner:
     def load_state_dict(self,
         state: dict,  # what `state_dict` gave
     ) -> None:
-        "Be as far as `state` says."
+        """Be as far as `state` says.
+
+        Args:
+            state: what `state_dict` gave
+        """
         for name in ('step', 'epoch', 'epoch_step', 'tokens'): setattr(self, name, state[name])
         if not self.schedule: return
         self.schedule.load_state_dict(state['schedule'])
@@ -124,7 +159,13 @@ class Learner:
         batches: Sequence[TrainingBatch],  # of the step
         state: dict,  # how far training was before it
     ) -> None:
-        "Find out whether loss and gradient are finite: now, or while the next step is computed."
+        """Find out whether loss and gradient are finite: now, or while the next step is computed.
+
+        Args:
+            loss: of the step, on the device
+            batches: of the step
+            state: how far training was before it
+        """
         norm = self.gradient_norm()
         good = loss.isfinite() if self.scaler else loss.isfinite() & norm.isfinite()
         bad = (~good).float()
@@ -138,14 +179,24 @@ class Learner:
     def collect_losses(self,
         waiting: int = 0,  # how many may still be on their way
     ) -> None:
-        "Take note of the losses that have come, except for the last `waiting`."
+        """Take note of the losses that have come, except for the last `waiting`.
+
+        Args:
+            waiting: how many may still be on their way
+        """
         while len(self.pending) > waiting:
             loss, norm, bad = (first := self.pending.pop(0)).get()
             if bad: raise self.not_finite(loss, norm, first)
             self.losses.append(loss)
 
     def not_finite(self, loss: float, norm: float, pending: _PendingLoss) -> NotFinite:
-        "Go back to before a step whose loss or gradient is not finite; return the error to raise."
+        """Go back to before a step whose loss or gradient is not finite; return the error to raise.
+
+        Args:
+            loss: float
+            norm: float
+            pending: _PendingLoss
+        """
         self.pending.clear()
         if self.runs_ahead: del self.optimizer.found_inf   # the next step is judged by itself
         self.load_state_dict(pending.state)
@@ -161,7 +212,12 @@ class Learner:
         return self.losses[-1] if self.losses else math.nan
 
     def half_updated(self, error: Exception, before: dict) -> FTNBError:
-        "Take a step back that failed while it changed the weights; return the error to raise."
+        """Take a step back that failed while it changed the weights; return the error to raise.
+
+        Args:
+            error: Exception
+            before: dict
+        """
         (self.pending or self.losses).pop()
         self.load_state_dict(before)
         self.broken = True
@@ -174,7 +230,12 @@ class Learner:
         loss: torch.Tensor,  # what `gradient` gave
         batches: Sequence[TrainingBatch],  # of the step
     ) -> None:
-        "Change the weights, unless loss or gradient are not finite."
+        """Change the weights, unless loss or gradient are not finite.
+
+        Args:
+            loss: what `gradient` gave
+            batches: of the step
+        """
         if self.scaler: self.scaler.unscale_(self.optimizer)
         before = self.state_dict()
         self.check_finite(loss, batches, before)
@@ -215,7 +276,11 @@ class Learner:
     def __call__(self,
         moment: str,  # the name of a `Callback` method
     ) -> None:
-        "Let every callback know of a moment."
+        """Let every callback know of a moment.
+
+        Args:
+            moment: the name of a `Callback` method
+        """
         for callback in self.callbacks:
             if hasattr(callback, moment): getattr(callback, moment)(self)
 
@@ -253,7 +318,15 @@ class Learner:
         epochs: int = 1,  # in all: a run that has done some goes on until there are so many
         callbacks: Sequence[Any] = (),  # for this call only
     ) -> Learner:  # the same
-        "Train until `epochs` are done, from wherever it is; ■ or Ctrl-C ends it."
+        """Train until `epochs` are done, from wherever it is; ■ or Ctrl-C ends it.
+
+        Args:
+            epochs: in all: a run that has done some goes on until there are so many
+            callbacks: for this call only
+
+        Returns:
+            the same
+        """
         permanent, training = self.callbacks, self.model.training
         self.callbacks, self.status = [*permanent, *callbacks], 'running'
         self.ended_early = False
@@ -304,16 +377,51 @@ def _split(batches: Sequence, token_limit: int) -> list:
 # %% ../../nbs/training/learner.ipynb #97fa9a6b
 class Callback:
     "Called at moments of training. Override what you need; raise `StopTraining` to end it."
-    def before_fit(self, learner: Learner) -> None: "Before the first step."
-    def before_step(self, learner: Learner) -> None: "Before the step of `learner.batches`."
-    def after_step(self, learner: Learner) -> None: "After step number `learner.step`."
-    def after_epoch(self, learner: Learner) -> None: "After every batch was used once."
-    def after_pause(self, learner: Learner) -> None: "When a run that was asked to pause does so."
-    def after_fit(self, learner: Learner) -> None: "At the end, of whatever `learner.status`."
+    def before_fit(self, learner: Learner) -> None:
+        """Before the first step.
+
+        Args:
+            learner: Learner
+        """
+    def before_step(self, learner: Learner) -> None:
+        """Before the step of `learner.batches`.
+
+        Args:
+            learner: Learner
+        """
+    def after_step(self, learner: Learner) -> None:
+        """After step number `learner.step`.
+
+        Args:
+            learner: Learner
+        """
+    def after_epoch(self, learner: Learner) -> None:
+        """After every batch was used once.
+
+        Args:
+            learner: Learner
+        """
+    def after_pause(self, learner: Learner) -> None:
+        """When a run that was asked to pause does so.
+
+        Args:
+            learner: Learner
+        """
+    def after_fit(self, learner: Learner) -> None:
+        """At the end, of whatever `learner.status`.
+
+        Args:
+            learner: Learner
+        """
     def state_dict(self) -> dict:
         "What must be known to go on in another process."
         return {}
-    def load_state_dict(self, state: dict) -> None: "Go on from what `state_dict` gave."
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` gave.
+
+        Args:
+            state: dict
+        """
 
 # %% ../../nbs/training/learner.ipynb #8dd6e596
 class StopTraining(Exception):

@@ -8,7 +8,7 @@ import atexit, threading, weakref
 from collections.abc import Callable
 from typing import Any
 from ..core.errors import FTNBError
-from ..core.display import in_notebook, text_html
+from ..core.display import direct_inputs, in_notebook, text_html
 from ..models.lm import begin_training
 from ..generation.writing import generate
 from .runs import Run, background_controls, fit_run, let_go
@@ -27,7 +27,14 @@ def _stop_at_exit(run: Callable[[], Run | None]) -> None:
 def fit_in_background(
     run: Run,  # with `controls`
 ) -> Run:  # the same, at once
-    "Have a thread train."
+    """Have a thread train.
+
+    Args:
+        run: with `controls`
+
+    Returns:
+        the same, at once
+    """
     begin_training(run.lm, run, 'a run in the background is training it')
     run.learner.status = 'running'
     run.done.clear()
@@ -79,7 +86,14 @@ def _ask(run: Run, prompt: str, reply: Any) -> None:
 def control_panel(
     run: Run,  # in the background
 ) -> Any:  # an ipywidgets box; its last part is what the model said
-    "Buttons for a run: pause, go on, stop, and a line to have the model say something now."
+    """Buttons for a run: pause, go on, stop, and a line to have the model say something now.
+
+    Args:
+        run: in the background
+
+    Returns:
+        an ipywidgets box; its last part is what the model said
+    """
     import ipywidgets as w
     prompt = w.Text(placeholder='a prompt', layout=w.Layout(width='280px'))
     prompt.add_class('ftnb-control')
@@ -89,7 +103,7 @@ def control_panel(
              _button('stop', 'stop', 'end; resume(run) goes on', run.stop), prompt,
              _button('say it', '', 'continue the prompt now',
                      lambda: _ask(run, prompt.value, reply))]
-    return w.VBox([w.HBox(parts, layout=w.Layout(flex_flow='row wrap')), reply])
+    return w.VBox([w.HBox([*parts, direct_inputs(prompt)], layout=w.Layout(flex_flow='row wrap')), reply])
 
 # %% ../../nbs/training/panel.ipynb #9a98c1fd
 def _show_panel(run: Run) -> Callable[[], None]:

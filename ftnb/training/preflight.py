@@ -58,7 +58,19 @@ def _take(learner: Learner, steps: Steps, plan: Sequence[Sequence[Sequence[int]]
 # %% ../../nbs/training/preflight.ipynb #12d5b620
 @dataclass(repr=False)
 class Preflight(Card):
-    "What a run will take."
+    """What a run will take.
+
+    Args:
+        steps: optimizer steps of the whole run
+        tokens: in the whole run
+        tokens_per_s: in ordinary steps
+        peak: bytes: the most that was in use
+        free: bytes that are left beside it
+        longest: tokens of the longest training row
+        longest_valid: tokens of the longest held-out row; 0: there is none
+        halved: tokens that fit into memory at a time; None: `micro_tokens` do
+        packed: batches without padding
+    """
     steps: int  # optimizer steps of the whole run
     tokens: int  # in the whole run
     tokens_per_s: float  # in ordinary steps
@@ -107,7 +119,16 @@ def preflight(
     data: Encoded,  # token rows from `encode`, not a stream
     **settings: Any,  # as for `finetune`
 ) -> Preflight:  # shows itself in a cell
-    "Try one real step on the longest rows: memory, tokens a second, time."
+    """Try one real step on the longest rows: memory, tokens a second, time.
+
+    Args:
+        lm: the model; it stays as it is
+        data: token rows from `encode`, not a stream
+        **settings: as for `finetune`
+
+    Returns:
+        shows itself in a cell
+    """
     with _trial_run(lm, data, settings) as run:
         learner, steps = run.learner, Steps(data, run.settings, run.packed)
         _set_rate(learner, 0.)
@@ -164,7 +185,13 @@ def _losses_at(run: Run, rates: Sequence[float]) -> list[float]:
 # %% ../../nbs/training/preflight.ipynb #202477e0
 @dataclass(repr=False)
 class LearningRates(Card):
-    "The losses at rising learning rates, and a suggestion."
+    """The losses at rising learning rates, and a suggestion.
+
+    Args:
+        lr: the suggestion
+        rates: that were tried, rising
+        losses: smoothed, one for each rate: nats per target token
+    """
     lr: float  # the suggestion
     rates: list[float]  # that were tried, rising
     losses: list[float]  # smoothed, one for each rate: nats per target token
@@ -199,7 +226,19 @@ def find_lr(
     steps: int = 60,  # how many rates are tried
     **settings: Any,  # as for `finetune`: lora=8, batch_size ...
 ) -> LearningRates:  # `.lr` is the suggestion
-    "Try rising learning rates, and suggest one."
+    """Try rising learning rates, and suggest one.
+
+    Args:
+        lm: the model; it stays as it is
+        data: token rows from `encode`, not a stream
+        low: the first rate
+        high: the last one, if the loss does not explode before
+        steps: how many rates are tried
+        **settings: as for `finetune`: lora=8, batch_size ...
+
+    Returns:
+        `.lr` is the suggestion
+    """
     check_number('high', high, 1e-12, whole=False)
     check_number('low', low, 1e-12, high, whole=False)
     check_number('steps', steps, 10)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import html, time
 from collections.abc import Sequence
-from ..core.display import StatusLine, format_seconds, loss_curve
+from ..core.display import StatusLine, directed, format_seconds, loss_curve
 from ..core.machine import memory_in_use
 from .learner import Callback, Learner
 from .callbacks import Monitor
@@ -28,7 +28,7 @@ def _texts(step: int, texts: Sequence[str]) -> str:
     style = ('white-space:pre-wrap;overflow-wrap:anywhere;max-width:720px;'
              'border-left:3px solid rgba(128,128,128,.4);padding-left:8px;margin:4px 0')
     title = f'<small>written after step {step}</small>'
-    return ''.join(f'<div style="{style}">{title}\n{html.escape(text)}</div>' for text in texts)
+    return ''.join(f'<div style="{style}">{title}{directed(text)}</div>' for text in texts)
 
 # %% ../../nbs/training/progress.ipynb #641da06c
 def live_view(
@@ -37,14 +37,32 @@ def live_view(
     picture: str = '',  # SVG
     samples: Sequence[tuple[int, Sequence[str]]] = (),  # (step, texts); first and last are shown
 ) -> str:  # HTML, every text escaped
-    "A run as a small page."
+    """A run as a small page.
+
+    Args:
+        line: what is happening
+        share: of the work that is done, 0 to 1
+        picture: SVG
+        samples: (step, texts); first and last are shown
+
+    Returns:
+        HTML, every text escaped
+    """
     ends = dict([*samples[:1], *samples[-1:]])
     texts = ''.join(_texts(step, texts) for step, texts in ends.items())
     return f'<div>{html.escape(line)}{_bar(share)}{picture}{texts}</div>'
 
 # %% ../../nbs/training/progress.ipynb #a77c76ff
 class Progress(Callback):
-    "Steps, loss, tokens a second, memory, time left; in a notebook with a picture."
+    """Steps, loss, tokens a second, memory, time left; in a notebook with a picture.
+
+    Args:
+        total_steps: steps in the whole run
+        total_tokens: tokens in the whole run; None: unknown
+        quiet: measure, but show nothing
+        held_out: held-out losses for the picture
+        samples: texts to show
+    """
     def __init__(self,
         total_steps: int,  # steps in the whole run
         total_tokens: int | None,  # tokens in the whole run; None: unknown
@@ -61,16 +79,29 @@ class Progress(Callback):
         self.added = 0   # steps whose held-out loss or texts have a line of their own
 
     def share_done(self, learner: Learner) -> float:
-        "How much of the run is done, 0 to 1."
+        """How much of the run is done, 0 to 1.
+
+        Args:
+            learner: Learner
+        """
         if self.total_tokens: return learner.tokens / self.total_tokens
         return learner.step / self.total_steps
 
     def rate(self, learner: Learner) -> float:
-        "Tokens a second so far."
+        """Tokens a second so far.
+
+        Args:
+            learner: Learner
+        """
         return learner.tokens / self.seconds if self.seconds else 0.
 
     def summary(self, learner: Learner, time_left: str) -> str:
-        "How far it has come, in a line."
+        """How far it has come, in a line.
+
+        Args:
+            learner: Learner
+            time_left: str
+        """
         steps = f'{learner.step:,} of {self.total_steps:,}'
         steps = f'step {steps}' if learner.status == 'running' else f'{learner.status}: {steps} steps'
         memory = memory_in_use(learner.device) / 2**30
@@ -78,14 +109,23 @@ class Progress(Callback):
         return f'{steps}, {numbers}, {time_left}'
 
     def view(self, learner: Learner, time_left: str) -> str:
-        "The live view, as HTML."
+        """The live view, as HTML.
+
+        Args:
+            learner: Learner
+            time_left: str
+        """
         held_out = self.held_out.records if self.held_out else ()
         samples = self.samples.records if self.samples else ()
         picture = loss_curve(learner.losses, held_out)
         return live_view(self.summary(learner, time_left), self.share, picture, samples)
 
     def show(self, learner: Learner) -> None:
-        "Show how far it has come, unless that was done a moment ago."
+        """Show how far it has come, unless that was done a moment ago.
+
+        Args:
+            learner: Learner
+        """
         if not self.line.due: return
         now = time.perf_counter()
         began, share_then = self.start or (now, self.share)

@@ -196,7 +196,16 @@ def resume(
     progress: bool = True,  # show what is going on
     background: bool = False,  # return at once
 ) -> Run:
-    "Go on with a run, from its last step or its newest good checkpoint, bit for bit."
+    """Go on with a run, from its last step or its newest good checkpoint, bit for bit.
+
+    Args:
+        run: a run that was interrupted, or the folder of its checkpoints
+        lm: the model; only if it cannot be had again by itself
+        data: the rows; only for a stream
+        callbacks: callbacks of your own, instead of those given before
+        progress: show what is going on
+        background: return at once
+    """
     if not isinstance(run, Run):
         return _continue_folder(run, lm, data, callbacks, progress, background)
     if run.thread and not run.done.is_set():
@@ -210,7 +219,11 @@ def resume(
 def load_checkpoint(
     folder: str | Path,  # of a run's checkpoints
 ) -> LM:
-    "The model as the newest good checkpoint has it."
+    """The model as the newest good checkpoint has it.
+
+    Args:
+        folder: of a run's checkpoints
+    """
     path, facts = read_run_folder(folder)
     with read_errors(f'folder {str(path)!r}'):
         weights, lm = newest_weights(path), _restored_lm(path / 'run', facts, None)

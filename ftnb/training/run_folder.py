@@ -30,7 +30,15 @@ def locked_folder(
     folder: Path,  # of a run
     every: int | None,  # steps between checkpoints
 ) -> Iterator[Checkpoint]:  # that will write there
-    "Hold the lock of a folder; when the block is done, the run has it, unless the block failed."
+    """Hold the lock of a folder; when the block is done, the run has it, unless the block failed.
+
+    Args:
+        folder: of a run
+        every: steps between checkpoints
+
+    Yields:
+        that will write there
+    """
     checkpointer = Checkpoint(folder, every)
     checkpointer.claim()
     try: yield checkpointer
@@ -42,7 +50,15 @@ def new_run_folder(
     folder: str | Path | None,  # where checkpoints will go; it is made if it is not there
     every: int | None = None,  # steps between checkpoints
 ) -> Iterator[Checkpoint | None]:  # that will write there; None: no folder was named
-    "The folder of a new run, locked; one that has a run is refused."
+    """The folder of a new run, locked; one that has a run is refused.
+
+    Args:
+        folder: where checkpoints will go; it is made if it is not there
+        every: steps between checkpoints
+
+    Yields:
+        that will write there; None: no folder was named
+    """
     if folder is None: yield None; return
     given = f'checkpoint={str(folder)!r}'
     path = check_path('checkpoint', folder).expanduser()
@@ -109,7 +125,11 @@ def _write_model(lm: LM, facts: dict, new: Path) -> None:
 def first_row(
     data: Encoded,  # a stream
 ) -> str:
-    "A hash of the first row of a stream, as it was before it was encoded."
+    """A hash of the first row of a stream, as it was before it was encoded.
+
+    Args:
+        data: a stream
+    """
     data.set_epoch(0)
     return xxhash.xxh3_64_hexdigest(repr(next(iter(data.source), None)).encode())
 
@@ -119,7 +139,13 @@ def write_run_folder(
     data: Encoded,  # its rows
     folder: Path,  # for its checkpoints; this goes into `run` there
 ) -> None:
-    "Write what a run begins with; it appears whole or not at all."
+    """Write what a run begins with; it appears whole or not at all.
+
+    Args:
+        run: one that is ready to begin
+        data: its rows
+        folder: for its checkpoints; this goes into `run` there
+    """
     facts = _facts(run) | ({'first_row': first_row(data)} if data.streamed else {})
     with atomic_folder(folder / 'run') as new, quiet_transformers():
         _write_model(run.lm, facts, new)
@@ -131,7 +157,14 @@ def write_run_folder(
 def read_run_folder(
     folder: Any,  # that `finetune` was given as `checkpoint`
 ) -> tuple[Path, dict]:  # its path, and what run.json says
-    "The folder of a run, and what is written there about it; a damaged one is refused."
+    """The folder of a run, and what is written there about it; a damaged one is refused.
+
+    Args:
+        folder: that `finetune` was given as `checkpoint`
+
+    Returns:
+        its path, and what run.json says
+    """
     path = check_path('folder', folder).expanduser()
     what = f'folder {str(folder)!r}'
     if not (path / 'run').is_dir():

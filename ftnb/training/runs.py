@@ -29,7 +29,28 @@ __all__ = ['Run', 'set_recompute', 'fit_run', 'let_go', 'batches_in_words', 'bac
 # %% ../../nbs/training/runs.ipynb #a94a4981
 @dataclass(repr=False)
 class Run(Card):
-    "A fine-tuning run: what was trained, how, and what came of it."
+    """A fine-tuning run: what was trained, how, and what came of it.
+
+    Args:
+        lm: the model that was given; it is trained in place
+        learner: the loop, with weights, optimizer and losses
+        settings: as `finetune` was asked
+        packed: batches without padding; False: padded batches
+        progress: shows and times the steps
+        streamed: the rows are a stream, which is read until `max_steps` are done
+        held_out: measures the held-out loss; None: no validation rows
+        sampler: writes texts as the model learns; None: no prompts were given
+        early_stopping: keeps the best weights; None: no `patience` was given
+        checkpointer: writes checkpoints; None: no folder was given
+        controls: of a run in the background, for other threads
+        thread: that trains in the background
+        error: that ended a run in the background
+        done: set when that thread is over
+        machine: notes in what way it computes
+        stream_read: notes what was read of a stream
+        limit: ends it after `max_steps`
+        user_callbacks: those that were given to `finetune`
+    """
     lm: LM  # the model that was given; it is trained in place
     learner: Learner  # the loop, with weights, optimizer and losses
     settings: Settings  # as `finetune` was asked
@@ -113,7 +134,13 @@ class Run(Card):
         max_new_tokens: int = 60,
         **decoding: Any,  # options of `generate`
     ) -> str:
-        "Have the model, as it is now, continue a prompt; while it is trained, between two steps."
+        """Have the model, as it is now, continue a prompt; while it is trained, between two steps.
+
+        Args:
+            prompt: what the model continues
+            max_new_tokens: int
+            **decoding: options of `generate`
+        """
         write = lambda: generate(self.lm, prompt, max_new_tokens, progress=False, **decoding)
         mine = threading.current_thread() is self.thread or has_lock(self.lm.model)   # nobody else would answer
         return write() if mine or not self.controls else self.controls.ask(write).result()
@@ -121,7 +148,11 @@ class Run(Card):
     def wait(self,
         seconds: float | None = None,  # the longest time; None: until it is over
     ) -> Run:
-        "Wait until a run in the background is over; raise what ended it, if that was an error."
+        """Wait until a run in the background is over; raise what ended it, if that was an error.
+
+        Args:
+            seconds: the longest time; None: until it is over
+        """
         check_number('seconds', seconds, 0, whole=False, none=True)
         if self.thread and not self.done.is_set() and has_lock(self.lm.model):
             raise FTNBError('this run', 'it waits for its model, which this thread holds',
@@ -140,7 +171,16 @@ def set_recompute(
     yes: bool = True,  # False: keep all activations
     compiled: bool = False,  # by torch.compile, which knows torch's own random numbers only
 ) -> bool:  # whether anything has changed
-    "Have the model keep few activations, and compute them again for the gradient."
+    """Have the model keep few activations, and compute them again for the gradient.
+
+    Args:
+        lm: changed in place
+        yes: False: keep all activations
+        compiled: by torch.compile, which knows torch's own random numbers only
+
+    Returns:
+        whether anything has changed
+    """
     if _is_recomputing(lm) == yes or not lm.model.supports_gradient_checkpointing: return False
     with changing_model(lm, within=True), quiet_transformers():   # a run that lacks memory does it
         own = {} if compiled else {'preserve_rng_state': False, 'context_fn': recompute_context}
@@ -152,7 +192,14 @@ def set_recompute(
 def fit_run(
     run: Run,  # one that is new, or was interrupted
 ) -> Run:  # the same
-    "Begin a run, or go on with it."
+    """Begin a run, or go on with it.
+
+    Args:
+        run: one that is new, or was interrupted
+
+    Returns:
+        the same
+    """
     with _owned(run):
         if run.settings.recompute is True: set_recompute(run.lm, compiled=run.settings.compile)
         try: run.learner.fit(sys.maxsize if run.streamed else run.settings.epochs)
@@ -172,7 +219,11 @@ def _owned(run: Run) -> Iterator[None]:
 def let_go(
     run: Run,  # that is over, or could not begin
 ) -> None:
-    "Give the folder and the model back; do what was asked of the run too late."
+    """Give the folder and the model back; do what was asked of the run too late.
+
+    Args:
+        run: that is over, or could not begin
+    """
     try:
         if run.checkpointer: run.checkpointer.lock.release()
     finally: end_training(run.lm, run)
@@ -212,7 +263,11 @@ def _naming_rows(run: Run, error: NotFinite) -> FTNBError:
 def batches_in_words(
     packed: bool,  # as `Run.packed`
 ) -> str:
-    "How the rows of a batch lie."
+    """How the rows of a batch lie.
+
+    Args:
+        packed: as `Run.packed`
+    """
     return 'packed, without padding' if packed else 'padded, rows of similar length together'
 
 def _trend(losses: Sequence[float]) -> str:
@@ -252,7 +307,11 @@ def _run_facts(run: Run) -> dict:
 def background_controls(
     run: Run,  # refused, if it is not in the background
 ) -> Controls:
-    "The controls of a run in the background."
+    """The controls of a run in the background.
+
+    Args:
+        run: refused, if it is not in the background
+    """
     if run.controls: return run.controls
     raise FTNBError('this run', 'it is not in the background',
                     'Use finetune(..., background=True).')

@@ -31,7 +31,28 @@ OPTIMIZERS = {  # name: (module, class)
 # %% ../../nbs/training/settings.ipynb #eb2b114c
 @dataclass(frozen=True)
 class Settings:
-    "What decides how a run trains, besides the model and the rows."
+    """What decides how a run trains, besides the model and the rows.
+
+    Args:
+        epochs: how often every row is used
+        lr: the highest learning rate
+        batch_size: rows in an optimizer step
+        tokens_per_step: tokens to fill a step with; None: `batch_size` rows
+        max_steps: end after so many optimizer steps (a stream only then); None: after `epochs`
+        micro_tokens: most tokens in a forward pass; a larger step is accumulated
+        optimizer: one of `OPTIMIZERS`
+        schedule: one of `SCHEDULES`
+        warmup: share of the steps in which the learning rate rises, 0 to 0.999
+        weight_decay: the optimizer's, for matrices
+        label_smoothing: share of each target that is spread over all tokens, 0 to 0.999
+        clip: largest norm of the gradient; None: no limit
+        valid_every: steps between held-out losses; None: only after each epoch
+        patience: held-out losses without a better one that end it; None: never
+        samples: prompts that the model continues as it learns
+        recompute: compute activations twice, for memory; 'auto': if it runs out
+        compile: torch.compile the model's body
+        seed: of the order of rows, of dropout, of an adapter's first values
+    """
     epochs: int = 1  # how often every row is used
     lr: float = 5e-5  # the highest learning rate
     batch_size: int = 8  # rows in an optimizer step
@@ -59,7 +80,11 @@ _BESIDE = ('checkpoint', 'checkpoint_every', 'callbacks', 'progress', 'backgroun
 def sample_prompts(
     samples: Any,  # a prompt, or a list of prompts
 ) -> tuple[str, ...]:
-    "Prompts as a tuple; a single one may be given as it is."
+    """Prompts as a tuple; a single one may be given as it is.
+
+    Args:
+        samples: a prompt, or a list of prompts
+    """
     return (samples,) if isinstance(samples, str) else check_names('samples', samples)
 
 # %% ../../nbs/training/settings.ipynb #c5131dbc
@@ -67,7 +92,15 @@ def read_options(
     options: Mapping[str, Any],  # keyword arguments, as `finetune` takes them
     adapter: bool = False,  # whether the model has an adapter already
 ) -> tuple[Settings, Any, int]:  # settings; the adapter to add, or None; how many blocks to freeze
-    "Settings, adapter and frozen blocks from the keyword arguments of `finetune`."
+    """Settings, adapter and frozen blocks from the keyword arguments of `finetune`.
+
+    Args:
+        options: keyword arguments, as `finetune` takes them
+        adapter: whether the model has an adapter already
+
+    Returns:
+        settings; the adapter to add, or None; how many blocks to freeze
+    """
     names = [f.name for f in fields(Settings)]
     known = [*names, 'lora', 'frozen', *_BESIDE]
     for name in options:
@@ -98,7 +131,12 @@ def check_settings(
     s: Settings,  # of a run
     data: Encoded,  # what it is to be trained on
 ) -> None:
-    "Refuse settings that cannot work, before anything is computed."
+    """Refuse settings that cannot work, before anything is computed.
+
+    Args:
+        s: of a run
+        data: what it is to be trained on
+    """
     _check_ranges(s)
     check_names('samples', s.samples)
     check_choice(s.schedule, SCHEDULES, 'schedule')
@@ -124,7 +162,12 @@ def check_match(
     lm: LM,  # the model that is to be trained
     data: Any,  # what `encode` returned
 ) -> None:
-    "Refuse data that was not encoded for this model."
+    """Refuse data that was not encoded for this model.
+
+    Args:
+        lm: the model that is to be trained
+        data: what `encode` returned
+    """
     _check_types(lm, data)
     vocab, expected = data.tokenizer.get_vocab(), lm.tokenizer.get_vocab()
     same = len(data.tokenizer) == len(lm.tokenizer) and vocab == expected
@@ -137,7 +180,11 @@ def check_match(
 def check_trainable(
     lm: LM,  # with its adapter, and with what is frozen
 ) -> None:
-    "Refuse a model of which nothing can be trained."
+    """Refuse a model of which nothing can be trained.
+
+    Args:
+        lm: with its adapter, and with what is frozen
+    """
     trained = [p for p in lm.model.parameters() if p.requires_grad]
     if not trained:
         raise FTNBError(f'model {lm.name!r}', 'every parameter is frozen',
@@ -164,7 +211,14 @@ def make_optimizer(
     lr: float = 5e-5,  # learning rate
     weight_decay: float = 0.,  # of matrices
 ) -> torch.optim.Optimizer:
-    "An optimizer for the parameters that can be trained."
+    """An optimizer for the parameters that can be trained.
+
+    Args:
+        model: what is trained
+        name: one of `OPTIMIZERS`
+        lr: learning rate
+        weight_decay: of matrices
+    """
     module, class_name = OPTIMIZERS[check_choice(name, OPTIMIZERS, 'optimizer')]
     library = import_optional(module, 'pip install torchao', f'for optimizer={name!r}')
     device = next(p.device.type for p in model.parameters() if p.requires_grad)
@@ -178,7 +232,17 @@ def make_schedule(
     warmup: int,  # steps in which the rate rises
     total: int,  # steps of the whole run
 ) -> Any:  # a learning-rate scheduler of torch
-    "A schedule of transformers, whose warm-up does not waste the first step on a rate of zero."
+    """A schedule of transformers, whose warm-up does not waste the first step on a rate of zero.
+
+    Args:
+        optimizer: with the highest rate
+        name: one of `SCHEDULES`
+        warmup: steps in which the rate rises
+        total: steps of the whole run
+
+    Returns:
+        a learning-rate scheduler of torch
+    """
     from transformers import get_scheduler
     schedule = get_scheduler(name, optimizer, warmup, total + (warmup > 0))
     if not warmup: return schedule

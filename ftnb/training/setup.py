@@ -40,7 +40,16 @@ def check_options(
     data: Encoded,  # its rows
     options: Mapping[str, Any],  # keyword arguments of `finetune`
 ) -> tuple[Settings, Any, int]:  # settings; the adapter to add, or None; how many blocks to freeze
-    "Refuse what cannot be trained, or not in this way."
+    """Refuse what cannot be trained, or not in this way.
+
+    Args:
+        lm: the model that is to be trained
+        data: its rows
+        options: keyword arguments of `finetune`
+
+    Returns:
+        settings; the adapter to add, or None; how many blocks to freeze
+    """
     check_match(lm, data)
     check_not_training(lm)
     s, lora, frozen = read_options(options, adapter=bool(adapter_layers(lm.model)))
@@ -59,7 +68,15 @@ def trained_part(
     seed: int,  # of the adapter's first values
     keep: bool = False,  # take it back only if the block fails
 ) -> Iterator[None]:
-    "Add an adapter and freeze blocks as asked; take that back after the block."
+    """Add an adapter and freeze blocks as asked; take that back after the block.
+
+    Args:
+        lm: changed in place
+        lora: an adapter's rank or configuration, or None
+        frozen: how many of the lowest blocks to freeze
+        seed: of the adapter's first values
+        keep: take it back only if the block fails
+    """
     with contextlib.ExitStack() as stack:
         stack.callback(_undo(lm))
         if lora is not None: add_lora(lm, lora, seed)
@@ -87,7 +104,15 @@ def choose_loss(
     lm: LM,  # the model that is to be trained
     steps: Steps,  # of the run: packed or not
 ) -> Callable[[Any, Any], torch.Tensor]:  # (model, batch) -> summed loss
-    "The loss for this model."
+    """The loss for this model.
+
+    Args:
+        lm: the model that is to be trained
+        steps: of the run: packed or not
+
+    Returns:
+        (model, batch) -> summed loss
+    """
     s = steps.settings
     loss: Callable[..., torch.Tensor] = packed_loss
     if is_seq2seq(lm): loss = seq2seq_loss
@@ -113,7 +138,16 @@ def save_memory(
     recompute: bool | str,  # of the settings; only 'auto' allows it now
     compiled: bool = False,  # the model's body is compiled
 ) -> bool:  # whether it makes sense to try again
-    "Go on with less memory, if that is allowed and possible."
+    """Go on with less memory, if that is allowed and possible.
+
+    Args:
+        lm: the model that is trained
+        recompute: of the settings; only 'auto' allows it now
+        compiled: the model's body is compiled
+
+    Returns:
+        whether it makes sense to try again
+    """
     saved = recompute == 'auto' and set_recompute(lm, compiled=compiled)
     if saved:
         warnings.warn('a row did not fit into memory: activations are computed twice now',
@@ -126,7 +160,13 @@ def make_learner(
     steps: Steps,  # of the run
     total: int,  # steps of the whole run, for the schedule
 ) -> Learner:
-    "Model, steps, loss, optimizer and schedule, put together."
+    """Model, steps, loss, optimizer and schedule, put together.
+
+    Args:
+        lm: the model, with its adapter and with what is frozen
+        steps: of the run
+        total: steps of the whole run, for the schedule
+    """
     s = steps.settings
     optimizer = make_optimizer(lm.model, s.optimizer, s.lr, s.weight_decay)
     schedule = make_schedule(optimizer, s.schedule, round(s.warmup * total), total)
@@ -144,7 +184,12 @@ def tokens_at_a_time(
     s: Settings,  # what was asked for: `micro_tokens`
     learner: Learner,  # what has turned out: `token_limit`
 ) -> int:
-    "Most tokens in a forward pass, as far as it is known what fits into memory."
+    """Most tokens in a forward pass, as far as it is known what fits into memory.
+
+    Args:
+        s: what was asked for: `micro_tokens`
+        learner: what has turned out: `token_limit`
+    """
     return min(s.micro_tokens, learner.token_limit or s.micro_tokens)
 
 # %% ../../nbs/training/setup.ipynb #a7fac91b
@@ -161,7 +206,11 @@ def _monitors(lm: LM, data: Encoded, learner: Learner, s: Settings,
 def ordered_callbacks(
     run: Run,  # with the callbacks that it has
 ) -> list:
-    "All callbacks of a run, in the order in which they are called."
+    """All callbacks of a run, in the order in which they are called.
+
+    Args:
+        run: with the callbacks that it has
+    """
     before = [run.controls, run.machine, run.held_out, run.sampler, run.progress, run.early_stopping]
     after = [run.stream_read, run.limit, run.checkpointer]
     return [c for c in [*before, *run.user_callbacks, *after] if c is not None]
@@ -174,7 +223,17 @@ def prepare_run(
     checkpointer: Checkpoint | None = None,  # writes checkpoints; None: there are none
     background: bool = False,  # it is to obey other threads
 ) -> Run:
-    "A run that is ready to begin."
+    """A run that is ready to begin.
+
+    Args:
+        lm: LM
+        data: Encoded
+        s: the model, its rows, and how it is trained
+        callbacks: the user's own
+        progress: show what is going on
+        checkpointer: writes checkpoints; None: there are none
+        background: it is to obey other threads
+    """
     packed = can_pack(lm)
     steps = Steps(data, s, packed, fixed_shape=s.compile and lm.device.type == 'cuda')
     total = min(n for n in (s.max_steps, steps.total) if n is not None)

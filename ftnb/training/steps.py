@@ -22,7 +22,14 @@ __all__ = ['Steps', 'other_rows', 'StreamRead', 'prefetch']
 # %% ../../nbs/training/steps.ipynb #94a6eaab
 @dataclass
 class Steps:
-    "The steps of each epoch, for a `Learner`."
+    """The steps of each epoch, for a `Learner`.
+
+    Args:
+        data: what is trained on
+        settings: rows or tokens in a step, epochs, seed
+        packed: packed batches, without padding
+        fixed_shape: fill up every packed batch to the same shape, for `torch.compile`
+    """
     data: Encoded  # what is trained on
     settings: Settings  # rows or tokens in a step, epochs, seed
     packed: bool  # packed batches, without padding
@@ -54,14 +61,30 @@ class Steps:
         rows: Sequence[Any],  # token rows
         numbers: Sequence[int] = (),  # their numbers in `data.train`, if known
     ) -> Any:  # a `PackedBatch`, or a `Seq2SeqBatch`
-        "A batch of some rows."
+        """A batch of some rows.
+
+        Args:
+            rows: token rows
+            numbers: their numbers in `data.train`, if known
+
+        Returns:
+            a `PackedBatch`, or a `Seq2SeqBatch`
+        """
         return pad_seq2seq(rows, numbers) if self.data.seq2seq else pack(rows, numbers, self.shape)
 
     def __call__(self,
         epoch: int,  # from 0
         skip: int = 0,  # steps of this epoch that are done
     ) -> Iterator[list]:  # steps, lists of batches
-        "The steps of an epoch, from number `skip`."
+        """The steps of an epoch, from number `skip`.
+
+        Args:
+            epoch: from 0
+            skip: steps of this epoch that are done
+
+        Yields:
+            steps, lists of batches
+        """
         if not self.plans: yield from self.stream_after(epoch, skip)
         for step in self.plans[epoch][skip:] if self.plans else ():
             yield [self.batch([self.data.train[i] for i in numbers], numbers) for numbers in step]
@@ -71,7 +94,13 @@ class Steps:
         n: int,  # steps of it that were read
         digest: str,  # hash of their rows
     ) -> None:
-        "Note the rows of a stream, and compare them with those of an earlier reading."
+        """Note the rows of a stream, and compare them with those of an earlier reading.
+
+        Args:
+            epoch: from 0
+            n: steps of it that were read
+            digest: hash of their rows
+        """
         if self.read.setdefault((epoch, n), digest) != digest: raise other_rows()
         for old in sorted(self.read)[:-100]: del self.read[old]
 
@@ -79,7 +108,12 @@ class Steps:
         epoch: int,  # from 0
         skip: int,  # steps of this epoch that are done
     ) -> Iterator[list]:
-        "The steps of a stream from number `skip`, which come after the same rows as before."
+        """The steps of a stream from number `skip`, which come after the same rows as before.
+
+        Args:
+            epoch: from 0
+            skip: steps of this epoch that are done
+        """
         steps = self.streamed(epoch)
         if sum(1 for _ in itertools.islice(steps, skip)) < skip: raise other_rows()
         yield from steps
@@ -87,7 +121,11 @@ class Steps:
     def streamed(self,
         epoch: int,  # from 0
     ) -> Iterator[list]:
-        "The steps of a stream, in its order for this epoch; a stream that cannot be read again ends training."
+        """The steps of a stream, in its order for this epoch; a stream that cannot be read again ends training.
+
+        Args:
+            epoch: from 0
+        """
         s, seq2seq = self.settings, self.data.seq2seq
         size = lambda row: len(row['input_ids']) + (len(row['labels']) if seq2seq else 0)
         self.data.set_epoch(epoch)
@@ -117,7 +155,11 @@ def other_rows() -> FTNBError:
 
 # %% ../../nbs/training/steps.ipynb #55d1e764
 class StreamRead(Callback):
-    "Remembers which rows of a stream were read."
+    """Remembers which rows of a stream were read.
+
+    Args:
+        steps: of the run
+    """
     def __init__(self,
         steps: Steps,  # of the run
     ): self.steps, self.place = steps, (0, 0)
@@ -155,7 +197,15 @@ def prefetch(
     steps: Iterator[list],  # steps, lists of batches
     depth: int = 2,  # how many are made in advance
 ) -> Iterator[list]:  # the same, pinned
-    "Have another thread make steps in advance."
+    """Have another thread make steps in advance.
+
+    Args:
+        steps: steps, lists of batches
+        depth: how many are made in advance
+
+    Yields:
+        the same, pinned
+    """
     made: queue.Queue = queue.Queue(depth)
     closed = threading.Event()
     maker = threading.Thread(target=_make_steps, args=(steps, made, closed), daemon=True,

@@ -39,6 +39,7 @@ const SHORTCUTS = {
   undo: "U Backspace",
   next: "Enter",
 };
+const OWN = { dir: "auto" }; // the direction of the text itself: Arabic and Hebrew run to the left
 const MARKS = [1, 2, 3, 4, 5];
 const PATIENCE = 4000; // milliseconds without an answer of the kernel, until the screen says so
 const NO_ANSWER =
@@ -66,17 +67,21 @@ function layout(el, criteria) {
   const count = make(head, "span", "count", "", { "aria-live": "polite" });
   const bar = make(head, "progress", "bar", "", { "aria-label": "rated" });
   const main = make(box, "div", "main");
-  const prompt = make(main, "div", "prompt", "", { role: "region", "aria-label": "Question" });
+  const prompt = make(main, "div", "prompt", "", {
+    role: "region",
+    "aria-label": "Question",
+    ...OWN,
+  });
   const texts = make(main, "div", "texts");
   const sides = (criteria.length ? [""] : ["A", "B"]).map((name) => {
     const label = name ? `Answer ${name}` : "Answer";
     const side = make(texts, "div", "side", "", { role: "region", "aria-label": label });
     if (name) make(side, "div", "name", name);
-    return make(side, "div", "text");
+    return make(side, "div", "text", "", OWN);
   });
   const rows = criteria.map((name) => {
     const row = make(main, "div", "row", "", { role: "radiogroup", "aria-label": name });
-    make(row, "span", "criterion", name);
+    make(row, "span", "criterion", name, OWN);
     const button = (mark) =>
       make(row, "button", "mark", String(mark), { role: "radio", type: "button" });
     return { name, row, marks: MARKS.map(button) };
