@@ -31,7 +31,7 @@ METRICS: dict[str, Callable[..., TextMetric]] = {  # a function that makes each 
 _REMEDY = {  # of metrics that split at spaces
     'bleu': "text_metric('bleu', tokenize='char') or 'chrf'", 'bleu_zh': "'chrf'",
     'chrf++': "'chrf'", 'meteor': "'chrf' or 'rougeL'", 'ter': "'chrf' or 'rougeL'",
-    'self_bleu': "text_metric('self_bleu', tokenize='char')", 'wer': "'chrf' or 'rougeL'"}
+    'self_bleu': "text_metric('self_bleu', tokenize='char')", 'wer': "'cer' or 'chrf'"}
 _CHINESE = {  # of Chinese alone
     'bleu': "text_metric('bleu_zh') or text_metric('bleu', tokenize='char')",
     'self_bleu': "text_metric('self_bleu', tokenize='zh')",
@@ -118,6 +118,7 @@ def _seen_labels(predictions: Sequence, right: Sequence) -> tuple[list, list]:
 def _checked(metric: TextMetric, predictions: Sequence, judged: Any = None) -> Any:
     "The statistics of rows, after a look at them."
     metric.check(predictions, judged)
+    if metric.judged == 'references': warn_square(judged, len(predictions), 4)
     if metric.judged == 'probabilities': predictions, judged = _seen_labels(predictions, judged)
     _warn_unsplit(metric, predictions if judged is None else judged)
     _warn_forms(metric, predictions, judged)

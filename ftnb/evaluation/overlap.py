@@ -132,7 +132,8 @@ class UnicodeWords:
 def _rows_with_pairs(metric: TextMetric) -> TextMetric:
     "ROUGE-2, of which a row has a score only where its reference has two words."
     def stats(predictions: Sequence[str], references: References) -> np.ndarray:
-        pairs = [any(len(unicode_words(x)) > 1 for x in row_references(r)) for r in references]
+        words = lambda x: unicode_words(x, signs=not x.isascii())
+        pairs = [any(len(words(x)) > 1 for x in row_references(r)) for r in references]
         return np.hstack([metric.stats(predictions, references), np.array(pairs)[:, None]])
     return replace(metric, stats=stats, combine=lambda sums: ratio(sums[:2]),
                    row=lambda s: float(s[0]) if s[2] else math.nan,
