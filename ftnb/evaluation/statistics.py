@@ -77,8 +77,9 @@ def resampled_values(
     return np.array([metric.combine(s) for s in sums], float)
 
 def _defined(values: np.ndarray) -> np.ndarray:
-    "Those of resampled sets that have a value: a set may have nothing to divide by."
-    return values[np.isfinite(values)]
+    "Those of resampled sets that have a value, if no more than one in a hundred has nothing to divide by."
+    defined = np.isfinite(values)
+    return values[defined] if defined.mean() >= 0.99 else values
 
 # %% ../../nbs/evaluation/statistics.ipynb #7aa1f57d
 def wilson(
@@ -430,7 +431,7 @@ def _p_exchange(m: TextMetric, a: np.ndarray, b: np.ndarray, exchanged: np.ndarr
     "Two-sided p of randomization; `exchanged`: sums of b - a over exchanged rows."
     observed, one = m.combine(b.sum(0)) - m.combine(a.sum(0)), a.sum(0) + exchanged
     other = a.sum(0) + b.sum(0) - one
-    differences = _defined(np.abs(resampled_values(m, other) - resampled_values(m, one)))
+    differences = np.abs(resampled_values(m, other) - resampled_values(m, one))
     return _share_beyond(differences, observed, len(a))
 
 # %% ../../nbs/evaluation/statistics.ipynb #3ad426c5
