@@ -236,8 +236,8 @@ def _dead_end(name: str, error: str, pattern: str = '') -> FTNBError:
     size = lambda token: max([0, *map(int, re.findall(r'\d+', token[1]))])
     counted = [t for t in pattern_tokens(pattern) if re.fullmatch(r'\{\d.*', t[1])]
     at, token = max(counted, key=size, default=(0, ''))
-    remedy = f'Simplify it: write + or * for {token!r} at character {at}, or a smaller number.' if token else 'Simplify it.'
-    return FTNBError(name, f'it is too much for llguidance ({error.splitlines()[0]:.80})', remedy)
+    smaller = f': write + or * for {token!r} at character {at}, or a smaller number' if token else ''
+    return FTNBError(name, f'it is too much for llguidance ({error.splitlines()[0]:.80})', f'Simplify it{smaller}.')
 
 # %% ../../nbs/generation/constraints.ipynb #bc0abab0
 def schema_dict(
