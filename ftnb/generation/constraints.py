@@ -117,29 +117,29 @@ def pattern_tokens(
 
 # %% ../../nbs/generation/constraints.ipynb #abf3fe17
 _ADVICE = {pattern: (what, instead) for pattern, what, instead in (
-    (r'\\[bB<>]|\\b\{.*', 'the border of a word', 'Write what stands there: a space, a comma, the end of the pattern.'),
-    (r'\(\?<?[=!]', 'look-around', 'Write what stands there as a part of the pattern; '
+    (r'\\[bB<>]|\\b\{.*', 'the border of a word', 'write what stands there: a space, a comma, the end of the pattern.'),
+    (r'\(\?<?[=!]', 'look-around', 'write what stands there as a part of the pattern; '
                                    'in place of what must not, what may: [^0-9].'),
-    (r'\\[1-9]\d*|\\[kg].+|\(\?P=.*', 'a back-reference', 'Write out the choices: (aa|bb).'),
-    (r'\(\?>', 'an atomic group', 'Write (?: for it.'),
-    (r'\(\?\|', 'a group that counts anew', 'Write (?: for it.'),
-    (r'\(\?\(.*', 'a condition', 'Write out both cases: (ab|c).'),
-    (r'\(\?(?:R|[+-]?\d+|&\w+|P>\w+)\)', 'a pattern within itself', 'Write it out, as deep as you need.'),
-    (r"\(\?'\w+'", 'another way to name a group', 'Write (?P<name>.'),
-    (r'\(\?#.*', 'a comment', 'Leave it out.'),
-    (r'\(\?[a-zA-Z^-]+[:)]', 'an unknown flag', 'Leave it out; i, m, s and x are known.'),
-    (r'\\Z', 'the end of the text', 'Leave it out: the pattern is matched by the whole text.'),
-    (r'\\0[0-7]*', 'an octal number', r'Write it with two hexadecimal digits: \x00.'),
-    (r'\\N\{.*', 'the name of a character', 'Write the character itself.'),
+    (r'\\[1-9]\d*|\\[kg].+|\(\?P=.*', 'a back-reference', 'write out the choices: (aa|bb).'),
+    (r'\(\?>', 'an atomic group', 'write (?: for it.'),
+    (r'\(\?\|', 'a group that counts anew', 'write (?: for it.'),
+    (r'\(\?\(.*', 'a condition', 'write out both cases: (ab|c).'),
+    (r'\(\?(?:R|[+-]?\d+|&\w+|P>\w+)\)', 'a pattern within itself', 'write it out, as deep as you need.'),
+    (r"\(\?'\w+'", 'another way to name a group', 'write (?P<name>.'),
+    (r'\(\?#.*', 'a comment', ''),
+    (r'\(\?[a-zA-Z^-]+[:)]', 'an unknown flag', 'i, m, s and x are known.'),
+    (r'\\Z', 'the end of the text', 'the pattern is matched by the whole text.'),
+    (r'\\0[0-7]*', 'an octal number', r'write it with two hexadecimal digits: \x00.'),
+    (r'\\N\{.*', 'the name of a character', 'write the character itself.'),
     (r'\\[pP].*', 'an unknown class of characters',
-     r'Write one that Unicode has: \p{L} (letters), \p{N} (numbers), \p{Greek}.'),
-    (r'\\h', 'a horizontal space', r'Write [ \t].'), (r'\\R', 'a line end', r'Write \n.'),
-    (r'\\[KG]', 'a place in the text', 'Leave it out.'), (r'\\X', 'a whole character', 'Write a dot.'),
-    (r'\\[QE]', 'quotation', r'Write \\ before each character that has a meaning.'),
-    (r'\\(?:e|c.)', 'a control character', r'Write it with two hexadecimal digits: \x1b.'),
-    (r'\{,.*', 'a repetition without a beginning', 'Write the beginning: {0,3}.'),
+     r'write one that Unicode has: \p{L} (letters), \p{N} (numbers), \p{Greek}.'),
+    (r'\\h', 'a horizontal space', r'write [ \t].'), (r'\\R', 'a line end', r'write \n.'),
+    (r'\\[KG]', 'a place in the text', ''), (r'\\X', 'a whole character', 'write a dot.'),
+    (r'\\[QE]', 'quotation', r'write \\ before each character that has a meaning.'),
+    (r'\\(?:e|c.)', 'a control character', r'write it with two hexadecimal digits: \x1b.'),
+    (r'\{,.*', 'a repetition without a beginning', 'write the beginning: {0,3}.'),
     (r'\\.?', 'a backslash before a character that needs none',
-     'Leave the backslash out; for a backslash itself write two.'))}
+     'for a backslash itself write two.'))}
 
 # %% ../../nbs/generation/constraints.ipynb #643f9b76
 def _advice(token: str, inside: bool = False) -> tuple[str, str] | None:
@@ -175,8 +175,7 @@ def _unsupported(pattern: str) -> tuple[int, str, tuple[str, str]] | None:
         elif token in _ANCHORS:
             alone = ''.join(t for m, (_, t) in enumerate(parts) if m == n or t not in _ANCHORS)
             if not _reads(alone) and _reads(''.join(t for _, t in parts if t not in _ANCHORS)):
-                return at, token, ('an anchor inside the pattern',
-                                   'Leave it out; for lines of a text write (line\\n)+.')
+                return at, token, ('an anchor inside the pattern', 'for lines of a text write (line\\n)+.')
         elif not token.startswith('[') and not _reads(_sample(token)) and (advice := _advice(token)):
             return at, token, advice
     return None
@@ -201,13 +200,16 @@ def check_meaning(
 
 # %% ../../nbs/generation/constraints.ipynb #d288e103
 _SLIPS = {  # what llguidance says: what to do
-    'unclosed group': r'Close it with ), or write \( for the character itself.',
-    'unopened group': r'Open it with (, or write \) for the character itself.',
-    'unclosed character class': r'Close it with ], or write \[ for the character itself.',
-    'missing expression': r'Write what is repeated, or a backslash before the sign: \*.',
-    'counted repetition': r'Write {2,5}, or \{ for the character itself.', 'valid decimal': 'Write numbers: {2,5}.',
-    'range, the start': 'Write the lower one first.', 'range boundary': 'Write - at the end: [a-z-].',
-    'decimal literal invalid': 'Write + or a smaller number.', 'too big': 'Simplify it.', 'nested': 'Simplify it.',
+    'unclosed group': r'Correct it: close it with ), or write \( for the character itself.',
+    'unopened group': r'Correct it: open it with (, or write \) for the character itself.',
+    'unclosed character class': r'Correct it: close it with ], or write \[ for the character itself.',
+    'missing expression': r'Correct it: write what is repeated, or a backslash before the sign: \*.',
+    'counted repetition': r'Correct it: write {2,5}, or \{ for the character itself.',
+    'valid decimal': 'Correct it: write numbers: {2,5}.',
+    'range, the start': 'Correct it: write the lower one first.',
+    'range boundary': 'Correct it: write - at the end: [a-z-].',
+    'decimal literal invalid': 'Write + or a smaller number.',
+    'too big': 'Simplify it.', 'nested': 'Simplify it.',
     'recursion limit': 'Simplify it.', 'oneOf': 'Write anyOf.',
     'Unimplemented keys': 'Leave it out, and look at the result.',
     'Invalid type': 'Write string, number, integer, boolean, object, array or null.',
@@ -223,18 +225,24 @@ def _patterns(schema: Any) -> Iterator[str]:
     if isinstance(keys := schema.get('patternProperties'), dict): yield from keys
     for value in schema.values(): yield from _patterns(value)
 
-# %% ../../nbs/generation/constraints.ipynb #01611bab
-def _unreadable(name: str, message: str, pattern: str | None, schema: Any) -> FTNBError:
-    "The error about a form that llguidance cannot read; its message has many lines."
-    for p in [pattern] if pattern is not None else _patterns(schema):
-        if not _reads(p) and (part := _unsupported(p)):
-            at, token, (what, remedy) = part
-            where = f'{token!r} at character {at}' + ('' if pattern else f' of its pattern {p!r:.60}')
-            return FTNBError(name, f'it cannot be read: {where} is {what}, which is not supported', remedy)
+# %% ../../nbs/generation/constraints.ipynb #47151b52
+def _reason(message: str) -> str:
+    "What llguidance says about a form, of a message that has many lines."
     lines = [line.strip() for line in message.splitlines()]
     errors = [line for line in lines if 'error:' in line and not line.endswith('error:')]
     inner = [line.partition('(in regex): ')[2] for line in lines if '(in regex): ' in line]
-    reason = (errors or inner or lines)[-1].removeprefix('error: ')
+    return (errors or inner or lines)[-1].removeprefix('error: ')
+
+# %% ../../nbs/generation/constraints.ipynb #01611bab
+def _unreadable(name: str, message: str, pattern: str | None, schema: Any) -> FTNBError:
+    "The error about a form that llguidance cannot read."
+    reason = _reason(message)
+    for p in [pattern] if pattern is not None else _patterns(schema):
+        if not _reads(p) and (part := _unsupported(p)):
+            at, token, (what, instead) = part
+            where = f'{token!r} at character {at}' + ('' if pattern else f' of its pattern {p!r:.60}')
+            rule = f'it cannot be read: {where} is {what}, which is not supported ({reason:.100})'
+            return FTNBError(name, rule, f'Leave out {what}: {instead}' if instead else f'Leave out {what}.')
     remedy = next((text for word, text in _SLIPS.items() if word in reason), 'Correct it.')
     mark = re.search(r'\n {4}( *)\^', message)   # below the pattern
     where = f' at character {len(mark[1])}' if mark and pattern and '\n' not in pattern else ''
@@ -259,8 +267,8 @@ def _dead_end(name: str, error: str, pattern: str = '') -> FTNBError:
     size = lambda token: max([0, *map(int, re.findall(r'\d+', token[1]))])
     counted = [t for t in pattern_tokens(pattern) if re.fullmatch(r'\{\d.*', t[1])]
     at, token = max(counted, key=size, default=(0, ''))
-    remedy = f'Write + or * for {token!r} at character {at}, or a smaller number.' if token else 'Simplify it.'
-    return FTNBError(name, f'it is too much for llguidance ({error.splitlines()[0]:.80})', remedy)
+    smaller = f': write + or * for {token!r} at character {at}, or a smaller number' if token else ''
+    return FTNBError(name, f'it is too much for llguidance ({error.splitlines()[0]:.80})', f'Simplify it{smaller}.')
 
 # %% ../../nbs/generation/constraints.ipynb #bc0abab0
 def schema_dict(
