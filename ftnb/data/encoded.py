@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from ..core.errors import FTNBError, check_choice, check_number
+from ..core.options import known_options
 from ..core.display import PLAINTEXT, Card, length_histogram
 from ..core.files import atomic_folder, find_damage, read_errors, write_checksums
 from ..models.lm import LM, is_seq2seq
@@ -374,6 +375,7 @@ def _joined_pair(pair: Mapping) -> dict:
     source, target = pair['input_ids'], pair['labels']
     return {'input_ids': source + target, 'labels': [IGNORE] * len(source) + target}
 
+@known_options
 def show_tokens(
     data: Encoded,  # encoded rows
     n: int = 3,  # how many to show, from the beginning

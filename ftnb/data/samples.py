@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 import datasets
 import yaml
+from ..core.options import known_options
 from ..core.errors import check_choice, package_folder
 
 # %% auto #0
@@ -198,6 +199,7 @@ def _unique(rows: Iterable[dict], group: str | None) -> list[dict]:
     return sorted(unique, key=lambda row: _hash(json.dumps(row, sort_keys=True)))
 
 # %% ../../nbs/data/samples.ipynb #9390b46d
+@known_options
 def sample_data(
     task: str,  # 'free_text', 'summarization', 'translation', 'dialogue' or 'sentiment'
     language: str | None = None,  # 'en', 'zh-CN' ...; of translations the target; None: the default

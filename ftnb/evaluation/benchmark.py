@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from ..core.errors import (
     FTNBError, check_names, check_number, did_you_mean, import_optional, imports_undisturbed)
+from ..core.options import known_options
 from ..core.display import Card, StatusLine
 from ..core.machine import seeded
 from ..models.lm import LM, context_length, eval_mode, quiet_transformers
@@ -266,6 +267,7 @@ class Benchmark(Card):
         return f'Benchmarks of {self.name} (lm-eval; standard errors, and 95 % intervals)', lines
 
 # %% ../../nbs/evaluation/benchmark.ipynb #ceb16ffb
+@known_options
 def benchmark(
     lm: LM,  # a loaded model; it stays as it is
     tasks: str | Sequence[str],  # names of lm-eval's tasks ('arc_easy' ...), or of those in `folder`

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_choice, check_number, require
+from ..core.options import known_options
 from ..core.display import Card, format_p, format_p_cell, html_table, shorten
 from .metric import TextMetric, without_version
 from .perplexity import NUMERIC
@@ -287,6 +288,7 @@ def _add_margins(c: Comparison, margins: dict[str, float], resamples: int, seed:
         c.table.loc[k, ['margin', 'low_90', 'high_90']] = margins[k], low, high
 
 # %% ../../nbs/evaluation/comparison.ipynb #dadbd371
+@known_options
 def compare(
     a: Scores,  # one set of outputs: before, or the baseline
     b: Scores,  # another, for the same rows: after

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_number, require
+from ..core.options import known_options
 from ..core.display import Card, curve_picture
 from .statistics import FEW, pseudo_gains, wilson
 from .power import found_differences, like_these, share_power, shift_needed, t_power
@@ -176,6 +177,7 @@ def _from_share(disagreement: float, unit: float, name: str, effect: float, powe
     return RowsNeeded(rows, effect, found(rows), alpha, name, source, between, _curve(found, rows))
 
 # %% ../../nbs/evaluation/planning.ipynb #696bb951
+@known_options
 def rows_needed(
     effect: float,  # the smallest difference that would matter, on the scale of the metric
     pilot: Any = None,  # a `Comparison`, two `Scores`, or the gains of rows

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_choice, check_number, did_you_mean
+from ..core.options import known_options
 from ..core.texts import normalize_text
 from ..core.display import Card, direct_inputs, html_table, shorten
 from ..core.files import atomic_files, check_path, checksum, clear_leftovers, is_sealed, read_errors, sealed
@@ -380,6 +381,7 @@ def _check_table(file: Path, beside: Path, saved_checksum: str) -> None:
                         'Restore it, or score its texts again with score_texts.')
 
 # %% ../../nbs/evaluation/scores.ipynb #e53aff13
+@known_options
 def load_scores(
     path: str | Path,  # what `scores.save` was given
     metrics: Sequence[str | TextMetric] = (),  # those of your own, or with options

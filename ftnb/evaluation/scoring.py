@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_names, check_number, check_utf8, require
+from ..core.options import known_options, unknown_option
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq, locked_model
 from ..models.tokens import TextDecoder
 from ..data.turns import last_answer
@@ -127,6 +128,7 @@ def _columns(texts: list[str], references: Any, prompts: Any,
     return rows | {_probability_column(x): [p.get(x) for p in probs or []] for x in labels}
 
 # %% ../../nbs/evaluation/scoring.ipynb #7434abf2
+@known_options
 def score_texts(
     predictions: Sequence[Any],  # what was written: texts, or dicts {label: probability}
     references: Sequence[str] | Sequence[Sequence[str]] | None,  # for each row one text, or several
@@ -414,7 +416,8 @@ def check_generate_options(
     """
     own = ('lm', 'prompt', 'max_new_tokens', 'n', 'details', 'progress', 'seed')   # of `score`
     known = [k for k in inspect.signature(generate).parameters if k not in own]
-    for k in options: check_choice(k, known, 'option')
+    for k in options:
+        if k not in known: raise unknown_option('score', k, [*known, *inspect.signature(score).parameters])
     Decoding(**{f.name: options[f.name] for f in fields(Decoding) if f.name in options})
 
 # %% ../../nbs/evaluation/scoring.ipynb #6af4aeeb

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from ..core.errors import FTNBError, check_names, check_number, require
+from ..core.options import known_options
 from ..core.display import Card
 from ..models.lm import LM, check_lm, eos_ids, eval_mode, is_seq2seq, locked_model
 from ..models.tokens import TextDecoder, continuation_ids, control_ids, token_labels
@@ -179,6 +180,7 @@ def _label_nats(lm: LM, rows: list[list[int]], ids: Sequence[list[int]], ends: S
     return -np.logaddexp.reduce(-nats, 2)
 
 # %% ../../nbs/generation/likelihood.ipynb #404d7cb4
+@known_options
 @locked_model
 def label_probs(
     lm: LM,  # a loaded model
@@ -259,6 +261,7 @@ def _probability_bars(tokens: list[str], probs: list[float], drawn: list[float],
     return f'<div style="max-width:640px">{head}{"".join(map(_bar_row, tokens, probs, drawn))}</div>'
 
 # %% ../../nbs/generation/likelihood.ipynb #504759ad
+@known_options
 @locked_model
 @torch.inference_mode()
 def next_tokens(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from ..core.errors import FTNBError, check_number, require
+from ..core.options import known_options
 from ..core.display import Card, direct_inputs, directed, in_notebook
 from ..models.lm import LM, is_seq2seq, locked_model
 from .decoding import Decoding
@@ -178,6 +179,7 @@ def _columns(texts: Mapping[str, str]) -> str:
     return f'<div style="display:flex;flex-wrap:wrap;gap:10px;margin-top:8px">{columns}</div>'
 
 # %% ../../nbs/generation/windows.ipynb #ebb500b1
+@known_options
 @locked_model
 def strategies(
     lm: LM,  # a loaded model
@@ -268,6 +270,7 @@ def _slider(name: str, low: float, high: float, value: float, tip: str) -> Any:
                          style={'description_width': '90px'}, layout=w.Layout(width='330px'))
 
 # %% ../../nbs/generation/windows.ipynb #851e449b
+@known_options
 def playground(
     lm: LM,  # a loaded model
     prompt: str = 'Once upon a time',  # to begin with

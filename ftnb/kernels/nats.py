@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ..core.options import known_options
 from ..core.machine import is_out_of_memory
 from ..models.lm import (
     LM, active_adapters, eval_mode, evaluating, is_seq2seq, locked_model, quiet_transformers)
@@ -323,6 +324,7 @@ def row_nats(
     return nats, targets
 
 # %% ../../nbs/kernels/nats.ipynb #3e1e4f5c
+@known_options
 @locked_model
 def held_out_loss(
     lm: LM,  # a loaded model

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 import numpy as np
 from ..core.errors import FTNBError, check_number, check_utf8, require
+from ..core.options import known_options
 from ..core.files import check_path
 from ..models.lm import LM, check_lm, context_length, locked_model
 from ..data.tasks import Task
@@ -83,6 +84,7 @@ def _check_judge(lm: Any, question: Any, name: Any) -> None:
         if is_text: check_utf8(text, k)
 
 # %% ../../nbs/people/judge.ipynb #2acfa380
+@known_options
 @locked_model
 def judge(
     lm: LM,  # the judge; preferably none of the systems

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ..core.errors import FTNBError, check_names, check_number, check_utf8, describe_value, require
+from ..core.options import known_options
 from ..core.files import check_path, sealed
 from ..evaluation.scores import Scores
 from .store import (
@@ -175,6 +176,7 @@ def begin_ratings(
     return Ratings(file, id, rater, **there)
 
 # %% ../../nbs/people/ratings.ipynb #2563f8f5
+@known_options
 def rate(
     a: Scores,  # one system's answers: before
     b: Scores | None = None,  # another's to the same rows: after; None: only with criteria
@@ -211,6 +213,7 @@ def rate(
     return begin_ratings(check_path('file', file), check_rater(rater), content)
 
 # %% ../../nbs/people/ratings.ipynb #ed8cc3fe
+@known_options
 def open_ratings(
     file: str | os.PathLike = 'ratings.db',  # where ratings are kept
     rater: str = 'me',  # who goes on rating
