@@ -1,6 +1,7 @@
 """Bad input: every mistake gets an `FTNBError` with the value, the rule and the remedy, before any work is lost."""
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import nbclient
 import nbformat
 import pytest
 
+import ftnb
 from ftnb.core.errors import FTNBError
 from ftnb.data.encoding import encode
 from ftnb.training.finetuning import finetune
@@ -241,3 +243,29 @@ def test_a_script_shows_the_whole_traceback(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
     assert "direct cause" in done.stderr and "errors.py" in done.stderr and "line 7" in done.stderr
     assert done.stderr.endswith(f"ftnb.core.errors.FTNBError: {MISSING}\n")
+
+
+OWN_LOOK = {"LM", "Task", "Encoded", "Run", "Callback", "Scores", "Comparison", "FTNBError", "RowsNeeded"}  # nouns
+# their options go elsewhere, or they have none
+HAND_ON = {"tiny_lm", "metric", "score", "preflight", "find_lr", "doctor", "merge_adapter"}
+
+
+@pytest.mark.parametrize("name", sorted(set(ftnb.__all__) - OWN_LOOK - HAND_ON))
+def test_every_verb_answers_a_keyword_that_it_does_not_have(name: str) -> None:
+    with pytest.raises(FTNBError, match="option 'no_such_option'"):
+        getattr(ftnb, name)(no_such_option=1)
+    assert "no_such_option" not in inspect.signature(getattr(ftnb, name)).parameters
+
+
+def test_verbs_that_hand_options_on() -> None:
+    lm = ftnb.tiny_lm()
+    data = ftnb.encode(lm, ["one two three"] * 4, ftnb.free_text())
+    calls = {
+        "Use max_new_tokens": lambda: ftnb.score(lm, ["a"], ftnb.free_text(), max_tokens=3),
+        "Use lr": lambda: ftnb.preflight(lm, data, learning_rate=1e-4),
+        "Use clip": lambda: ftnb.find_lr(lm, data, max_grad_norm=1.0),
+        "Use temperature": lambda: ftnb.ScoreMonitor(lm, ["a"], ftnb.free_text(), do_sample=True),
+    }
+    for words, call in calls.items():
+        with pytest.raises(FTNBError, match=words):
+            call()
