@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, require
+from ..core.options import known_options
 from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, is_seq2seq, model_lock
 from ..models.tokens import check_text
 from ..data.templates import SPEAKERS, uses_chat_template, waiting_prompt
 from ..data.applications import dialogue
 from ..data.rows import check_rows
 from ..data.tokenizing import waiting_prompt_ids
-from .decoding import Decoding, sampling_uniforms
+from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
 from .kv_cache import DecodingState
 from .search import decode_steps
 from .prompts import prepare_prompts
 from .streaming import (
-    StopStrings, refuse_adapter_switch, stop_strings, text_pieces, with_end_of_turn)
+    StopStrings, refuse_adapter_switch, stop_strings_and_ids, text_pieces, with_end_of_turn)
 
 # %% auto #0
 __all__ = ['Chat', 'transcript']
@@ -37,6 +38,7 @@ def _check_system(lm: LM, system: list[dict]) -> None:
 # %% ../../nbs/generation/chat.ipynb #19541cb4
 class Chat:
     "A conversation with a model: `chat('Hello!')` gives its answer."
+    @known_options
     def __init__(self,
         lm: LM,  # a loaded model
         system: str | None = None,  # a system turn to begin with
@@ -46,8 +48,9 @@ class Chat:
         top_k: int | None = None,  # sample from the k most probable tokens only
         top_p: float | None = None,  # sample from the smallest set with this probability, 0 to 1
         min_p: float | None = None,  # sample from tokens with this share of the best one's, 0 to 1
-        repetition_penalty: float = 1.,  # above 1: tokens that were there become less likely
-        stop: Any = None,  # a str or a list of str: end an answer before any of these
+        repetition_penalty: float = 1.,  # above 1: words that were there become less likely
+        min_new_tokens: int = 0,  # no end token before so many tokens are written
+        stop: Any = None,  # a str, a token id, or a list of them: end an answer before any of these
         seed: int = 0,  # of the sampling
         language: str = 'en',  # of the names of speakers, if the model has no chat template: 'en' or 'zh'
     ):
@@ -56,10 +59,12 @@ class Chat:
         check_lm(lm)
         self.lm, self.task = lm, dialogue(system=system, language=language)
         self.max_new_tokens = check_number('max_new_tokens', max_new_tokens, 1)
-        self.decoding = Decoding(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty)
+        self.decoding = Decoding(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty,
+                                 min_new_tokens=min_new_tokens)
+        check_min_new_tokens(self.decoding, self.max_new_tokens)
         self.seed = check_number('seed', seed, 0)
         templated = uses_chat_template(lm, self.task)   # without one, turns are marked by "User:"
-        stops = stop_strings(stop)
+        stops, self.stop_ids = stop_strings_and_ids(lm, stop)
         next_turn = '\n' + SPEAKERS[self.task.language]['user'].rstrip()
         self.stops = with_end_of_turn(lm, stops) if templated else stops or (next_turn,)
         self.system = [{'role': 'system', 'content': system}] if system else []
@@ -105,8 +110,8 @@ class Chat:
             uniforms = sampling_uniforms([ids], self.max_new_tokens, self.seed + self.attempt)
         should_stop = lambda row, token: is_over() or stops(row, token)
         steps = decode_steps(self.lm, [ids], self.max_new_tokens, self.decoding, uniforms,
-                             should_stop=should_stop, prefilled=prefilled)
-        return text_pieces(self.lm, ids[-8:], steps, self.stops)
+                             should_stop=should_stop, prefilled=prefilled, stop_ids=self.stop_ids)
+        return text_pieces(self.lm, ids[-8:], steps, self.stops, self.stop_ids)
 
     def _write(self, turns: list[dict], ids: list[int], attempt: int, before: list[dict]) -> Iterator[str]:
         "Write the answer to `turns`; `before` are the turns of the moment when it was asked for."

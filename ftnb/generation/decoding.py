@@ -13,7 +13,7 @@ import torch
 from ..core.errors import FTNBError, check_number, require
 
 # %% auto #0
-__all__ = ['Decoding', 'logits_processors', 'sampling_uniforms', 'choose_tokens']
+__all__ = ['Decoding', 'check_min_new_tokens', 'logits_processors', 'sampling_uniforms', 'choose_tokens']
 
 # %% ../../nbs/generation/decoding.ipynb #45c3cb12
 @dataclass(frozen=True)
@@ -24,13 +24,14 @@ class Decoding:
     top_p: float | None = None  # sample from the smallest set with this probability, 0 to 1
     min_p: float | None = None  # sample from tokens with this share of the best one's, 0 to 1
     typical_p: float | None = None  # sample from the most typical with this probability, 0 to 1
-    repetition_penalty: float = 1.  # above 1: tokens that were there become less likely
+    repetition_penalty: float = 1.  # above 1: words that were there become less likely
     no_repeat_ngram_size: int | None = None  # no n-gram of this size comes twice
     num_beams: int = 1  # hypotheses that beam search keeps; 1: no beam search
     num_beam_groups: int = 1  # groups of beams that avoid each other's tokens
     diversity_penalty: float = 0.  # nats off for each time that another group has taken the token
     length_penalty: float = 1.  # beams are ranked by log-probability / length ** length_penalty
     penalty_alpha: float | None = None  # contrastive search: weight of similarity, 0 to 1
+    min_new_tokens: int = 0  # no end token before so many tokens are written
 
     def __post_init__(self):
         _check_ranges(self)
@@ -58,6 +59,7 @@ def _check_ranges(d: Decoding) -> None:
             'it must be above 0; 1 does nothing')
     check_number('diversity_penalty', d.diversity_penalty, 0, whole=False)
     check_number('length_penalty', d.length_penalty, whole=False)
+    check_number('min_new_tokens', d.min_new_tokens, 0)
 
 # %% ../../nbs/generation/decoding.ipynb #3d6a7e05
 def _check_sampling(d: Decoding) -> None:
@@ -101,11 +103,39 @@ def _check_contrastive(d: Decoding) -> None:
         raise FTNBError(f'penalty_alpha with top_k={d.top_k}', 'it chooses among the top_k best',
                         'Set top_k, such as 4.')
 
+# %% ../../nbs/generation/decoding.ipynb #5d894a1d
+def check_min_new_tokens(
+    decoding: Decoding,  # the options
+    max_new_tokens: int,  # most tokens to write
+) -> None:
+    "There cannot be more tokens at least than at most."
+    require('min_new_tokens', decoding.min_new_tokens, decoding.min_new_tokens <= max_new_tokens,
+            f'max_new_tokens is {max_new_tokens}')
+
 # %% ../../nbs/generation/decoding.ipynb #70b39290
 def _without_padding(rule: Callable) -> Callable:
     "A logits processor that gets every row without its padding."
     def one(ids, mask, logits): return rule(ids[mask.bool()][None], logits[None])
     return lambda ids, mask, logits: torch.cat([one(*row) for row in zip(ids, mask, logits)])
+
+# %% ../../nbs/generation/decoding.ipynb #62da35d0
+def _for_words(rule: Callable, control: Sequence[int]) -> Callable:
+    "A logits processor that leaves the logits of control tokens as they are."
+    def on_words(ids, mask, logits):
+        new = rule(ids, mask, logits)
+        new[:, control] = logits[:, control]
+        return new
+    return on_words if len(control) else rule
+
+# %% ../../nbs/generation/decoding.ipynb #de203384
+def _no_end_before(length: int, ends: Sequence[int]) -> Callable:
+    "A logits processor that forbids end tokens while a row has fewer tokens, prompt included."
+    def no_end(ids, mask, logits):
+        if ids.shape[1] >= length: return logits
+        left = logits.clone()
+        left[:, ends] = float('-inf')
+        return torch.where(left.isneginf().all(-1, keepdim=True), logits, left)
+    return no_end
 
 # %% ../../nbs/generation/decoding.ipynb #105838b6
 def _sampling_processors(d: Decoding) -> list[Callable]:
@@ -121,14 +151,20 @@ def _sampling_processors(d: Decoding) -> list[Callable]:
 # %% ../../nbs/generation/decoding.ipynb #53e62957
 def logits_processors(
     decoding: Decoding,  # the options
+    control: Sequence[int] = (),  # ids of tokens that are no words, and may be repeated
+    ends: Sequence[int] = (),  # ids of end tokens
+    start: int = 0,  # tokens of a row before the first new one, padding included
 ) -> list[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]:  # (ids, mask, logits)
     "transformers' logits processors for the options, in its order."
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
     penalty, ngram = decoding.repetition_penalty, decoding.no_repeat_ngram_size
     ignore_mask = lambda rule: lambda ids, mask, logits: rule(ids, logits)
-    penalties = [ignore_mask(RepetitionPenaltyLogitsProcessor(float(penalty)))] if penalty != 1 else []
-    if ngram: penalties.append(_without_padding(NoRepeatNGramLogitsProcessor(ngram)))
-    return penalties + list(map(ignore_mask, _sampling_processors(decoding)))
+    words = [ignore_mask(RepetitionPenaltyLogitsProcessor(float(penalty)))] if penalty != 1 else []
+    if ngram: words.append(_without_padding(NoRepeatNGramLogitsProcessor(ngram)))
+    rules = [_for_words(rule, control) for rule in words]
+    if decoding.min_new_tokens and ends:
+        rules.append(_no_end_before(start + decoding.min_new_tokens, ends))
+    return rules + list(map(ignore_mask, _sampling_processors(decoding)))
 
 # %% ../../nbs/generation/decoding.ipynb #e9dcfa51
 def sampling_uniforms(

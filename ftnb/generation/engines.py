@@ -30,11 +30,13 @@ def _decode_batch(job: GenerationJob, batch: list[int], on_finish: Callable[[int
                   on_step: Callable[[], None]) -> None:
     "Write one batch of row numbers token by token."
     rows = [job.rows[i] for i in batch]
-    stops = StopStrings(job.lm, rows, job.stops) if job.stops else None
+    stops = StopStrings(job.lm, rows, job.stops, job.skip_special) if job.stops else None
     if job.constraint: job.constraint.reset()
     uniforms = None if job.uniforms is None else job.uniforms[batch]
     unfinished = set(range(len(batch)))
-    for step in decode_steps(job.lm, rows, job.max_new_tokens, job.decoding, uniforms, job.constraint, stops):
+    steps = decode_steps(job.lm, rows, job.max_new_tokens, job.decoding, uniforms, job.constraint, stops,
+                         stop_ids=job.stop_ids)
+    for step in steps:
         for r in unfinished - step.keys(): on_finish(batch[r])
         unfinished &= step.keys()
         for r, token in step.items(): job.ids[batch[r]].append(token)
@@ -50,7 +52,7 @@ def _beam_search_batch(job: GenerationJob, batch: list[int], on_finish: Callable
     n = job.num_return_sequences
     prompts = sorted({i // n for i in batch})
     rows = [job.rows[p * n] for p in prompts]
-    results = beam_search(job.lm, rows, job.max_new_tokens, job.decoding, on_step)
+    results = beam_search(job.lm, rows, job.max_new_tokens, job.decoding, on_step, job.stop_ids)
     beams = dict(zip(prompts, results))
     for i in batch:
         job.ids[i] = beams[i // n][i % n][1]
@@ -118,7 +120,7 @@ def _continuous(job: GenerationJob, todo: list[int], batch_tokens: int, on_finis
     "Write with transformers' continuous batching."
     from transformers import GenerationConfig
     _check_supported(job, 'continuous', ('temperature', 'top_k', 'top_p'))
-    d, ends = job.decoding, eos_ids(job.lm)
+    d, ends = job.decoding, [*eos_ids(job.lm), *job.stop_ids]
     sampling = {'temperature': d.temperature, 'top_k': d.top_k or 0, 'top_p': d.top_p or 1.} if d.temperature else {}
     config = GenerationConfig(max_new_tokens=job.max_new_tokens, do_sample=d.temperature > 0,
                               eos_token_id=ends or None, pad_token_id=(ends or [0])[0], **sampling)
@@ -137,9 +139,9 @@ def _vllm_options(vllm: Any, job: GenerationJob, key: tuple[str, int]) -> Any:
     "The options under vLLM's names, for the row with this key."
     d, seed = job.decoding, zlib.crc32(repr((job.seed, key)).encode())
     return vllm.SamplingParams(temperature=d.temperature, top_k=d.top_k or 0, top_p=d.top_p or 1.,
-                               min_p=d.min_p or 0., repetition_penalty=d.repetition_penalty,
+                               min_p=d.min_p or 0., min_tokens=d.min_new_tokens,
                                max_tokens=job.max_new_tokens, stop=list(job.stops) or None,
-                               stop_token_ids=eos_ids(job.lm), seed=seed if d.temperature else None)
+                               stop_token_ids=[*eos_ids(job.lm), *job.stop_ids], seed=seed if d.temperature else None)
 
 # %% ../../nbs/generation/engines.ipynb #d6e7478d
 def _vllm_outputs(vllm: Any, job: GenerationJob, todo: list[int], progress: bool) -> list:
@@ -165,7 +167,7 @@ def _vllm(job: GenerationJob, todo: list[int], batch_tokens: int, on_finish: Cal
     vllm = import_optional('vllm', 'pip install vllm', "for engine='vllm'")
     if hasattr(job.lm.model, 'peft_config'):
         raise FTNBError("an adapter with engine='vllm'", 'it gets whole weights', 'Use merge_adapter(lm) first.')
-    _check_supported(job, 'vllm', ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'stop'))
+    _check_supported(job, 'vllm', ('temperature', 'top_k', 'top_p', 'min_p', 'min_new_tokens', 'stop'))
     for i, output in zip(todo, _vllm_outputs(vllm, job, todo, progress)):
         job.ids[i] = list(output.outputs[0].token_ids)
         on_finish(i)

@@ -35,6 +35,8 @@ class GenerationJob:
     num_return_sequences: int = 1  # texts for each prompt
     engine: str = 'ftnb'  # who writes
     constraint: Constraint | None = None  # of `pattern` or `schema`
+    stop_ids: tuple[int, ...] = ()  # tokens that end a text, besides the model's end tokens
+    skip_special: bool = True  # leave special tokens out of the texts
     ids: list[list[int]] = field(init=False)  # what was written for each row, without the end token
     finish: list[str] = field(init=False)  # why each row ended: 'end', 'stop', 'length'; '': it has not
     complete: dict[int, bool] = field(default_factory=dict)  # row that ran out of tokens -> matches the form
@@ -45,15 +47,20 @@ class GenerationJob:
         if self.decoding.temperature:
             self.uniforms = sampling_uniforms(self.rows, self.max_new_tokens, self.seed)
 
+    def whole_text(self, i: int) -> str:
+        "What was written for row `i`, a stop string included."
+        return decode_continuation(self.lm, self.rows[i], self.ids[i], self.skip_special)
+
     def text(self, i: int) -> str:
         "What was written for row `i`, up to a stop string."
-        return cut_at_stop(decode_continuation(self.lm, self.rows[i], self.ids[i]), self.stops)
+        return cut_at_stop(self.whole_text(i), self.stops)
 
     def finish_row(self, i: int) -> None:
         "Note why row `i` has ended, and take the end token off."
         ids, ends = self.ids[i], eos_ids(self.lm)
-        if ids and ids[-1] in ends: self.finish[i], self.ids[i] = 'end', ids[:-1]
-        elif self.stops and self.text(i) != decode_continuation(self.lm, self.rows[i], ids): self.finish[i] = 'stop'
+        if ids and ids[-1] in (*ends, *self.stop_ids):
+            self.finish[i], self.ids[i] = 'end' if ids[-1] in ends else 'stop', ids[:-1]
+        elif self.stops and self.text(i) != self.whole_text(i): self.finish[i] = 'stop'
         else: self.finish[i] = 'end' if self.complete.get(i) else 'length'
 
 # %% ../../nbs/generation/jobs.ipynb #69149eb0

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from ..core.errors import check_names, check_number, require
 from ..core.display import Card
-from ..models.lm import LM, check_lm, eval_mode, is_seq2seq, locked_model
-from ..models.tokens import continuation_ids
+from ..models.lm import LM, check_lm, eos_ids, eval_mode, is_seq2seq, locked_model
+from ..models.tokens import continuation_ids, control_ids
 from ..data.batches import token_batches
 from .decoding import Decoding, logits_processors
 from .kv_cache import (
@@ -206,6 +206,7 @@ def _next_probs(lm: LM, rows: list[list[int]], decoding: Decoding) -> tuple[torc
     with eval_mode(lm): state, logits = prefill(lm, rows)
     for rule in model_logits_processors(lm): logits = rule(state.ids, state.mask, logits)
     probs = logits[0].softmax(-1)
-    for rule in logits_processors(decoding): logits = rule(state.ids, state.mask, logits)
+    rules = logits_processors(decoding, control_ids(lm), eos_ids(lm), state.ids.shape[1])
+    for rule in rules: logits = rule(state.ids, state.mask, logits)
     if decoding.temperature: return probs, logits[0].softmax(-1)
     return probs, torch.nn.functional.one_hot(logits[0].argmax(), len(probs))

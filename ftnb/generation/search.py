@@ -4,17 +4,31 @@
 
 # %% ../../nbs/generation/search.ipynb #9fd16780
 from __future__ import annotations
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.nn.functional import normalize
 from ..core.errors import FTNBError
 from ..models.lm import LM, eos_ids, eval_mode, is_seq2seq
+from ..models.tokens import control_ids
 from .decoding import Decoding, choose_tokens, logits_processors
 from .constraints import Constraint
 from .kv_cache import DecodingState, model_logits_processors, prefill
 
 # %% auto #0
-__all__ = ['GREEDY', 'TokenSampler', 'decode_steps', 'ContrastiveSearch', 'BeamHypotheses', 'BeamState', 'beam_search']
+__all__ = ['GREEDY', 'logits_rules', 'TokenSampler', 'decode_steps', 'ContrastiveSearch', 'BeamHypotheses', 'BeamState',
+           'beam_search']
+
+# %% ../../nbs/generation/search.ipynb #deab37c5
+def logits_rules(
+    lm: LM,  # a loaded model
+    decoding: Decoding,  # the options
+    start: int,  # tokens of a row before the first new one, padding included
+    ends: Sequence[int] | None = None,  # ids of end tokens; None: the model's
+) -> list[Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]:  # (ids, mask, logits)
+    "What changes the logits of a model before a token is chosen."
+    words = decoding.repetition_penalty != 1 or decoding.no_repeat_ngram_size
+    control, ends = control_ids(lm) if words else (), eos_ids(lm) if ends is None else ends
+    return model_logits_processors(lm) + logits_processors(decoding, control, ends, start)
 
 # %% ../../nbs/generation/search.ipynb #ab86aa94
 class TokenSampler:
@@ -26,12 +40,13 @@ class TokenSampler:
         uniforms: torch.Tensor | None = None,  # [rows, steps] in [0, 1) to sample with; None: greedy
         constraint: Constraint | None = None,  # what the rows must satisfy
         prefilled: tuple[DecodingState, torch.Tensor] | None = None,  # from `prefill`
+        ends: Sequence[int] | None = None,  # ids of end tokens; None: the model's
     ):
-        self.rules = model_logits_processors(lm) + logits_processors(decoding)
         self.constraint, self.uniforms = constraint, None
         if uniforms is not None:   # Apple GPUs have no float64
             self.uniforms = uniforms.to(lm.device, torch.float32 if lm.device.type == 'mps' else None)
         self.state, self.first_logits = prefilled or prefill(lm, rows)
+        self.rules = logits_rules(lm, decoding, self.state.ids.shape[1], ends)
 
     def next_tokens(self, step: int, active: list[int]) -> torch.Tensor:
         "The next token of every row; `active` are the numbers that the constraint knows the rows by."
@@ -61,13 +76,14 @@ def decode_steps(
     constraint: Constraint | None = None,  # what the rows must satisfy
     should_stop: Callable[[int, int], bool] | None = None,  # row, token -> whether the row ends with it
     prefilled: tuple[DecodingState, torch.Tensor] | None = None,  # from `prefill`
+    stop_ids: Sequence[int] = (),  # tokens that end a row, besides the model's end tokens
 ) -> Iterator[dict[int, int]]:  # at each step, {row: its next token}; a row ends with an end token
     "The decoding loop: yield the next token of every unfinished row, step by step."
     modules = list(lm.model.modules())   # walked through once, not at every step
+    active, ended, ends = list(range(len(rows))), set(), [*eos_ids(lm), *stop_ids]   # active: in the batch
     with eval_mode(lm, modules):
-        chooser = (ContrastiveSearch(lm, rows, decoding) if decoding.penalty_alpha
-                   else TokenSampler(lm, rows, decoding, uniforms, constraint, prefilled))
-    active, ended, ends = list(range(len(rows))), set(), set(eos_ids(lm))   # active: in the batch
+        chooser = (ContrastiveSearch(lm, rows, decoding, ends) if decoding.penalty_alpha
+                   else TokenSampler(lm, rows, decoding, uniforms, constraint, prefilled, ends))
     for step in range(max_new_tokens):
         with eval_mode(lm, modules): tokens = chooser.next_tokens(step, active)   # not around `yield`
         new = {r: t for r, t in zip(active, tokens.tolist()) if r not in ended}   # waits for the device
@@ -87,11 +103,13 @@ class ContrastiveSearch:
         lm: LM,  # a decoder-only model
         rows: list[list[int]],  # token ids of the prompts
         decoding: Decoding,  # with `penalty_alpha` and `top_k`
+        ends: Sequence[int] | None = None,  # ids of end tokens; None: the model's
     ):
         if is_seq2seq(lm):
             raise FTNBError('penalty_alpha', 'contrastive search is for decoder-only models', 'Leave it out.')
-        self.rules, self.alpha = logits_processors(decoding), decoding.penalty_alpha or 0.
+        self.alpha = decoding.penalty_alpha or 0.
         self.state, self.logits = prefill(lm, rows, output_hidden_states=True)
+        self.rules = logits_rules(lm, decoding, self.state.ids.shape[1], ends)
         self.k = min(decoding.top_k or 4, self.logits.shape[-1])   # candidates of each row
         self.context = normalize(self.state.hidden_states, dim=-1)   # h_j: [rows, positions, width]
 
@@ -142,13 +160,14 @@ class BeamState:
         lm: LM,  # a loaded model
         rows: list[list[int]],  # token ids of the prompts
         decoding: Decoding,  # with `num_beams`
+        ends: Sequence[int] | None = None,  # ids of end tokens; None: the model's
     ):
-        self.decoding, self.ends = decoding, eos_ids(lm)
-        self.rules = model_logits_processors(lm) + logits_processors(decoding)
+        self.decoding, self.ends = decoding, eos_ids(lm) if ends is None else list(ends)
         groups, n = decoding.num_beam_groups, len(rows)
         width = decoding.num_beams // groups
         self.state, logits = prefill(lm, rows)
         self.prompt_length = self.state.ids.shape[1]   # where the new tokens begin
+        self.rules = logits_rules(lm, decoding, self.prompt_length, self.ends)
         copies = torch.arange(n, device=lm.device).repeat_interleave(groups * width)
         self.state.reorder(copies)
         self.logits = logits[copies]
@@ -221,9 +240,10 @@ def beam_search(
     max_new_tokens: int,  # most tokens to add to a row
     decoding: Decoding,  # with `num_beams`
     on_step: Callable[[], None] = lambda: None,  # called after each step
+    stop_ids: Sequence[int] = (),  # tokens that end a text, besides the model's end tokens
 ) -> list[list[tuple[float, list[int]]]]:  # for each prompt, (score, new tokens), the best first
     "Search for the most probable whole continuations."
-    with eval_mode(lm): b = BeamState(lm, rows, decoding)
+    with eval_mode(lm): b = BeamState(lm, rows, decoding, [*eos_ids(lm), *stop_ids])
     for step in range(max_new_tokens):
         last = step + 1 == max_new_tokens
         with eval_mode(lm):

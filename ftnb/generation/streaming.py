@@ -4,34 +4,58 @@
 
 # %% ../../nbs/generation/streaming.ipynb #39005993
 from __future__ import annotations
-import contextlib
+import contextlib, numbers
 from collections.abc import Iterator, Sequence
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_utf8, require
 from ..models.chat_templates import end_of_turn_stops
 from ..models.lm import LM, active_adapters, eos_ids, is_seq2seq, model_lock
-from ..models.tokens import decode_continuation
+from ..models.tokens import SpecialText, decode_continuation
 
 # %% auto #0
-__all__ = ['stop_strings', 'with_end_of_turn', 'cut_at_stop', 'partial_stop_length', 'StopStrings', 'text_pieces',
-           'refuse_adapter_switch']
+__all__ = ['check_stop', 'stop_strings_and_ids', 'with_end_of_turn', 'cut_at_stop', 'partial_stop_length', 'StopStrings',
+           'text_pieces', 'refuse_adapter_switch']
 
-# %% ../../nbs/generation/streaming.ipynb #4307e43e
-def stop_strings(
-    stop: str | Sequence[str] | None,  # what was given
-) -> tuple[str, ...]:
-    "Stop strings as a tuple."
-    stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
-    ok = isinstance(stops, (list, tuple)) and all(isinstance(s, str) and s for s in stops)
-    require('stop', stop, ok,
-            'it must be a str or a list of str, none of them empty (token ids are no stop strings)')
-    return tuple(check_utf8(s, 'stop') for s in stops)
+# %% ../../nbs/generation/streaming.ipynb #4ddd64e6
+def check_stop(
+    stop: Any,  # what was given: a str, a token id, or a list of them; None: nothing
+) -> list[str | int]:
+    "What a text is to end at, as a list."
+    stops = [] if stop is None else [stop] if isinstance(stop, (str, numbers.Integral)) else stop
+    one = lambda s: bool(s) if isinstance(s, str) else isinstance(s, numbers.Integral) and not isinstance(s, bool)
+    require('stop', stop, isinstance(stops, (list, tuple)) and all(map(one, stops)),
+            'it must be a str, a token id, or a list of them, no text empty')
+    return [check_utf8(s, 'stop') if isinstance(s, str) else int(s) for s in stops]
+
+# %% ../../nbs/generation/streaming.ipynb #095903e6
+def _special_id(lm: LM, special: SpecialText, text: str) -> int | None:
+    "The id of the special token that a stop string spells; None: it spells none."
+    names = special.pattern.findall(text)
+    if not names: return None
+    if text != names[0]:
+        raise FTNBError(f'stop={text!r:.60}', f'{names[0]!r} is a token, and no part of a text',
+                        f'Give the token alone: stop={names[0]!r}.')
+    return int(lm.tokenizer.convert_tokens_to_ids(text))
+
+def stop_strings_and_ids(
+    lm: LM,  # a loaded model
+    stop: Any,  # a str, a token id, or a list of them; None: nothing
+) -> tuple[tuple[str, ...], tuple[int, ...]]:  # strings to look for in the text, and token ids
+    "What a text ends at, besides the model's own end tokens."
+    strings, ids, special = [], [], SpecialText(lm.tokenizer)
+    size = lm.model.config.get_text_config().vocab_size
+    for s in check_stop(stop):
+        token = _special_id(lm, special, s) if isinstance(s, str) else s
+        if token is None: strings.append(s)
+        else: ids.append(token)
+        require('stop', stop, token is None or 0 <= token < size, f'the model has {size} tokens')
+    return tuple(strings), tuple(ids)
 
 # %% ../../nbs/generation/streaming.ipynb #45ee9bec
 def with_end_of_turn(
     lm: LM,  # a loaded model
-    stops: tuple[str, ...],  # from `stop_strings`
+    stops: tuple[str, ...],  # from `stop_strings_and_ids`
 ) -> tuple[str, ...]:
     "Stop strings, and the mark with which the model's chat template ends an answer, if no token does."
     return tuple(dict.fromkeys((*stops, *end_of_turn_stops(lm.tokenizer))))
@@ -59,8 +83,9 @@ class StopStrings:
         lm: LM,  # a loaded model
         rows: list[list[int]],  # token ids of the prompts
         stops: tuple[str, ...],  # the strings
+        skip_special: bool = True,  # look for them in the text without special tokens
     ):
-        self.lm, self.stops = lm, stops
+        self.lm, self.stops, self.skip_special = lm, stops, skip_special
         # some tokenizers show a first space only after something else
         self.context = [[] if is_seq2seq(lm) else r[-4:] for r in rows]
         self.new: list[list[int]] = [[] for _ in rows]
@@ -70,7 +95,7 @@ class StopStrings:
         "Whether the row ends with this token."
         self.new[row].append(token)
         last, earlier = self.new[row][-self.reach:], self.new[row][:-self.reach]
-        text = decode_continuation(self.lm, [*self.context[row], *earlier][-4:], last)
+        text = decode_continuation(self.lm, [*self.context[row], *earlier][-4:], last, self.skip_special)
         return any(s in text for s in self.stops)
 
 # %% ../../nbs/generation/streaming.ipynb #feaad4ed
@@ -79,21 +104,23 @@ def text_pieces(
     prompt: list[int],  # the last token ids of the prompt
     steps: Any,  # a generator of {0: token}, as `decode_steps` gives for one row; it is closed at the end
     stops: Sequence[str] = (),  # stop strings
+    stop_ids: Sequence[int] = (),  # end tokens besides the model's
+    skip_special: bool = True,  # leave special tokens out
 ) -> Iterator[str]:
     "Turn a stream of tokens into a stream of whole characters, up to the first stop string."
     new: list[int] = []
-    sent, ends = '', eos_ids(lm)
+    sent, ends = '', [*eos_ids(lm), *stop_ids]
     with contextlib.closing(steps):
         for step in steps:
             if step[0] in ends: continue   # not every end token is a special one, which decoding leaves out
             new.append(step[0])
-            full = decode_continuation(lm, prompt, new)
+            full = decode_continuation(lm, prompt, new, skip_special)
             text = cut_at_stop(full, stops)
             if text == full: text = text[:len(text) - partial_stop_length(text, stops)]
             if text.endswith('\ufffd') or len(text) <= len(sent): continue
             yield text[len(sent):]
             sent = text
-    rest = cut_at_stop(decode_continuation(lm, prompt, new), stops)[len(sent):]
+    rest = cut_at_stop(decode_continuation(lm, prompt, new, skip_special), stops)[len(sent):]
     if rest: yield rest
 
 # %% ../../nbs/generation/streaming.ipynb #432a4906

@@ -4,22 +4,23 @@
 
 # %% ../../nbs/generation/writing.ipynb #905fdf70
 from __future__ import annotations
-import html, os, warnings
+import contextlib, html, os, warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 from ..core.errors import FTNBError, check_choice, check_number, require
+from ..core.options import known_options
 from ..core.files import check_path
 from ..core.display import Card, html_table
-from ..models.lm import LM, active_weights_hash, eos_ids, locked_model
+from ..models.lm import LM, active_weights_hash, check_lm, eos_ids, locked_model
 from ..models.tokens import tokenizer_hash
-from .decoding import Decoding, sampling_uniforms
-from .constraints import make_constraint, schema_dict
+from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
+from .constraints import Constraint, make_constraint, schema_dict
 from .search import decode_steps
 from .prompts import Prompt, as_prompt_list, prepare_prompts
 from .streaming import (
-    StopStrings, refuse_adapter_switch, stop_strings, text_pieces, with_end_of_turn)
+    StopStrings, refuse_adapter_switch, stop_strings_and_ids, text_pieces, with_end_of_turn)
 from .likelihood import token_nats
 from .jobs import AnswersFile, GenerationJob, prompt_keys
 from .engines import ENGINES
@@ -27,7 +28,20 @@ from .engines import ENGINES
 # %% auto #0
 __all__ = ['stream', 'Completion', 'generate']
 
+# %% ../../nbs/generation/writing.ipynb #32573ba1
+def _incomplete(count: int, texts: int) -> None:
+    "Warn of texts that ended before their form was complete."
+    if count: warnings.warn(f'{count} of {texts} texts ended before their form was complete: '
+                            'raise max_new_tokens', stacklevel=4)
+
+def _warn_incomplete(pieces: Iterator[str], constraint: Constraint) -> Iterator[str]:
+    "The same pieces; at their end, a warning if the form of the text is not complete."
+    with contextlib.closing(pieces):  # type: ignore[type-var]
+        yield from pieces
+        _incomplete(int(not constraint.is_complete(0)), 1)
+
 # %% ../../nbs/generation/writing.ipynb #2f520805
+@known_options
 def stream(
     lm: LM,  # a loaded model
     prompt: Prompt,  # a string, or token ids
@@ -38,44 +52,49 @@ def stream(
     top_p: float | None = None,  # sample from the smallest set with this probability, 0 to 1
     min_p: float | None = None,  # sample from tokens with this share of the best one's, 0 to 1
     typical_p: float | None = None,  # sample from the most typical with this probability, 0 to 1
-    repetition_penalty: float = 1.,  # above 1: tokens that were there become less likely
+    repetition_penalty: float = 1.,  # above 1: words that were there become less likely
     no_repeat_ngram_size: int | None = None,  # no n-gram of this size comes twice
     penalty_alpha: float | None = None,  # contrastive search: weight of similarity, 0 to 1; with top_k
-    stop: str | Sequence[str] | None = None,  # end before any of these
+    min_new_tokens: int = 0,  # no end token before so many tokens are written
+    stop: str | int | Sequence[str | int] | None = None,  # end before any of these texts or token ids
     pattern: str | None = None,  # a regular expression that the whole text must match
     schema: Any = None,  # a JSON schema (or a pydantic model) that it must satisfy
     seed: int = 0,  # of the sampling
     truncate: bool | str = False,  # cut a prompt that is too long, with a warning; or 'left', 'right'
+    skip_special_tokens: bool = True,  # False: keep those that come before the end
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
     "Yield the continuation of `prompt` piece by piece, as the model writes it."
     check_number('seed', seed, 0)
     decoding = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
-                        penalty_alpha=penalty_alpha)
-    stops = stop_strings(stop)
-    constraint = make_constraint(lm, decoding, pattern, schema_dict(schema), stops)
+                        penalty_alpha=penalty_alpha, min_new_tokens=min_new_tokens)
+    stops, stop_ids = stop_strings_and_ids(lm, stop)
+    constraint = make_constraint(lm, decoding, pattern, schema_dict(schema), (*stops, *stop_ids))
     if not constraint: stops = with_end_of_turn(lm, stops)
     rows, _ = prepare_prompts(lm, [prompt], max_new_tokens, truncate)
+    check_min_new_tokens(decoding, max_new_tokens)
     uniforms = sampling_uniforms(rows, max_new_tokens, seed) if temperature else None
-    should_stop = StopStrings(lm, rows, stops) if stops else None
-    steps = decode_steps(lm, rows, max_new_tokens, decoding, uniforms, constraint, should_stop)
-    return refuse_adapter_switch(list(lm.model.modules()), text_pieces(lm, rows[0][-8:], steps, stops))
+    should_stop = StopStrings(lm, rows, stops, skip_special_tokens) if stops else None
+    steps = decode_steps(lm, rows, max_new_tokens, decoding, uniforms, constraint, should_stop, stop_ids=stop_ids)
+    pieces = text_pieces(lm, rows[0][-8:], steps, stops, stop_ids, skip_special_tokens)
+    if constraint: pieces = _warn_incomplete(pieces, constraint)
+    return refuse_adapter_switch(list(lm.model.modules()), pieces)
 
 # %% ../../nbs/generation/writing.ipynb #d9959746
 @dataclass(repr=False)
 class Completion(Card):
     "A text that a model has written, and how."
     text: str  # without the prompt, without a stop string
-    ids: list[int]  # the tokens that were written, with those of a stop string, without an end token
+    ids: list[int]  # the tokens that were written, with those of a stop string, without an end or stop token
     tokens: list[str]  # the text of each
     logprobs: list[float]  # of each token, in nats, by the model itself (temperature 1, without top-k and top-p)
-    finish: str  # 'end': the model's end token; 'stop': a stop string; 'length': max_new_tokens
+    finish: str  # 'end': the model's end token; 'stop': a stop string or token; 'length': max_new_tokens
     cut: int = 0  # tokens of the prompt that were cut off
 
     def __str__(self) -> str: return self.text
 
     def _facts(self) -> tuple[str, dict]:
         total = sum(self.logprobs)
-        reason = {'end': 'the model ended it', 'stop': 'a stop string', 'length': 'max_new_tokens'}[self.finish]
+        reason = {'end': 'the model ended it', 'stop': 'a stop string or token', 'length': 'max_new_tokens'}[self.finish]
         facts = {'text': self.text, 'tokens': len(self.ids), 'ended by': reason,
                  'log-probability': f'{total:.2f} nats, {total / max(1, len(self.ids)):.2f} a token'}
         return 'Completion', facts | ({'prompt': f'{self.cut} tokens cut off'} if self.cut else {})
@@ -109,11 +128,13 @@ class _Options(TypedDict, total=False):
     diversity_penalty: float
     length_penalty: float
     penalty_alpha: float | None
-    stop: str | Sequence[str] | None
+    min_new_tokens: int
+    stop: str | int | Sequence[str | int] | None
     pattern: str | None
     schema: Any
     seed: int
     truncate: bool | str
+    skip_special_tokens: bool
     file: str | os.PathLike | None
     engine: str
     batch_tokens: int
@@ -132,6 +153,7 @@ def generate(
     **options: Unpack[_Options]) -> Any: ...
 
 # %% ../../nbs/generation/writing.ipynb #973980f6
+@known_options
 @locked_model
 def generate(
     lm,  # a loaded model
@@ -143,14 +165,15 @@ def generate(
     top_p: float | None = None,  # sample from the smallest set with this probability, 0 to 1
     min_p: float | None = None,  # sample from tokens with this share of the best one's, 0 to 1
     typical_p: float | None = None,  # sample from the most typical with this probability, 0 to 1
-    repetition_penalty: float = 1.,  # above 1: tokens that were there become less likely
+    repetition_penalty: float = 1.,  # above 1: words that were there become less likely
     no_repeat_ngram_size: int | None = None,  # no n-gram of this size comes twice
     num_beams: int = 1,  # hypotheses of beam search; above 1: search instead of sampling
     num_beam_groups: int = 1,  # groups of beams that avoid each other's tokens
     diversity_penalty: float = 0.,  # nats off for each time that another group has taken the token
     length_penalty: float = 1.,  # beams are ranked by log-probability / length ** length_penalty
     penalty_alpha: float | None = None,  # contrastive search: weight of similarity, 0 to 1; with top_k
-    stop: str | Sequence[str] | None = None,  # end before any of these
+    min_new_tokens: int = 0,  # no end token before so many tokens are written
+    stop: str | int | Sequence[str | int] | None = None,  # end before any of these texts or token ids
     pattern: str | None = None,  # a regular expression that the whole text must match
     schema: Any = None,  # a JSON schema (or a pydantic model) that it must satisfy
     n: int | None = None,  # texts for each prompt, as a list: samples, or the best beams
@@ -161,18 +184,22 @@ def generate(
     engine: str = 'ftnb',  # who writes: 'ftnb', 'continuous' (transformers' batching) or 'vllm'
     batch_tokens: int = 8192,  # rows × (longest prompt + new tokens) in one batch
     progress: bool = True,  # show a status line when there is more than one batch
+    skip_special_tokens: bool = True,  # False: keep those that come before the end
 ):  # the new text, without the prompt: a str for a str, a list for a list
     "Continue a prompt, or each of a list of prompts."
     decoding = Decoding(
         temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
-        num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha)
-    schema, prompts, stops = schema_dict(schema), as_prompt_list(prompt), stop_strings(stop)
+        num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha, min_new_tokens)
+    schema, prompts = schema_dict(schema), as_prompt_list(prompt)
+    check_lm(lm)
+    stops, stop_ids = stop_strings_and_ids(lm, stop)
     _check_options(decoding, n, stops, seed, file, batch_tokens)
     rows, cut = prepare_prompts(lm, prompts, max_new_tokens, truncate)
-    constraint = make_constraint(lm, decoding, pattern, schema, stops)
+    check_min_new_tokens(decoding, max_new_tokens)
+    constraint = make_constraint(lm, decoding, pattern, schema, (*stops, *stop_ids))
     if not constraint and not decoding.uses_beams: stops = with_end_of_turn(lm, stops)
     job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed,
-                        pattern, schema, n or 1, engine, constraint)
+                        pattern, schema, n or 1, engine, constraint, stop_ids, skip_special_tokens)
     _run_job(job, file, ENGINES[check_choice(engine, ENGINES, 'engine')], batch_tokens, progress)
     texts = _completions(job, cut) if details else list(map(job.text, range(len(job.rows))))
     results: list = texts if n is None else [texts[i:i + n] for i in range(0, len(texts), n)]
@@ -199,9 +226,7 @@ def _run_job(job: GenerationJob, file: Any, engine: Callable, batch_tokens: int,
     todo = list(range(len(job.rows)))
     if file is not None: _run_with_file(job, AnswersFile(file, _job_settings(job)), engine, batch_tokens, progress)
     elif todo: engine(job, todo, batch_tokens, job.finish_row, progress)
-    if incomplete := sum(not done for done in job.complete.values()):
-        warnings.warn(f'{incomplete} of {len(job.rows)} texts ended before their form was complete: '
-                      'raise max_new_tokens', stacklevel=3)
+    if job.constraint: _incomplete(job.finish.count('length'), len(job.rows))
 
 # %% ../../nbs/generation/writing.ipynb #b3c3305f
 def _run_with_file(job: GenerationJob, file: AnswersFile, engine: Callable, batch_tokens: int,
@@ -225,8 +250,9 @@ def _job_settings(job: GenerationJob) -> dict:
     beams = {'n': job.num_return_sequences} if job.decoding.uses_beams else {}   # samples do not depend on n
     return {'ftnb answers': 1, 'model': active_weights_hash(job.lm.model),
             'tokenizer': tokenizer_hash(job.lm.tokenizer), 'end': eos_ids(job.lm), 'engine': job.engine,
-            'max_new_tokens': job.max_new_tokens, 'stop': list(job.stops), 'pattern': job.pattern,
-            'schema': job.schema, 'seed': job.seed, **asdict(job.decoding), **beams}
+            'max_new_tokens': job.max_new_tokens, 'stop': [*job.stops, *job.stop_ids], 'pattern': job.pattern,
+            'schema': job.schema, 'seed': job.seed, 'skip_special_tokens': job.skip_special,
+            **asdict(job.decoding), **beams}
 
 # %% ../../nbs/generation/writing.ipynb #abb592af
 def _completions(job: GenerationJob, cut: list[int]) -> list[Completion]:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 import xxhash
 from ..core.errors import FTNBError, check_utf8
-from .lm import LM, is_seq2seq
+from .lm import LM, eos_ids, is_seq2seq
 
 # %% auto #0
-__all__ = ['SPECIAL_MARK', 'check_text', 'SpecialText', 'token_ids', 'one_start', 'source_ids', 'without_eos',
+__all__ = ['SPECIAL_MARK', 'check_text', 'SpecialText', 'control_ids', 'token_ids', 'one_start', 'source_ids', 'without_eos',
            'adds_leading_space', 'ids_in_context', 'continuation_ids', 'decode_continuation', 'tokenizer_hash']
 
 # %% ../../nbs/models/tokens.ipynb #6043ebd1
@@ -63,6 +63,18 @@ class SpecialText:
         pieces = re.split(f'{SPECIAL_MARK}(.)', text)
         name = lambda character: self.names[ord(character) - 0xE000]
         return [(name(x), True) if i % 2 else (x, False) for i, x in enumerate(pieces) if x]
+
+# %% ../../nbs/models/tokens.ipynb #78dbdaa5
+_MARK = re.compile(r'<[^<>\s]+>|\[[^\[\]\s]+\]')
+
+def control_ids(
+    lm: LM,  # a loaded model
+) -> list[int]:  # in order
+    "The ids that control a model and are no words: special tokens, ends, the marks of its template."
+    added = lm.tokenizer.added_tokens_decoder.items()
+    marks = {i for i, t in added if t.special or _MARK.fullmatch(t.content)}
+    size = lm.model.config.get_text_config().vocab_size
+    return sorted(i for i in marks | set(eos_ids(lm)) if i < size)
 
 # %% ../../nbs/models/tokens.ipynb #c53c4fbd
 def token_ids(
@@ -147,9 +159,10 @@ def decode_continuation(
     lm: LM,  # a loaded model
     prompt: list[int],  # token ids that the model has read
     new: list[int],  # token ids that it has written
+    skip_special: bool = True,  # leave special tokens out
 ) -> str:
-    "What `new` adds to the text of `prompt`; special tokens are left out."
-    decode = lambda ids: lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    "What `new` adds to the text of `prompt`."
+    decode = lambda ids: lm.tokenizer.decode(ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
     return decode(new) if is_seq2seq(lm) else decode(prompt + new)[len(decode(prompt)):]
 
 # %% ../../nbs/models/tokens.ipynb #0eba3d0f
