@@ -20,7 +20,7 @@ from .tasks import Task, call_task, complete_task, row_to_turns
 
 # %% auto #0
 __all__ = ['END', 'SPEAKERS', 'Part', 'uses_chat_template', 'TemplatedTurns', 'missing_parts', 'render_documents',
-           'waiting_prompt', 'space_before_answer', 'prompt_and_target', 'source_and_target']
+           'waiting_prompt', 'space_before_answer', 'unwritten_turn', 'prompt_and_target', 'source_and_target']
 
 # %% ../../nbs/data/templates.ipynb #16f695cf
 class Part(NamedTuple):
@@ -381,6 +381,17 @@ def space_before_answer(
     try: prompt = waiting_prompt(lm.tokenizer, [question])
     except FTNBError: return ''
     return ' ' * bool(around and around[0] == prompt + ' ')
+
+# %% ../../nbs/data/templates.ipynb #6ee4e1ca
+def unwritten_turn(
+    turns: Sequence[Mapping],  # a conversation
+    text: str,  # what a model reads of it
+) -> int | None:
+    "The number of the first turn whose content, or call, is not in a text."
+    def is_there(turn: Mapping) -> bool:
+        if turn['role'] != 'assistant': return _is_in(turn['content'], text)
+        return not {'content', 'call'} & set(missing_parts(turn, text, thoughts=False))
+    return next((i for i, turn in enumerate(turns) if not is_there(turn)), None)
 
 # %% ../../nbs/data/templates.ipynb #20217d77
 def prompt_and_target(

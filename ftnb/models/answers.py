@@ -5,9 +5,11 @@
 # %% ../../nbs/models/answers.ipynb #4ce17703
 from __future__ import annotations
 import re
+from collections.abc import Iterable
 
 # %% auto #0
-__all__ = ['without_empty_start', 'read_answer', 'reasoning_and_answer', 'may_open_reasoning']
+__all__ = ['without_empty_start', 'read_answer', 'reasoning_and_answer', 'may_open_reasoning', 'thought_ending', 'opened_thought',
+           'hides_reasoning']
 
 # %% ../../nbs/models/answers.ipynb #a1dbef2c
 def without_empty_start(
@@ -77,3 +79,27 @@ def may_open_reasoning(
     "Whether a text is white space, or a part of a mark that comes before an answer."
     marks = (*_OPENINGS, '<|start|>assistant<|channel|>', '<|channel|>final<|message|>', '<|START_RESPONSE|>')
     return any(mark.lower().startswith(text.strip().lower()) for mark in marks)
+
+# %% ../../nbs/models/answers.ipynb #e3f70b8d
+def thought_ending(
+    prompt: str,  # what a model reads
+) -> str:  # '' if no thought is open
+    "What closes the thought that a prompt has opened."
+    if not (opened := _OPENED.search(prompt)): return ''
+    opening = opened[1]
+    mark = next((v for k, v in _MARKS.items() if k.lower() == opening.lower()), '')
+    closing = mark or re.sub(r'^(<\|?|.)', r'\g<1>/', opening)
+    return f'\n{closing}\n\n'
+
+def opened_thought(
+    text: str,  # the beginning of an answer
+) -> str | None:
+    "What follows the mark with which a text opens a thought; None: it opens none."
+    return text[found.end():].lstrip() if (found := _OPENING.match(text)) else None
+
+def hides_reasoning(
+    special: Iterable[str],  # the names of a tokenizer's special tokens
+) -> bool:
+    "Whether a model's marks around reasoning vanish from a text without special tokens."
+    marks = {*map(str.lower, _OPENINGS), '<|channel|>', '<|channel>'}
+    return any(name.lower() in marks for name in special)
