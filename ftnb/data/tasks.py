@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 from ..core.errors import FTNBError, check_names, check_number, check_utf8, did_you_mean, require
 from ..core.display import Card
+from ..models.answers import read_answer
 from ..models.lm import check_lm
 from ..models.tokens import check_text
 from .turns import check_turns, is_supervised
@@ -52,7 +53,7 @@ class Task(Card):
     cue: str = ''  # ends the prompt where there is no chat template: 'Summary:'
     language: str = 'en'  # of the names of speakers, where there is no chat template: 'en' or 'zh'
     metrics: tuple[str, ...] = ()  # names of metrics, see `metric`
-    read: Callable[[str], str] = str.strip  # the model's text -> the prediction that is judged
+    read: Callable[[str], str] = read_answer  # the model's text -> the prediction that is judged
     labels: tuple[str, ...] = ()  # the only targets, if so: their probabilities are judged as well
     max_new_tokens: int = 64  # the longest answer, in tokens
     chat: bool | None = None  # use the model's chat template; None: if it has one

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from ..core.errors import FTNBError
 from ..models.chat_templates import (
-    TAGS, THOUGHTS, BrokenTemplate, answer_beginning, call_style, end_of_turn, render_chat, styled_call,
+    PROBE, TAGS, THOUGHTS, BrokenTemplate, answer_beginning, call_style, end_of_turn, render_chat, styled_call,
     text_after_answer, text_around, writes_calls, writes_thoughts, writes_thoughts_with_calls)
 from ..models.lm import LM, is_seq2seq
 from ..models.tokens import check_text
@@ -20,7 +20,7 @@ from .tasks import Task, call_task, complete_task, row_to_turns
 
 # %% auto #0
 __all__ = ['END', 'SPEAKERS', 'Part', 'uses_chat_template', 'TemplatedTurns', 'missing_parts', 'render_documents',
-           'waiting_prompt', 'prompt_and_target', 'source_and_target']
+           'waiting_prompt', 'space_before_answer', 'unwritten_turn', 'prompt_and_target', 'source_and_target']
 
 # %% ../../nbs/data/templates.ipynb #16f695cf
 class Part(NamedTuple):
@@ -441,6 +441,46 @@ def waiting_prompt(
     """
     wanted = [_as_template_wants(tokenizer, turn) for turn in turns]
     return render_chat(tokenizer, wanted, True, options)
+
+# %% ../../nbs/data/templates.ipynb #4a7c5037
+def space_before_answer(
+    lm: LM,  # a loaded model
+    task: Task,  # what is asked of it
+) -> str:  # ' ' or ''
+    """The space with which a model begins every answer of a task, because that is how answers are written.
+
+    Args:
+        lm: a loaded model
+        task: what is asked of it
+
+    Returns:
+        ' ' or ''
+    """
+    if is_seq2seq(lm) or not task.answers: return ''
+    question, answer = {'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': PROBE}
+    if not uses_chat_template(lm, task):
+        written = [part.text for part in _plain_document(task, [question, answer]) if part.supervised]
+        return ' ' * str(written[0]).startswith(' ')
+    around = text_around(lm.tokenizer, [question, answer], 1)
+    try: prompt = waiting_prompt(lm.tokenizer, [question])
+    except FTNBError: return ''
+    return ' ' * bool(around and around[0] == prompt + ' ')
+
+# %% ../../nbs/data/templates.ipynb #6ee4e1ca
+def unwritten_turn(
+    turns: Sequence[Mapping],  # a conversation
+    text: str,  # what a model reads of it
+) -> int | None:
+    """The number of the first turn whose content, or call, is not in a text.
+
+    Args:
+        turns: a conversation
+        text: what a model reads of it
+    """
+    def is_there(turn: Mapping) -> bool:
+        if turn['role'] != 'assistant': return _is_in(turn['content'], text)
+        return not {'content', 'call'} & set(missing_parts(turn, text, thoughts=False))
+    return next((i for i, turn in enumerate(turns) if not is_there(turn)), None)
 
 # %% ../../nbs/data/templates.ipynb #20217d77
 def prompt_and_target(

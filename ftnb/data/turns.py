@@ -12,7 +12,8 @@ from ..models.chat_templates import SYSTEM, THOUGHTS
 from ..models.tokens import check_text
 
 # %% auto #0
-__all__ = ['ROLES', 'read_json', 'normalized_turn', 'is_answer', 'is_supervised', 'is_turns', 'check_turns', 'last_answer']
+__all__ = ['ROLES', 'read_json', 'normalized_turn', 'is_answer', 'is_supervised', 'is_turns', 'conversation_turns', 'check_turns',
+           'last_answer']
 
 # %% ../../nbs/data/turns.ipynb #991fd537
 _TEXT_PARTS = ('text', 'input_text', 'output_text')
@@ -177,11 +178,11 @@ def _check_role(at: int, role: str) -> None:
         known = ['system', 'user', 'assistant', 'tool']
         raise FTNBError(f'turn {at} has the role {role!r}', 'it is not a role', did_you_mean(role, known))
 
-# %% ../../nbs/data/turns.ipynb #06fd23bc
-def check_turns(
+# %% ../../nbs/data/turns.ipynb #6c1f3ffc
+def conversation_turns(
     turns: Any,  # a list of turns
 ) -> list[dict]:  # the same turns, each with `role` and `content`
-    """Check a conversation: at most one system turn (the first), known roles, and something to learn.
+    """Check a conversation that may still wait for its answer: known roles, at most one system turn, the first.
 
     Args:
         turns: a list of turns
@@ -196,6 +197,21 @@ def check_turns(
             "Use [{'role': 'user', 'content': ...}, {'role': 'assistant', 'content': ...}].")
     checked = [normalized_turn(turn) for turn in turns]
     for at, turn in enumerate(checked): _check_role(at, turn['role'])
+    return checked
+
+# %% ../../nbs/data/turns.ipynb #4939f0dc
+def check_turns(
+    turns: Any,  # a list of turns
+) -> list[dict]:  # the same turns, each with `role` and `content`
+    """Check a conversation to be learned: as `conversation_turns` does, and one answer at least.
+
+    Args:
+        turns: a list of turns
+
+    Returns:
+        the same turns, each with `role` and `content`
+    """
+    checked = conversation_turns(turns)
     if not any(map(is_answer, checked)):
         roles = ' and '.join(turn['role'] for turn in checked)
         raise FTNBError(f'a conversation of {roles or "no turns"}', 'no turn in it is supervised',

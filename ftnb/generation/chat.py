@@ -4,16 +4,20 @@
 
 # %% ../../nbs/generation/chat.ipynb #6256d8c2
 from __future__ import annotations
-import contextlib, html
-from collections.abc import Callable, Iterator
+import contextlib, html, itertools, json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 import torch
 from ..core.errors import FTNBError, check_number, require
 from ..core.options import known_options
-from ..core.display import directed
-from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, is_seq2seq, model_lock
-from ..models.tokens import check_text
-from ..data.templates import SPEAKERS, uses_chat_template, waiting_prompt
+from ..core.display import directed, shorten
+from ..models.chat_templates import SYSTEM, THOUGHTS
+from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, eos_ids, is_seq2seq, model_lock
+from ..models.tokens import SpecialText, check_text
+from ..data.turns import conversation_turns
+from ..data.templates import (
+    SPEAKERS, space_before_answer, unwritten_turn, uses_chat_template, waiting_prompt)
 from ..data.applications import dialogue
 from ..data.rows import check_rows
 from ..data.tokenizing import waiting_prompt_ids
@@ -21,13 +25,14 @@ from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
 from .kv_cache import DecodingState
 from .search import decode_steps
 from .prompts import prepare_prompts
+from .answers import AnswerReader, Begun, FirstTokens, begun_prompt, begun_target, check_begin
 from .streaming import (
     StopStrings, refuse_adapter_switch, stop_strings_and_ids, text_pieces, with_end_of_turn)
 
 # %% auto #0
-__all__ = ['Chat', 'transcript']
+__all__ = ['Chat', 'WrittenTurn', 'transcript']
 
-# %% ../../nbs/generation/chat.ipynb #1ae315cd
+# %% ../../nbs/generation/chat.ipynb #3bc7a21a
 def _check_system(lm: LM, system: list[dict]) -> None:
     "Refuse a system turn if the model's chat template does."
     try: waiting_prompt(lm.tokenizer, [*system, {'role': 'user', 'content': 'Hello.'}])
@@ -36,7 +41,35 @@ def _check_system(lm: LM, system: list[dict]) -> None:
         remedy = 'Leave `system` out, or begin your first question with its text.'
         raise FTNBError(f"system={system[0]['content'][:40]!r}", e.rule, remedy) from e
 
-# %% ../../nbs/generation/chat.ipynb #19541cb4
+def _system_apart(system: str | None, turns: Any) -> tuple[list[dict], list[dict]]:
+    "The system turn, given by itself or as the first of the turns, and the other turns."
+    require('system', system, system is None or isinstance(system, str), 'it must be a str')
+    check_text(system or '', 'system')
+    own, given = [{'role': 'system', 'content': system}] if system else [], conversation_turns(turns)
+    if not given or given[0]['role'] not in SYSTEM: return own, given
+    if own and own[0]['content'] != given[0]['content']:
+        raise FTNBError(f'system={system!r:.40}', 'the turns begin with another system turn', 'Leave one of them out.')
+    return given[:1], given[1:]
+
+# %% ../../nbs/generation/chat.ipynb #7f7a9ee7
+def _check_given(chat: Chat, templated: bool) -> None:
+    "Refuse turns that the model's template refuses, or leaves out."
+    turns = [*chat.system, *chat.turns]
+    if not chat.turns: return
+    if turns[-1]['role'] == 'assistant': turns.append({'role': 'user', 'content': 'Hello.'})
+    try: text = waiting_prompt(chat.lm.tokenizer, turns) if templated else _plain_text(turns)
+    except FTNBError as e:
+        remedy = 'Change the turns.' if 'bad_rows' in e.remedy else e.remedy
+        raise FTNBError(f'turns: {e.value}', e.rule, remedy) from e
+    if (at := unwritten_turn(turns, text)) is None: return
+    what = 'call' if turns[at].get('tool_calls') else 'content'
+    raise FTNBError(f'turn {at - len(chat.system)} ({turns[at]["role"]})',
+                    f'{"the chat template" if templated else "a model without a chat template"} does not write its {what}',
+                    'Write it as a user turn, or leave it out.')
+
+def _plain_text(turns: list[dict]) -> str: return '\n'.join(turn['content'] for turn in turns)
+
+# %% ../../nbs/generation/chat.ipynb #a93b3f9f
 class Chat:
     """A conversation with a model: `chat('Hello!')` gives its answer.
 
@@ -44,6 +77,8 @@ class Chat:
         lm: a loaded model
         system: a system turn to begin with
         max_new_tokens: most tokens of an answer
+        turns: a conversation to go on with
+        begin: what every answer begins with, unless a question says otherwise
         temperature: 0: greedy; about 0.7 to 1.2 to sample
         top_k: sample from the k most probable tokens only
         top_p: sample from the smallest set with this probability, 0 to 1
@@ -60,6 +95,8 @@ class Chat:
         system: str | None = None,  # a system turn to begin with
         max_new_tokens: int = 256,  # most tokens of an answer
         *,
+        turns: Sequence[Mapping] = (),  # a conversation to go on with
+        begin: str = '',  # what every answer begins with, unless a question says otherwise
         temperature: float = 0.,  # 0: greedy; about 0.7 to 1.2 to sample
         top_k: int | None = None,  # sample from the k most probable tokens only
         top_p: float | None = None,  # sample from the smallest set with this probability, 0 to 1
@@ -70,42 +107,54 @@ class Chat:
         seed: int = 0,  # of the sampling
         language: str = 'en',  # of the names of speakers, if the model has no chat template: 'en' or 'zh'
     ):
-        require('system', system, system is None or isinstance(system, str), 'it must be a str')
-        check_text(system or '', 'system')
+        self.system, self.turns = _system_apart(system, turns)   # dicts of role and content
         check_lm(lm)
         self.lm, self.task = lm, dialogue(system=system, language=language)
         self.max_new_tokens = check_number('max_new_tokens', max_new_tokens, 1)
         self.decoding = Decoding(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty,
                                  min_new_tokens=min_new_tokens)
         check_min_new_tokens(self.decoding, self.max_new_tokens)
-        self.seed = check_number('seed', seed, 0)
+        self.seed, self.begin = check_number('seed', seed, 0), check_begin(begin)
         templated = uses_chat_template(lm, self.task)   # without one, turns are marked by "User:"
         stops, self.stop_ids = stop_strings_and_ids(lm, stop)
         next_turn = '\n' + SPEAKERS[self.task.language]['user'].rstrip()
         self.stops = with_end_of_turn(lm, stops) if templated else stops or (next_turn,)
-        self.system = [{'role': 'system', 'content': system}] if system else []
-        if system and templated: _check_system(lm, self.system)
-        self.turns: list[dict] = []   # role and content
+        if self.system and templated: _check_system(lm, self.system)
+        _check_given(self, templated)
+        self.reader = AnswerReader(lm, self.task)
         self.attempt = 0   # of the last answer; another attempt draws other random numbers
         self.reused = self.read = 0   # tokens of the last prompt: from the cache, and through the model
         self._cache: Any = None   # a `DecodingState`, and the weights it is good for; None: while writing
         self._current: Any = None   # stands for the answer that is being written; another one ends it
+        self._last: Any = None   # the `_Writing` of the last answer
 
     def _repr_html_(self) -> str: return transcript([*self.system, *self.turns])
 
     def __repr__(self) -> str:
-        lines = [f'{t["role"]}: {t["content"]}' for t in [*self.system, *self.turns]]
-        return '\n'.join([f'Chat with {self.lm.name}', *lines])
+        return '\n'.join([f'Chat with {self.lm.name}', *map(_turn_text, [*self.system, *self.turns])])
 
-    def _prompt(self, turns: list[dict]) -> list[int]:
-        "Token ids of a conversation that waits for an answer, as in training."
-        row = {'messages': [*turns, {'role': 'assistant', 'content': 'a'}]}
-        rows = check_rows(self.task, [row], seq2seq=is_seq2seq(self.lm))
-        ids = waiting_prompt_ids(self.lm, self.task, rows)[0]
-        try: return prepare_prompts(self.lm, [ids], self.max_new_tokens)[0][0]
+    def _fitting(self, ids: list[int], most: int) -> list[int]:
+        "The token ids of a conversation, which must leave room for the answer."
+        try: return prepare_prompts(self.lm, [ids], most)[0][0]
         except FTNBError as e:
             raise FTNBError(f'a conversation of {len(ids)} tokens', e.rule,
                             'Lower max_new_tokens, begin a new Chat, or forget old turns: del chat.turns[:2].') from e
+
+    def _prompt(self, turns: list[dict]) -> list[int]:
+        "Token ids of a conversation that waits for an answer, as in training."
+        row = {'messages': [*self.system, *turns, {'role': 'assistant', 'content': 'a'}]}
+        rows = check_rows(self.task, [row], seq2seq=is_seq2seq(self.lm))
+        return self._fitting(waiting_prompt_ids(self.lm, self.task, rows)[0], self.max_new_tokens)
+
+    def _begun(self, turns: list[dict], begin: str) -> Begun:
+        "A conversation that waits for an answer, with the beginning of that."
+        if not begin: return Begun(self._prompt(turns), '', [])
+        if is_seq2seq(self.lm): begun = begun_target(self.lm, self._prompt(turns), begin)
+        else:
+            row = {'messages': [*self.system, *turns, {'role': 'assistant', 'content': 'a'}]}
+            asked = check_rows(self.task, [row]).turns[0][:-1]
+            begun = begun_prompt(self.lm, self.task, asked, {}, begin)
+        return begun._replace(ids=self._fitting(begun.ids, self.max_new_tokens + len(begun.first)))
 
     def _prefill(self, ids: list[int]) -> tuple[DecodingState, torch.Tensor] | None:
         "Read a prompt, as far as it is not in the cache; None: an encoder-decoder reads it anew."
@@ -118,80 +167,192 @@ class Chat:
             self.read = len(ids) - self.reused
             return state, state.logits()
 
-    def _pieces(self, ids: list[int], prefilled: tuple[DecodingState, torch.Tensor] | None,
+    def _noted(self, writing: _Writing, steps: Any) -> Iterator[dict[int, int]]:
+        "The same steps; when they are over, it is noted why."
+        count, token = 0, -1
+        with contextlib.closing(steps):
+            for step in steps:
+                count, token = count + 1, step[0]
+                yield step
+        if token in self.stop_ids: writing.finish = 'stop'
+        elif token in eos_ids(self.lm): writing.finish = 'end'
+        elif writing.finish != 'stop' and count == writing.most: writing.finish = 'length'
+
+    def _pieces(self, writing: _Writing, prefilled: tuple[DecodingState, torch.Tensor] | None,
                 is_over: Callable[[], bool]) -> Any:
         "The text after a prompt, piece by piece."
-        uniforms, stops = None, StopStrings(self.lm, [ids], self.stops)
-        if self.decoding.temperature:
-            uniforms = sampling_uniforms([ids], self.max_new_tokens, self.seed + self.attempt)
-        should_stop = lambda row, token: is_over() or stops(row, token)
-        steps = decode_steps(self.lm, [ids], self.max_new_tokens, self.decoding, uniforms,
+        ids, skip, uniforms = writing.begun.ids, self.reader.skip_special, None
+        stops = StopStrings(self.lm, [ids], self.stops, skip)
+        if writing.decoding.temperature: uniforms = sampling_uniforms([ids], writing.most, self.seed + writing.attempt)
+        def should_stop(row: int, token: int) -> bool:
+            if stops(row, token): writing.finish = 'stop'
+            return writing.finish == 'stop' or is_over()
+        first: Any = FirstTokens([writing.begun.first]) if writing.begun.first else None
+        steps = decode_steps(self.lm, [ids], writing.most, writing.decoding, uniforms, first,
                              should_stop=should_stop, prefilled=prefilled, stop_ids=self.stop_ids)
-        return text_pieces(self.lm, ids, steps, self.stops, self.stop_ids)
+        return text_pieces(self.lm, ids[-8:], self._noted(writing, steps), self.stops, self.stop_ids, skip)
 
-    def _write(self, turns: list[dict], ids: list[int], attempt: int, before: list[dict]) -> Iterator[str]:
+    def _read(self, writing: _Writing, pieces: Any) -> Iterator[tuple[str, str]]:
+        "Reasoning and answer so far, after each piece, and once more at the end."
+        text, prompt = writing.begun.head, self.lm.tokenizer.decode(writing.begun.ids[-24:])
+        read = lambda done: self.reader(max(text, writing.begin, key=len), prompt, writing.begin, done)
+        if writing.begin: yield read(False)
+        for piece in pieces:
+            text += piece
+            yield read(False)
+        yield read(True)
+
+    def _write(self, turns: list[dict], writing: _Writing, before: list[dict]) -> Iterator[str]:
         "Write the answer to `turns`; `before` are the turns of the moment when it was asked for."
         if self.turns is not before:
             raise FTNBError('this answer', 'something else has been said since it was asked for', 'Ask again.')
         this = self._current = object()
-        self.attempt, answer = attempt, ''
-        with model_lock(self.lm.model): weights, prefilled = active_weights_hash(self.lm.model), self._prefill(ids)
-        with_answer = lambda: [*turns, {'role': 'assistant', 'content': answer}]
+        self.attempt, self._last, said = writing.attempt, writing, WrittenTurn.of('', '', writing.begin)
+        with model_lock(self.lm.model):
+            writing.weights, prefilled = active_weights_hash(self.lm.model), self._prefill(writing.begun.ids)
         try:
-            with contextlib.closing(self._pieces(ids, prefilled, lambda: self._current is not this)) as pieces:
-                for piece in pieces:
+            with contextlib.closing(self._pieces(writing, prefilled, lambda: self._current is not this)) as pieces:
+                for thought, answer in self._read(writing, pieces):
                     if self._current is not this: break
-                    if not answer: piece = piece.lstrip()
-                    if not piece: continue
-                    answer += piece
-                    self.turns = with_answer()
-                    yield piece
-            if self._current in (this, None): self.turns = with_answer()
+                    if (thought, answer) == (said.get('reasoning_content', ''), said['content']): continue
+                    new = answer[len(said['content']):]
+                    said = WrittenTurn.of(thought, answer, writing.begin)
+                    self.turns = [*turns, said]
+                    yield new
+            if self._current in (this, None) and self.turns[-1:] != [said]: self.turns = [*turns, said]
         except GeneratorExit: pass   # closed between two tokens: the cache is complete
-        if prefilled and self._current in (this, None): self._cache = (prefilled[0], weights)
+        said.finish = writing.finish
+        if prefilled and self._current in (this, None): self._cache = (prefilled[0], writing.weights)
 
-    def _answer(self, turns: list[dict], attempt: int) -> Iterator[str]:
+    def _writing(self, turns: list[dict], begin: str | None, attempt: int, decoding: Decoding) -> _Writing:
+        "What the answer to some turns is written from."
+        begin = self.begin if begin is None else check_begin(begin)
+        begun = self._begun(turns, begin)
+        most = self.max_new_tokens + len(begun.first)
+        return _Writing(begun, begin, decoding, most, (self.stops, self.stop_ids), attempt)
+
+    def _answer(self, turns: list[dict], writing: _Writing) -> Iterator[str]:
         "The answer to the last turn, as it is written."
-        pieces = self._write(turns, self._prompt(turns), attempt, self.turns)
+        pieces = self._write(turns, writing, self.turns)
         return refuse_adapter_switch(list(self.lm.model.modules()), pieces)
 
-    def stream(self, text: str) -> Iterator[str]:
+    def stream(self,
+        text: str | None = None,  # what you say; None: answer the turns as they are
+        begin: str | None = None,  # what the answer begins with; None: as the conversation says
+    ) -> Iterator[str]:  # the first piece is the beginning, if there is one
         """Say something; the model's answer as it is written. If the stream is closed early, what was said stays.
 
         Args:
-            text: str
-        """
-        require('text', text, isinstance(text, str) and bool(text.strip()), 'it must be a str, and not empty')
-        return self._answer([*self.turns, {'role': 'user', 'content': text}], 0)
+            text: what you say; None: answer the turns as they are
+            begin: what the answer begins with; None: as the conversation says
 
-    def __call__(self, text: str) -> str:
+        Returns:
+            the first piece is the beginning, if there is one
+        """
+        waits = text is None and self.turns and self.turns[-1]['role'] != 'assistant'
+        require('text', text, waits or isinstance(text, str) and bool(text.strip()), 'it must be a str, and not empty')
+        turns = self.turns if text is None else [*self.turns, {'role': 'user', 'content': text}]
+        return self._answer(turns, self._writing(turns, begin, 0, self.decoding))
+
+    def __call__(self,
+        text: str | None = None,  # what you say; None: answer the turns as they are
+        begin: str | None = None,  # what the answer begins with; None: as the conversation says
+    ) -> str:  # without the reasoning, which is in the last turn
         """Say something; the model's answer.
 
         Args:
-            text: str
+            text: what you say; None: answer the turns as they are
+            begin: what the answer begins with; None: as the conversation says
+
+        Returns:
+            without the reasoning, which is in the last turn
         """
-        with model_lock(self.lm.model): return ''.join(self.stream(text))
+        with model_lock(self.lm.model): return ''.join(self.stream(text, begin))
 
     def stop(self) -> None:
         "End the answer that is being written (in another thread, say) at its next token."
         self._current = None
 
     def back(self) -> None:
-        "Take the last question and its answer back."
-        self.turns = self.turns[:-2]
+        "Take the last question back, and all that came after it."
+        self.turns = self.turns[:max((i for i, t in enumerate(self.turns) if t['role'] == 'user'), default=0)]
 
-    def stream_again(self) -> Iterator[str]:
-        "Another answer to the last turn, as it is written."
-        if len(self.turns) < 2: raise FTNBError('again', 'there is no answer to replace', 'Say something first.')
-        return self._answer(self.turns[:-1], self.attempt + 1)
+    def stream_again(self,
+        temperature: float | None = None,  # of this answer; None: as the conversation says
+    ) -> Iterator[str]:
+        """Another answer to the last turn, as it is written.
 
-    def again(self) -> str:
-        "Another answer to the last turn; with a temperature, a different one."
-        with model_lock(self.lm.model): return ''.join(self.stream_again())
+        Args:
+            temperature: of this answer; None: as the conversation says
+        """
+        if len(self.turns) < 2 or self.turns[-1]['role'] != 'assistant':
+            raise FTNBError('again', 'there is no answer to replace', 'Say something first.')
+        decoding = self.decoding if temperature is None else replace(self.decoding, temperature=temperature)
+        begin = getattr(self.turns[-1], 'begin', None)
+        writing = self._writing(self.turns[:-1], begin, self.attempt + 1, decoding)
+        with model_lock(self.lm.model): writing.weights = active_weights_hash(self.lm.model)
+        if self._last and writing.repeats(self._last):
+            raise FTNBError('again', 'without a temperature the model would write the same answer',
+                            'Sample: again(temperature=0.8), or Chat(lm, temperature=0.8).')
+        return self._answer(self.turns[:-1], writing)
 
-# %% ../../nbs/generation/chat.ipynb #6bc7dde0
+    def again(self,
+        temperature: float | None = None,  # of this answer; None: as the conversation says
+    ) -> str:
+        """Another answer to the last turn: drawn anew, or from what has changed since.
+
+        Args:
+            temperature: of this answer; None: as the conversation says
+        """
+        with model_lock(self.lm.model): return ''.join(self.stream_again(temperature))
+
+    @property
+    def finish(self) -> str | None:
+        "Why the last answer ended: 'end', 'stop', 'length' (max_new_tokens), 'interrupted'; None: not known."
+        return getattr(self.turns[-1], 'finish', None) if self.turns else None
+
+# %% ../../nbs/generation/chat.ipynb #5bffcf97
+class WrittenTurn(dict):
+    "An answer: a dict as any other turn, that also knows how it came about."
+    finish: str | None = None  # 'end', 'stop', 'length' (max_new_tokens), 'interrupted'; None: it is being written
+    begin: str = ''  # what the user gave it to begin with
+
+    @classmethod
+    def of(cls, thought: str, answer: str, begin: str) -> WrittenTurn:
+        """An answer, with its reasoning where templates look for it.
+
+        Args:
+            thought: str
+            answer: str
+            begin: str
+        """
+        turn = cls(role='assistant', content=answer, **({'reasoning_content': thought} if thought else {}))
+        turn.begin = begin
+        return turn
+
+_MARKS = {'length': 'cut at max_new_tokens', 'interrupted': 'interrupted'}
+
+def _mark(turn: Mapping) -> str:
+    "What is to be said of an answer that did not come to its end."
+    return _MARKS.get(getattr(turn, 'finish', None) or '', '')
+
+def _thought(turn: Mapping) -> str: return next((turn[k] for k in THOUGHTS if turn.get(k)), '')
+
+def _calls(turn: Mapping) -> list[str]:
+    "The calls of a turn, each as JSON."
+    return [json.dumps(call.get('function', call), ensure_ascii=False) for call in turn.get('tool_calls') or []]
+
+# %% ../../nbs/generation/chat.ipynb #fb4bee62
+def _turn_html(turn: Mapping) -> str:
+    "What a turn says, as HTML: reasoning is folded, a mark tells where an answer was cut."
+    thought, mark, text = _thought(turn), _mark(turn), '\n'.join(filter(None, [turn['content'], *_calls(turn)]))
+    is_open = ' open' * (isinstance(turn, WrittenTurn) and turn.finish is None and not text)   # it is being written
+    folded = (f'<details{is_open} style="opacity:.75"><summary>reasoning</summary>{html.escape(thought)}</details>'
+              if thought else '')
+    return folded + html.escape(text) + (f' <i style="opacity:.7">[{mark}]</i>' if mark else '')
+
 def transcript(
-    turns: list[dict],  # role and content
+    turns: Sequence[Mapping],  # role and content
 ) -> str:  # HTML; every text escaped
     """A conversation as HTML.
 
@@ -204,6 +365,34 @@ def transcript(
     style = ('white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.45;max-width:680px;'
              'margin:6px 0;padding:6px 10px')
     side = {'user': 'border-left:3px solid #3b82f6', 'assistant': 'border-left:3px solid #8a94a6'}
-    one = lambda t: (f'<div style="{style};{side.get(t["role"], "")}"><b>{html.escape(t["role"])}</b>'
-                     f'{directed(t["content"])}</div>')
+    one = lambda t: (f'<div style="{style};{side.get(t["role"], "")}"><b>{html.escape(t["role"])}</b>\n'
+                     f'{_turn_html(t)}</div>')
     return ''.join(map(one, turns)) or f'<div style="{style}"><i>nothing has been said</i></div>'
+
+# %% ../../nbs/generation/chat.ipynb #60361f91
+def _turn_text(turn: Mapping) -> str:
+    "A turn as plain text."
+    thought, mark = _thought(turn), _mark(turn)
+    said = '\n'.join(filter(None, [turn['content'], *_calls(turn)]))
+    lines = [f'{turn["role"]} (reasoning): {shorten(thought, 120)}'] if thought else []
+    return '\n'.join([*lines, f'{turn["role"]}: {said}' + (f' [{mark}]' if mark else '')])
+
+# %% ../../nbs/generation/chat.ipynb #0e55333d
+@dataclass
+class _Writing:
+    "An answer that is being written, and from what."
+    begun: Begun  # the prompt
+    begin: str  # what the user gave the answer to begin with
+    decoding: Decoding
+    most: int  # of its new tokens
+    stops: tuple  # stop strings and tokens
+    attempt: int
+    weights: str = field(default='', init=False)
+    finish: str = field(default='interrupted', init=False)  # until it has come to its end
+
+    def repeats(self, earlier: _Writing) -> bool:
+        "Whether it must become the same as an earlier answer."
+        same = all(getattr(self, k) == getattr(earlier, k) for k in ('begun', 'begin', 'decoding', 'stops', 'weights'))
+        enough = earlier.finish in ('end', 'stop') and self.most >= earlier.most
+        return same and not self.decoding.temperature and (
+            enough or earlier.finish == 'length' and self.most == earlier.most)
