@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 import datasets
 import numpy as np
-from ..core.errors import FTNBError, check_choice, check_names, check_number, check_utf8, require
+from ..core.errors import FTNBError, check_names, check_number, check_utf8, require
 from ..core.options import known_options, unknown_option
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq, locked_model
 from ..models.tokens import TextDecoder

@@ -11,7 +11,7 @@ from ..core.errors import FTNBError, require
 from ..models.chat_templates import PROBE, TAGS
 from ..models.answers import (
     hides_reasoning, may_open_reasoning, opened_thought, reasoning_and_answer, thought_ending)
-from ..models.lm import LM, eos_ids, is_seq2seq
+from ..models.lm import LM, eos_ids
 from ..models.tokens import SpecialText, check_text, decode_continuation, ids_in_context
 from ..data.tasks import Task
 from ..data.batches import IGNORE
@@ -20,7 +20,7 @@ from ..data.templates import (
 from ..data.tokenizing import DocumentTokenizer
 
 # %% auto #0
-__all__ = ['AnswerReader', 'check_begin', 'begun_document', 'Begun', 'begun_prompt', 'begun_target', 'FirstTokens']
+__all__ = ['AnswerReader', 'check_begin', 'begun_document', 'Begun', 'begun_ids', 'begun_prompt', 'begun_target', 'FirstTokens']
 
 # %% ../../nbs/generation/answers.ipynb #db38eed9
 class AnswerReader:
@@ -77,7 +77,7 @@ def check_begin(
 # %% ../../nbs/generation/answers.ipynb #d9b5340a
 def _answer_part(lm: LM, task: Task, turns: Sequence[Mapping], options: dict) -> tuple[list[Part], str]:
     "The document of a conversation with an answer, up to it, and what is written before its content."
-    asked = [*turns, {'role': 'assistant', 'content': PROBE}]
+    asked = [*map(dict, turns), {'role': 'assistant', 'content': PROBE}]
     document = render_documents(lm, task, asked, options)[-1]
     at = max(i for i, part in enumerate(document) if PROBE in (part.text or ''))
     return document[:at], str(document[at].text).rpartition(PROBE)[0]
@@ -106,7 +106,7 @@ def begun_document(
     if not (ask and uses_chat_template(lm, task)):
         before, lead = _answer_part(lm, task, turns, options)
         return [*before, Part(lead + begin, True)]
-    prompt = waiting_prompt(lm.tokenizer, list(turns), options)
+    prompt = waiting_prompt(lm.tokenizer, list(map(dict, turns)), options)
     closing = thought_ending(prompt)
     if (thought := opened_thought(begin)) is not None:
         return [Part(prompt, False), Part(thought if closing and thought else begin, True)]
@@ -147,6 +147,37 @@ def _space(lm: LM) -> frozenset[int]:
     ids = lambda texts: lm.tokenizer(texts, add_special_tokens=False)['input_ids']
     return _tokens_like(lm, ids_in_context(ids, ' ')[0])
 
+# %% ../../nbs/generation/answers.ipynb #56e24736
+def begun_ids(
+    lm: LM,  # a decoder-only model
+    task: Task,  # what is asked of it
+    turns: Sequence[Mapping],  # a conversation that waits for an answer
+    options: dict,  # more for the template
+    begin: str,  # what the answer begins with
+    ask: bool = True,  # begin as a conversation does, and not as the document of a row
+) -> tuple[list[int], list[int]]:  # of what is read, and of the beginning
+    """Token ids of a conversation and of the beginning of its answer, as they are in training.
+
+    Args:
+        lm: a decoder-only model
+        task: what is asked of it
+        turns: a conversation that waits for an answer
+        options: more for the template
+        begin: what the answer begins with
+        ask: begin as a conversation does, and not as the document of a row
+
+    Returns:
+        of what is read, and of the beginning
+    """
+    special = SpecialText(lm.tokenizer)
+    hidden = [{k: _hidden(special, v) if k != 'role' else v for k, v in turn.items()} for turn in turns]
+    document = begun_document(lm, task, hidden, _hidden(special, options), _hidden_text(special, begin), ask)
+    row = DocumentTokenizer(lm, task, special)([document])[0]
+    ends, ids, labels = eos_ids(lm), row['input_ids'], row['labels']
+    if ids[-1] in ends: ids, labels = ids[:-1], labels[:-1]
+    start = max((i + 1 for i, label in enumerate(labels) if label == IGNORE), default=0)
+    return ids[:start], ids[start:]
+
 # %% ../../nbs/generation/answers.ipynb #2d276498
 def begun_prompt(
     lm: LM,  # a decoder-only model
@@ -156,7 +187,7 @@ def begun_prompt(
     begin: str,  # what the answer begins with
     ask: bool = True,  # begin as a conversation does, and not as the document of a row
 ) -> Begun:
-    """Token ids of a conversation with the beginning of its answer, as they are in training.
+    """Token ids of a conversation with the beginning of its answer, the last of which is open.
 
     Args:
         lm: a decoder-only model
@@ -166,17 +197,11 @@ def begun_prompt(
         begin: what the answer begins with
         ask: begin as a conversation does, and not as the document of a row
     """
-    special = SpecialText(lm.tokenizer)
     ends_in_space = begin.endswith(' ') and bool(begin[:-1].strip())
     text = begin[:-1] if ends_in_space else begin
-    hidden = [{k: _hidden(special, v) if k != 'role' else v for k, v in turn.items()} for turn in turns]
-    document = begun_document(lm, task, hidden, _hidden(special, options), _hidden_text(special, text), ask)
-    row = DocumentTokenizer(lm, task, special)([document])[0]
-    ends, ids, labels = eos_ids(lm), row['input_ids'], row['labels']
-    if ids[-1] in ends: ids, labels = ids[:-1], labels[:-1]
-    start = max((i + 1 for i, label in enumerate(labels) if label == IGNORE), default=0)
-    if ends_in_space: return Begun(ids, text, [_space(lm)])
-    return _parted_ids(lm, ids[:start], ids[start:], begin)
+    before, ids = begun_ids(lm, task, turns, options, text, ask)
+    if ends_in_space: return Begun(before + ids, text, [_space(lm)])
+    return _parted_ids(lm, before, ids, begin)
 
 def _hidden_text(special: SpecialText, begin: str) -> str:
     "A beginning with the names of special tokens hidden, except for tags around a thought."

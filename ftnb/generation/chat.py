@@ -4,7 +4,7 @@
 
 # %% ../../nbs/generation/chat.ipynb #6256d8c2
 from __future__ import annotations
-import contextlib, html, itertools, json
+import contextlib, html, json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,10 +14,9 @@ from ..core.options import known_options
 from ..core.display import directed, shorten
 from ..models.chat_templates import SYSTEM, THOUGHTS
 from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, eos_ids, is_seq2seq, model_lock
-from ..models.tokens import SpecialText, check_text
+from ..models.tokens import check_text
 from ..data.turns import conversation_turns
-from ..data.templates import (
-    SPEAKERS, space_before_answer, unwritten_turn, uses_chat_template, waiting_prompt)
+from ..data.templates import SPEAKERS, unwritten_turn, uses_chat_template, waiting_prompt
 from ..data.applications import dialogue
 from ..data.rows import check_rows
 from ..data.tokenizing import waiting_prompt_ids
@@ -64,7 +63,7 @@ def _check_given(chat: Chat, templated: bool) -> None:
     if (at := unwritten_turn(turns, text)) is None: return
     what = 'call' if turns[at].get('tool_calls') else 'content'
     raise FTNBError(f'turn {at - len(chat.system)} ({turns[at]["role"]})',
-                    f'{"the chat template" if templated else "a model without a chat template"} does not write its {what}',
+                    f'{"the" if templated else "a model without a"} chat template does not write its {what}',
                     'Write it as a user turn, or leave it out.')
 
 def _plain_text(turns: list[dict]) -> str: return '\n'.join(turn['content'] for turn in turns)
@@ -190,7 +189,7 @@ class Chat:
         first: Any = FirstTokens([writing.begun.first]) if writing.begun.first else None
         steps = decode_steps(self.lm, [ids], writing.most, writing.decoding, uniforms, first,
                              should_stop=should_stop, prefilled=prefilled, stop_ids=self.stop_ids)
-        return text_pieces(self.lm, ids[-8:], self._noted(writing, steps), self.stops, self.stop_ids, skip)
+        return text_pieces(self.lm, ids, self._noted(writing, steps), self.stops, self.stop_ids, skip)
 
     def _read(self, writing: _Writing, pieces: Any) -> Iterator[tuple[str, str]]:
         "Reasoning and answer so far, after each piece, and once more at the end."
@@ -347,9 +346,9 @@ def _turn_html(turn: Mapping) -> str:
     "What a turn says, as HTML: reasoning is folded, a mark tells where an answer was cut."
     thought, mark, text = _thought(turn), _mark(turn), '\n'.join(filter(None, [turn['content'], *_calls(turn)]))
     is_open = ' open' * (isinstance(turn, WrittenTurn) and turn.finish is None and not text)   # it is being written
-    folded = (f'<details{is_open} style="opacity:.75"><summary>reasoning</summary>{html.escape(thought)}</details>'
+    folded = (f'<details{is_open} style="opacity:.75"><summary>reasoning</summary>{directed(thought)}</details>'
               if thought else '')
-    return folded + html.escape(text) + (f' <i style="opacity:.7">[{mark}]</i>' if mark else '')
+    return folded + directed(text) + (f'<i style="opacity:.7">[{mark}]</i>' if mark else '')
 
 def transcript(
     turns: Sequence[Mapping],  # role and content
@@ -365,7 +364,7 @@ def transcript(
     style = ('white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.45;max-width:680px;'
              'margin:6px 0;padding:6px 10px')
     side = {'user': 'border-left:3px solid #3b82f6', 'assistant': 'border-left:3px solid #8a94a6'}
-    one = lambda t: (f'<div style="{style};{side.get(t["role"], "")}"><b>{html.escape(t["role"])}</b>\n'
+    one = lambda t: (f'<div style="{style};{side.get(t["role"], "")}"><b>{html.escape(t["role"])}</b>'
                      f'{_turn_html(t)}</div>')
     return ''.join(map(one, turns)) or f'<div style="{style}"><i>nothing has been said</i></div>'
 

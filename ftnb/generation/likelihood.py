@@ -285,7 +285,8 @@ def next_tokens(
     probs, drawn = _next_probs(lm, rows, decoding)
     top, ids = probs.topk(check_number('k', k, 1, len(probs)))
     text = prompt if isinstance(prompt, str) else TextDecoder(lm.tokenizer, skip_special=False)(rows[0])
-    return NextTokens(text, token_labels(lm.tokenizer, ids.tolist()), top.tolist(), drawn[ids].tolist(), float(1 - top.sum()))
+    labels = token_labels(lm.tokenizer, ids.tolist())
+    return NextTokens(text, labels, top.tolist(), drawn[ids].tolist(), float(1 - top.sum()))
 
 # %% ../../nbs/generation/likelihood.ipynb #a27929d2
 def _next_probs(lm: LM, rows: list[list[int]], decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,7 +73,8 @@ class ChatWindow:
                     self.transcript.value, shown_at = transcript(self.chat.turns), time.monotonic()
             self.transcript.value = transcript(self.chat.turns)
         except Exception as e:
-            self.transcript.value = transcript([*turns, {'role': type(e).__name__, 'content': str(e)}])
+            said = max(turns, self.chat.turns, key=len)   # an answer that could not be replaced stays
+            self.transcript.value = transcript([*said, {'role': type(e).__name__, 'content': str(e)}])
         finally: self._set_busy(False)
 
     @property

@@ -361,7 +361,7 @@ class TextDecoder:
         if self.backend or not self.names:
             text = self._plain(list(ids))
             if not (self.names and '\ufffd' in text): return text
-        tokens = [self.token(i) for i in self.kept_ids(ids)]
+        tokens = [str(self.token(i)) for i in self.kept_ids(ids)]
         return self.tokenizer.convert_tokens_to_string(self.whole(tokens))
 
     def _plain(self, ids: list[int]) -> str:
@@ -396,7 +396,7 @@ class TextDecoder:
             i: a token id
         """
         data = self.bytes_of(self.token(i) or '')
-        return bool(data) and 0x80 <= data[0] < 0xC0
+        return data is not None and data[:1] >= b'\x80' and data[:1] < b'\xc0'
 
     def context(self,
         ids: Sequence[int],  # token ids
