@@ -23,6 +23,7 @@ from ..kernels.nats import row_nats
 from ..generation.decoding import Decoding
 from ..generation.likelihood import answer_nats, label_ends, normalized_probs
 from ..generation.writing import generate
+from .answering import model_answers, texts_without_reasoning
 from .metric import RowReferences, TextMetric, check_pairs, warn_square
 from .calibration import check_label_probs, most_probable
 from .perplexity import NUMERIC, text_bytes
@@ -138,6 +139,7 @@ def score_texts(
     name: str = 'texts',  # what the outputs are called
     resamples: int = 1000,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
+    skip_reasoning: bool = False,  # judge what comes after `<think> ... </think>` in a prediction
 ) -> Scores:
     """Score outputs that already exist.
 
@@ -150,6 +152,7 @@ def score_texts(
         name: what the outputs are called
         resamples: bootstrap samples
         seed: of the bootstrap
+        skip_reasoning: judge what comes after `<think> ... </think>` in a prediction
     """
     check_number('resamples', resamples, 100), check_number('seed', seed, 0), check_names('name', [name])
     chosen = metrics_by_name(metrics)
@@ -164,6 +167,7 @@ def score_texts(
     _check_prompts(predictions, prompts)
     _check_baseline(predictions, baseline)
     texts, probs = _texts_and_probs(predictions)
+    if skip_reasoning: texts = texts_without_reasoning(texts)
     stats = {k: metric_stats(m, texts, references, prompts, probs) for k, m in chosen.items()}
     columns = _columns(texts, references, prompts, probs)
     asked = {'prompt': columns['prompt']} if prompts else {}
@@ -171,7 +175,7 @@ def score_texts(
     if baseline is None: return scores
     if not isinstance(baseline, Scores):
         baseline = score_texts(baseline, references, metrics, None, prompts, 'baseline',
-                               resamples, seed)
+                               resamples, seed, skip_reasoning)
     scores.comparison = compare(baseline, scores, seed=seed)
     return scores
 
@@ -252,27 +256,6 @@ def _row_hashes(rows: CheckedRows) -> dict[str, list[str]]:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     questions = [[(t['role'], t['content']) for t in last_answer(turns)[0]] for turns in rows.turns]
     return {'row': [hashed(dict(r)) for r in rows.raw], 'turns': [hashed(q) for q in questions]}
-
-# %% ../../nbs/evaluation/scoring.ipynb #95ff7191
-def _read(task: Task, text: str, what: str) -> str:
-    "A model's text, read as the task reads it; whatever a model writes, its function must take it."
-    result: Any
-    try: result = task.read(text)
-    except Exception as e: result = e
-    if isinstance(result, str): return result
-    kind = type(result).__name__
-    why = f'{kind}: {result}' if isinstance(result, Exception) else f'{kind}, and no str'
-    raise FTNBError(f'read of task {task.name!r} on {what}', f'it gives {why}',
-                    "Let it take any text, and return '' for what it cannot read.")
-
-# %% ../../nbs/evaluation/scoring.ipynb #cefaa877
-def _answers(lm: LM, task: Task, prompts: list[list[int]], max_new_tokens: int | None,
-             progress: bool, options: dict) -> list[str]:
-    "What the model writes for each prompt, read as the task reads it."
-    _read(task, '', 'an empty answer')   # before an hour's work is lost
-    most = max_new_tokens or task.max_new_tokens
-    texts = generate(lm, prompts, most, progress=progress, **options)
-    return [_read(task, text, f'answer {i}, {text[:40]!r}') for i, text in enumerate(texts)]
 
 # %% ../../nbs/evaluation/scoring.ipynb #247fb7f1
 def _measured_rows(lm: LM, pairs: list[tuple[list[int], list[int]]],
@@ -416,8 +399,9 @@ def check_generate_options(
     """
     own = ('lm', 'prompt', 'max_new_tokens', 'n', 'details', 'progress', 'seed')   # of `score`
     known = [k for k in inspect.signature(generate).parameters if k not in own]
+    known += ['begin', 'skip_reasoning']   # of `score`, for `ScoreMonitor`
     for k in options:
-        if k not in known: raise unknown_option('score', k, [*known, *inspect.signature(score).parameters])
+        if k not in known: raise unknown_option('score', k, [*known, *own, 'metrics', 'resamples', 'rows'])
     Decoding(**{f.name: options[f.name] for f in fields(Decoding) if f.name in options})
 
 # %% ../../nbs/evaluation/scoring.ipynb #6af4aeeb
@@ -434,6 +418,8 @@ def score(
     name: str | None = None,  # what the scores are called; None: the model's name
     progress: bool = True,  # show a line of progress
     allow_special: bool = False,  # names of special tokens in texts become these, as in `encode`
+    begin: str = '',  # what each answer begins with, a part of the prediction
+    skip_reasoning: bool = False,  # judge what comes after `<think> ... </think>`; True keeps that in a column
     **decoding,  # options of `generate`: temperature, top_p, stop, file (to be continued) ...
 ) -> Scores:
     """Let a model answer held-out rows, and judge the answers.
@@ -449,12 +435,16 @@ def score(
         name: what the scores are called; None: the model's name
         progress: show a line of progress
         allow_special: names of special tokens in texts become these, as in `encode`
+        begin: what each answer begins with, a part of the prediction
+        skip_reasoning: judge what comes after `<think> ... </think>`; True keeps that in a column
         **decoding: options of `generate`: temperature, top_p, stop, file (to be continued) ...
     """
     check_lm_and_task(lm, task, needed=True)
     check_generate_options(decoding)
-    require('options', ', '.join(decoding), task.answers or not decoding,
+    given_options = [*decoding, *['begin'] * bool(begin), *['skip_reasoning'] * skip_reasoning]
+    require('options', ', '.join(given_options), task.answers or not given_options,
             f'task {task.name!r} has no answers to write')
+    require('begin', begin, not (begin and allow_special), 'it does not go with allow_special')
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     check_number('max_new_tokens', max_new_tokens, 1, none=True)
     check_names('name', [] if name is None else [name])
@@ -464,12 +454,16 @@ def score(
     chosen = choose_metrics(task, metrics, questions, references)
     pairs = prompt_and_target_ids(lm, task, given, allow_special)
     references = _written_references(lm, references, pairs)
-    prompts, options = [p for p, _ in pairs], {**decoding, 'seed': seed}
-    answers: list = [None] * len(pairs)
-    if task.answers: answers = _answers(lm, task, prompts, max_new_tokens, progress, options)
+    prompts, most = [p for p, _ in pairs], max_new_tokens or task.max_new_tokens
+    answers: Any = [None] * len(pairs)
+    thoughts = None
+    if task.answers:
+        answers, thoughts = model_answers(lm, task, given, prompts, most, begin, skip_reasoning,
+                                          progress=progress, seed=seed, **decoding)
     probs = row_label_probs(lm, task, given, prompts, allow_special) if task.labels else None
     texts = list(map(TextDecoder(lm.tokenizer, skip_special=False), prompts))
     columns = {'prompt': texts, 'prediction': answers, 'reference': references}
+    if thoughts is not None: columns['reasoning'] = thoughts
     stats = _answer_stats(chosen, task, answers, references, questions, probs)
     stats |= _likelihood_stats(lm, pairs, task, chosen, references)
     known = {k: chosen.get(k) or text_metric(k) for k in stats}
