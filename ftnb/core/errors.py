@@ -11,8 +11,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 # %% auto #0
-__all__ = ['OPTIONAL', 'FTNBError', 'shows_error', 'did_you_mean', 'check_choice', 'describe_value', 'require', 'check_number',
-           'check_utf8', 'check_nested_utf8', 'check_names', 'imports_undisturbed', 'import_optional', 'package_folder']
+__all__ = ['OPTIONAL', 'FTNBError', 'shows_error', 'warn', 'did_you_mean', 'check_choice', 'describe_value', 'require',
+           'check_number', 'check_utf8', 'check_nested_utf8', 'check_names', 'imports_undisturbed', 'import_optional',
+           'package_folder']
 
 # %% ../../nbs/core/errors.ipynb #5c63e607
 class FTNBError(ValueError):
@@ -75,6 +76,20 @@ def shows_error(
         if contains not in str(e): raise
         print(e)
     else: raise AssertionError('no error was raised')
+
+# %% ../../nbs/core/errors.ipynb #b49581fe
+def warn(
+    message: str,  # what was lost or changed, and what to do
+) -> None:
+    """Warn, with the line of a person's own code that led here.
+
+    Args:
+        message: what was lost or changed, and what to do
+    """
+    frame: FrameType | None = sys._getframe(1)
+    level = 2
+    while frame and not _is_users(frame): frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level if frame else 2)
 
 # %% ../../nbs/core/errors.ipynb #8b372b02
 def _is_slip(name: str, other: str, likeness: float) -> bool:

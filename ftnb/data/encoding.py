@@ -4,12 +4,12 @@
 
 # %% ../../nbs/data/encoding.ipynb #24a0ee98
 from __future__ import annotations
-import contextlib, gc, hashlib, itertools, json, tempfile, warnings
+import contextlib, gc, hashlib, itertools, json, tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 import datasets
-from ..core.errors import FTNBError, check_choice, check_names, check_number
+from ..core.errors import FTNBError, check_choice, check_names, check_number, warn
 from ..core.options import known_options
 from ..core.files import cache_folder, checksum, clear_leftovers
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq
@@ -178,7 +178,7 @@ def _key(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: EncodeSet
 def _cached(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: EncodeSettings) -> Encoded:
     "Encode, or fetch what was encoded before, unless it is damaged."
     if not (key := _key(lm, splits, task, settings)):
-        warnings.warn('the encoded rows are not kept: nobody can tell when this tokenizer changes', stacklevel=3)
+        warn('the encoded rows are not kept: nobody can tell when this tokenizer changes')
         return _encode(lm, splits, task, settings)
     folder = cache_folder() / 'encoded' / key
     clear_leftovers(folder)
@@ -186,7 +186,7 @@ def _cached(lm: LM, splits: dict[str, CheckedRows], task: Task, settings: Encode
     except FTNBError:   # there are none, or they are damaged
         data = _encode(lm, splits, task, settings)
         try: save_encoded(data, folder, replace=folder.exists())
-        except FTNBError as e: warnings.warn(f'the encoded rows are not kept: {e}', stacklevel=3)
+        except FTNBError as e: warn(f'the encoded rows are not kept: {e}')
         return data
     check_token_ids(lm, [arrow_table(data.train), arrow_table(data.valid)])
     return data

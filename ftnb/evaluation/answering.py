@@ -4,10 +4,9 @@
 
 # %% ../../nbs/evaluation/answering.ipynb #9bf45ffc
 from __future__ import annotations
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
-from ..core.errors import FTNBError, require
+from ..core.errors import FTNBError, require, warn
 from ..models.lm import LM, is_seq2seq
 from ..models.tokens import TextDecoder
 from ..models.answers import reasoning_and_answer
@@ -74,8 +73,8 @@ def without_reasoning(
         answers, and reasoning
     """
     if lost := sum(bool(t.strip()) and not answer.strip() for t, (_, answer) in zip(texts, parted)):
-        warnings.warn(f'{lost} of {len(texts)} texts end within the reasoning and have no answer: '
-                      'they are judged as empty. Raise max_new_tokens.', stacklevel=4)
+        warn(f'{lost} of {len(texts)} texts end within the reasoning and have no answer: '
+                      'they are judged as empty. Raise max_new_tokens.')
     return [answer for _, answer in parted], [thought for thought, _ in parted]
 
 def texts_without_reasoning(

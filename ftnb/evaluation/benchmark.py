@@ -4,7 +4,7 @@
 
 # %% ../../nbs/evaluation/benchmark.ipynb #60445973
 from __future__ import annotations
-import contextlib, copy, io, itertools, logging, math, os, threading, warnings
+import contextlib, copy, io, itertools, logging, math, os, threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pandas as pd
 from ..core.errors import (
-    FTNBError, check_names, check_number, did_you_mean, import_optional, imports_undisturbed)
+    FTNBError, check_names, check_number, did_you_mean, import_optional, imports_undisturbed, warn)
 from ..core.options import known_options
 from ..core.display import Card, StatusLine
 from ..core.machine import seeded
@@ -128,8 +128,8 @@ def _check_lm_eval_task(task: str, config: Mapping, samples: Sequence[Mapping],
     computed = {k.partition(',')[0] for k in results}
     asked = [str(m.get('metric')) for m in config.get('metric_list') or []]
     if missing := [k for k in asked if k not in computed]:
-        warnings.warn(f'task {task!r}: lm-eval has not computed {", ".join(missing)}: '
-                      'look at the names in metric_list.', stacklevel=4)   # points to the call of `benchmark`
+        warn(f'task {task!r}: lm-eval has not computed {", ".join(missing)}: '
+                      'look at the names in metric_list.')   # points to the call of `benchmark`
 
 # %% ../../nbs/evaluation/benchmark.ipynb #a11b31e2
 def _has_nested_choices(sample: Mapping, ids: Callable[[str], list[int]]) -> bool:
@@ -146,10 +146,10 @@ def _warn_nested_choices(lm: LM, report: Mapping) -> None:
     for task, samples in report['samples'].items():
         if not any(k.startswith('acc,') for k in report['results'].get(task, {})): continue
         if n := sum(_has_nested_choices(s, ids) for s in samples):
-            warnings.warn(
+            warn(
                 f'task {task!r}: in {n} of {len(samples)} rows one answer begins another. lm-eval does not '
                 'score where an answer ends, so that acc never chooses the longer one. Look at acc_norm, '
-                'or write answers of which none begins another.', stacklevel=3)
+                'or write answers of which none begins another.')
 
 # %% ../../nbs/evaluation/benchmark.ipynb #9dd4086d
 _ALONE = threading.RLock()   # lm-eval's switches and generators are the whole process's

@@ -4,13 +4,13 @@
 
 # %% ../../nbs/evaluation/metric.ipynb #7f07a017
 from __future__ import annotations
-import math, warnings
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 import numpy as np
 import regex
-from ..core.errors import FTNBError, check_utf8
+from ..core.errors import FTNBError, check_utf8, warn
 from ..core.texts import UNSPACED_LETTER, graphemes, normalize_text
 
 # %% auto #0
@@ -234,23 +234,21 @@ class RowReferences(list):
 def warn_square(
     references: Any,  # what predictions are compared with
     predictions: int,  # how many there are
-    stacklevel: int = 3,  # whose line the warning names
 ) -> None:
     """Say how references are read that are as many for each row as there are rows.
 
     Args:
         references: what predictions are compared with
         predictions: how many there are
-        stacklevel: whose line the warning names
     """
     if isinstance(references, RowReferences) or predictions < 2 or len(references) != predictions: return
     if any(isinstance(r, str) or not isinstance(r, Sequence) or len(r) != predictions for r in references): return
     if [list(r) for r in references] == [list(r) for r in zip(*references)]: return   # the same either way
     n = predictions
-    warnings.warn(
+    warn(
         f'{n} predictions and {n} lists of {n} references: list i is read as the references of prediction i. '
         'If it is the i-th reference of every prediction, as sacrebleu has it, give '
-        '[list(r) for r in zip(*references)].', stacklevel=stacklevel)
+        '[list(r) for r in zip(*references)].')
 
 # %% ../../nbs/evaluation/metric.ipynb #ed3b4ddd
 def check_pairs(

@@ -4,14 +4,14 @@
 
 # %% ../../nbs/evaluation/metrics.ipynb #7b120cf3
 from __future__ import annotations
-import functools, json, warnings
+import functools, json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 import numpy as np
 import regex
 from ..core.errors import (
-    FTNBError, check_choice, check_names, check_nested_utf8, imports_undisturbed)
+    FTNBError, check_choice, check_names, check_nested_utf8, imports_undisturbed, warn)
 from ..core.texts import UNSPACED_LETTER, graphemes, normalize_text
 from .metric import TextMetric, row_references, warn_square
 from .overlap import OVERLAP
@@ -65,9 +65,9 @@ def _warn_unsplit(metric: TextMetric, texts: Sequence) -> None:
     if not found or 20 * len(found) < len(texts): return
     chinese = not regex.search(r'\P{Han}', ''.join(found))
     remedy = _CHINESE.get(kind, _REMEDY[kind]) if chinese else _REMEDY[kind]
-    warnings.warn(
+    warn(
         f'{metric.name} splits texts at spaces, and the script of {len(found):,} of {len(texts):,} '
-        f'rows has none: it takes each of their sentences for a word. Use {remedy}.', stacklevel=3)
+        f'rows has none: it takes each of their sentences for a word. Use {remedy}.')
 
 # %% ../../nbs/evaluation/metrics.ipynb #9f56b554
 def _forms(text: str) -> dict[str, set[str]]:
@@ -102,11 +102,11 @@ def _warn_forms(metric: TextMetric, predictions: Sequence, judged: Any) -> None:
     "Say in how many rows a published metric sees two texts where readers see one."
     if metric.judged != 'references' or 'norm:nfc' in metric.signature.split('|'): return
     if not (n := _rows_by_form(metric, predictions, judged)): return
-    warnings.warn(
+    warn(
         f'{metric.name} compares code points, and in {n:,} of {len(predictions):,} rows prediction '
         'and reference write what looks the same in different ways (accents, no-break or '
         'zero-width spaces, a byte order mark ...). Score both in one form: '
-        'from ftnb import normalize_text; normalize_text(text).', stacklevel=3)
+        'from ftnb import normalize_text; normalize_text(text).')
 
 # %% ../../nbs/evaluation/metrics.ipynb #22d8fa2c
 def _seen_labels(predictions: Sequence, right: Sequence) -> tuple[list, list]:
@@ -118,7 +118,7 @@ def _seen_labels(predictions: Sequence, right: Sequence) -> tuple[list, list]:
 def _checked(metric: TextMetric, predictions: Sequence, judged: Any = None) -> Any:
     "The statistics of rows, after a look at them."
     metric.check(predictions, judged)
-    if metric.judged == 'references': warn_square(judged, len(predictions), 4)
+    if metric.judged == 'references': warn_square(judged, len(predictions))
     if metric.judged == 'probabilities': predictions, judged = _seen_labels(predictions, judged)
     _warn_unsplit(metric, predictions if judged is None else judged)
     _warn_forms(metric, predictions, judged)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/evaluation/overlap.ipynb #d211a3e5
 from __future__ import annotations
-import functools, importlib.metadata, json, math, warnings
+import functools, importlib.metadata, json, math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import regex
 from ..core.errors import (
-    FTNBError, check_choice, check_number, import_optional, imports_undisturbed, require)
+    FTNBError, check_choice, check_number, import_optional, imports_undisturbed, require, warn)
 from ..core.files import check_path
 from ..core.texts import normalize_text
 from ..models.lm import quiet_transformers
@@ -226,8 +226,8 @@ def _warn_cut(tokenizer: Any, answers: Sequence[str], right: Sequence[str]) -> N
         n = sum(len(x) > limit for x in ids)
         return f'{n:,} of {len(different):,}' if n else ''
     found = [f'{n} {what}' for n, what in ((cut(answers), 'answers'), (cut(right), 'references')) if n]
-    if found: warnings.warn(f'bertscore reads the first {limit} tokens of a text; what follows is left out in '
-                            f'{" and ".join(found)}. Score texts of that length with another metric.', stacklevel=2)
+    if found: warn(f'bertscore reads the first {limit} tokens of a text; what follows is left out in '
+                            f'{" and ".join(found)}. Score texts of that length with another metric.')
 
 # %% ../../nbs/evaluation/overlap.ipynb #501d6f65
 def _best_bertscores(folder: str, layer: int, batch_size: int, part: int,

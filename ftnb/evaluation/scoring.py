@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 import datasets
 import numpy as np
-from ..core.errors import FTNBError, check_names, check_number, check_utf8, require
+from ..core.errors import FTNBError, check_names, check_number, check_utf8, require, warn
 from ..core.options import known_options, unknown_option
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq, locked_model
 from ..models.tokens import TextDecoder
@@ -223,10 +223,10 @@ def completed_task(
     completed, known = complete_task(task, rows), task.completion and task.completion.last
     from_rows = 'values of column' in completed.found.get('labels', '') and completed is not task
     if from_rows and not known and len(rows) < 10 * len(completed.labels):
-        warnings.warn(
+        warn(
             f'The labels {", ".join(completed.labels)} are those of {len(rows)} rows. If the training '
             'rows have more, the prompts differ from those in training. Give the task of the encoded '
-            'rows, data.task, or labels=.', stacklevel=3)
+            'rows, data.task, or labels=.')
     return completed
 
 # %% ../../nbs/evaluation/scoring.ipynb #cf905d10

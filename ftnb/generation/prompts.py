@@ -4,11 +4,10 @@
 
 # %% ../../nbs/generation/prompts.ipynb #13716598
 from __future__ import annotations
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 import numpy as np
-from ..core.errors import FTNBError, check_number, require
+from ..core.errors import FTNBError, check_number, require, warn
 from ..models.lm import LM, check_lm, context_length, is_seq2seq
 from ..models.tokens import check_text, one_start, source_ids, without_eos
 from ..data.tokenizing import cut_prompt
@@ -113,9 +112,9 @@ def prepare_prompts(
     side = truncate if isinstance(truncate, str) else 'right' if is_seq2seq(lm) else 'left'
     kept = [cut_prompt(lm.tokenizer, r, limit, side) for r in rows]
     cut = [len(r) - len(k) for r, k in zip(rows, kept)]
-    if any(cut): warnings.warn(
+    if any(cut): warn(
         f'{sum(map(bool, cut))} of {len(rows)} prompts were cut to {limit} tokens; {sum(cut):,} tokens were '
-        f'lost at their {"end" if side == "right" else "beginning"}', stacklevel=3)
+        f'lost at their {"end" if side == "right" else "beginning"}')
     return kept, cut
 
 # %% ../../nbs/generation/prompts.ipynb #2aef135c

@@ -4,12 +4,12 @@
 
 # %% ../../nbs/generation/writing.ipynb #905fdf70
 from __future__ import annotations
-import contextlib, html, os, warnings
+import contextlib, html, os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict, Unpack, overload
 import numpy as np
-from ..core.errors import FTNBError, check_choice, check_number, require
+from ..core.errors import FTNBError, check_choice, check_number, require, warn
 from ..core.options import known_options
 from ..core.files import check_path
 from ..core.display import PLAINTEXT, Card, html_table
@@ -31,8 +31,8 @@ __all__ = ['stream', 'Completion', 'generate']
 # %% ../../nbs/generation/writing.ipynb #32573ba1
 def _incomplete(count: int, texts: int) -> None:
     "Warn of texts that ended before their form was complete."
-    if count: warnings.warn(f'{count} of {texts} texts ended before their form was complete: '
-                            'raise max_new_tokens', stacklevel=4)
+    if count: warn(f'{count} of {texts} texts ended before their form was complete: '
+                            'raise max_new_tokens')
 
 def _warn_incomplete(pieces: Iterator[str], constraint: Constraint) -> Iterator[str]:
     "The same pieces; at their end, a warning if the form of the text is not complete."

@@ -4,12 +4,12 @@
 
 # %% ../../nbs/people/sheets.ipynb #8fbd2672
 from __future__ import annotations
-import math, os, re, warnings
+import math, os, re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, warn
 from ..core.files import check_path
 from ..core.tables import looks_like_number, read_csv, unescape_cell, write_csv
 from .store import plural
@@ -53,8 +53,8 @@ def _warn_of_long_texts(file: Path, rows: list[list]) -> None:
     "Say how many texts are longer than Excel keeps."
     long = sum(isinstance(cell, str) and len(cell) > EXCEL_CELL for row in rows for cell in row)
     if not long: return
-    warnings.warn(f'{file.name}: {plural(long, "text")} of more than {EXCEL_CELL:,} characters, of which '
-                  'Excel loses the rest. Open it with another program, or rate in a notebook.', stacklevel=4)
+    warn(f'{file.name}: {plural(long, "text")} of more than {EXCEL_CELL:,} characters, of which '
+                  'Excel loses the rest. Open it with another program, or rate in a notebook.')
 
 # %% ../../nbs/people/sheets.ipynb #fef8ec4b
 def write_sheet(

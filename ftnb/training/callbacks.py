@@ -4,13 +4,13 @@
 
 # %% ../../nbs/training/callbacks.ipynb #1eb7a728
 from __future__ import annotations
-import queue, threading, warnings
+import queue, threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 import torch
-from ..core.errors import FTNBError, did_you_mean, import_optional
+from ..core.errors import FTNBError, did_you_mean, import_optional, warn
 from ..models.lm import model_lock, trainable_parameters
 from .learner import Callback, Learner, StopTraining
 
@@ -283,8 +283,8 @@ class SameMachine(Callback):
         if (now := numerics(learner.device)) in self.used[-1:]: return
         self.used.append(now)
         if len(self.used) > 1:
-            warnings.warn(f'this run goes on in another way than it began ({self.changes}): the last bits of its '
-                          'weights may differ from those of a run that was not interrupted', stacklevel=2)
+            warn(f'this run goes on in another way than it began ({self.changes}): the last bits of its '
+                          'weights may differ from those of a run that was not interrupted')
 
     def state_dict(self) -> dict: return {'used': self.used}
     def load_state_dict(self, state: dict) -> None: self.used[:] = state['used']

@@ -4,14 +4,14 @@
 
 # %% ../../nbs/training/checkpoints.ipynb #2ce47773
 from __future__ import annotations
-import re, shutil, warnings
+import re, shutil
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, warn
 from ..core.files import atomic_folder, clear_leftovers, file_lock, find_damage, is_disk_error, write_checksums
 from ..models.lm import model_lock, trainable_parameters
 from .learner import Callback, Learner
@@ -60,8 +60,8 @@ def _states_to_keep(learner: Learner) -> dict[str, Any]:
     for name, callback in _stateful_callbacks(learner.callbacks):
         state, trouble = _state_of(callback)
         if not trouble: states[name] = state; continue
-        warnings.warn(f'step {learner.step}: the checkpoint is written without callback {name} ({trouble}); '
-                      'a resumed run begins it anew', stacklevel=2)
+        warn(f'step {learner.step}: the checkpoint is written without callback {name} ({trouble}); '
+                      'a resumed run begins it anew')
     return states
 
 def _give_back(callback: Any, name: str, state: Any) -> None:
@@ -153,8 +153,8 @@ def newest_checkpoint(
     for checkpoint in seen:
         if not (problem := find_damage(checkpoint)): return checkpoint
         if not checkpoint.exists(): continue   # deleted meanwhile, as there are newer ones
-        warnings.warn(f'checkpoint {checkpoint.name} is damaged ({problem}); '
-                      'the one before it is used', stacklevel=2)
+        warn(f'checkpoint {checkpoint.name} is damaged ({problem}); '
+                      'the one before it is used')
     if checkpoints_in(folder) != seen: return newest_checkpoint(folder)
     raise FTNBError(f'folder {str(folder)!r}', 'it has no whole checkpoint',
                     'Restore one from a copy. Or delete those that are damaged: resume(folder) begins the run again.')
@@ -224,8 +224,8 @@ class Checkpoint(Callback):
         except Exception as e:
             if not is_disk_error(e): raise
             before = f'the last good one is {self.path}' if self.path else 'there is none before it'
-            warnings.warn(f'step {learner.step}: no checkpoint could be written ({e}). Training goes '
-                          f'on, and the next one is tried in {self.every} steps; {before}', stacklevel=2)
+            warn(f'step {learner.step}: no checkpoint could be written ({e}). Training goes '
+                          f'on, and the next one is tried in {self.every} steps; {before}')
             return
         self.path = path
         steps = checkpoints_in(self.folder)

@@ -4,11 +4,11 @@
 
 # %% ../../nbs/training/learner.ipynb #aceccd29
 from __future__ import annotations
-import contextlib, gc, math, warnings
+import contextlib, gc, math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 import torch
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, warn
 from ..core.randomness import Randomness, own_randomness, watched_randomness
 from ..core.machine import defer_interrupts, is_out_of_memory
 from ..models.lm import model_lock
@@ -107,8 +107,8 @@ class Learner:
         """
         names = ', '.join(sorted(own.unprotected))
         own.unprotected.clear()
-        warnings.warn(f'this model draws random numbers where they cannot be replaced ({names}): what other threads '
-                      'draw meanwhile changes the run, and a resumed run may differ', stacklevel=2)
+        warn(f'this model draws random numbers where they cannot be replaced ({names}): what other threads '
+                      'draw meanwhile changes the run, and a resumed run may differ')
 
     def gradient(self,
         batches: Sequence[TrainingBatch],  # of one step
@@ -261,8 +261,8 @@ class Learner:
         self.token_limit = largest // 2
         drawn = self.randomness and self.randomness.drawn
         same = 'the same gradient' + ' but for dropout, whose masks are others' * bool(drawn)
-        warnings.warn(f'step {self.step + 1}: out of memory; from now on at most {self.token_limit:,} '
-                      f'tokens at a time, with {same}', stacklevel=2)
+        warn(f'step {self.step + 1}: out of memory; from now on at most {self.token_limit:,} '
+                      f'tokens at a time, with {same}')
 
     def gradient_that_fits(self) -> torch.Tensor:
         "The gradient of `batches`, which are cut up until they fit into memory."
@@ -312,7 +312,7 @@ class Learner:
             except BaseException as e: errors.append(e)
         if errors and not failed: raise errors[0]
         for error in errors:
-            warnings.warn(f'after training failed, {type(error).__name__}: {error}', stacklevel=3)
+            warn(f'after training failed, {type(error).__name__}: {error}')
 
     def fit(self,
         epochs: int = 1,  # in all: a run that has done some goes on until there are so many

@@ -4,11 +4,11 @@
 
 # %% ../../nbs/training/setup.ipynb #9c9b94df
 from __future__ import annotations
-import contextlib, functools, warnings
+import contextlib, functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 import torch
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, warn
 from ..core.machine import free_memory
 from ..models.lm import LM, changing_model, check_not_training, is_seq2seq
 from ..models.adapters import (
@@ -150,8 +150,7 @@ def save_memory(
     """
     saved = recompute == 'auto' and set_recompute(lm, compiled=compiled)
     if saved:
-        warnings.warn('a row did not fit into memory: activations are computed twice now',
-                      stacklevel=4)
+        warn('a row did not fit into memory: activations are computed twice now')
     return saved
 
 # %% ../../nbs/training/setup.ipynb #29650e8c

@@ -4,13 +4,13 @@
 
 # %% ../../nbs/training/steps.ipynb #4f3066f9
 from __future__ import annotations
-import contextlib, functools, itertools, queue, threading, warnings
+import contextlib, functools, itertools, queue, threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 import torch
 import xxhash
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, warn
 from ..data.batches import pack, pad_seq2seq, plan_epoch, plan_stream
 from ..data.encoded import Encoded
 from .learner import Callback, Learner, StopTraining
@@ -143,8 +143,8 @@ def _refuse_empty_stream(epoch: int) -> None:
     "A stream without rows: an error in the first epoch; later, a warning, and the end of training."
     if not epoch:
         raise FTNBError('data', 'no row of the stream can be used', 'Look at data.report, which counts what was lost.')
-    warnings.warn(f'the stream gave no rows when it was read again (time {epoch + 1}), so training ends before '
-                  'max_steps. Give a stream that begins anew each time, or lower max_steps.', stacklevel=2)
+    warn(f'the stream gave no rows when it was read again (time {epoch + 1}), so training ends before '
+                  'max_steps. Give a stream that begins anew each time, or lower max_steps.')
     raise StopTraining
 
 # %% ../../nbs/training/steps.ipynb #5596e4d7
