@@ -4,11 +4,12 @@
 
 # %% ../../nbs/evaluation/perplexity.ipynb #209670b6
 from __future__ import annotations
-import math, re
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 import numpy as np
 from ..core.errors import FTNBError
+from ..models.tokens import TextDecoder, unfinished_bytes
 from .metric import TextMetric, ratio
 
 # %% auto #0
@@ -50,14 +51,6 @@ PERPLEXITY: dict[str, Callable[..., TextMetric]] = {  # metrics of nats, by name
         'bits_per_byte', 'nats / bytes / ln 2', 'Bits per byte of text', _bits)}
 NUMERIC = tuple(PERPLEXITY)  # their predictions and references are numbers
 
-# %% ../../nbs/evaluation/perplexity.ipynb #e72cb8a2
-def _name_bytes(name: str) -> int:
-    "How many bytes of text a token is, by its name."
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-    if re.fullmatch('<0x[0-9A-Fa-f]{2}>', name): return 1
-    if len(name) == 1 and ord(name) < 256 or set(name) <= set(bytes_to_unicode().values()): return len(name)
-    return len(name.replace('▁', ' ').encode())
-
 # %% ../../nbs/evaluation/perplexity.ipynb #e411dc92
 def text_bytes(
     tokenizer: Any,  # a transformers tokenizer
@@ -69,10 +62,8 @@ def text_bytes(
         tokenizer: a transformers tokenizer
         ids: token ids of a text from its beginning; it may end within a character
     """
-    def decode(n: int) -> str:
-        return tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    n, ids = len(ids), list(ids)
-    while n and len(ids) - n < 64 and decode(n).endswith('\ufffd'): n -= 1   # to the end of a character
-    names = tokenizer.convert_ids_to_tokens(ids[n:])
-    special = set(tokenizer.all_special_ids)
-    return len(decode(n).encode()) + sum(_name_bytes(k) for k, i in zip(names, ids[n:]) if i not in special)
+    decode, tail = TextDecoder(tokenizer), b''
+    for i in reversed(decode.kept_ids(ids)):
+        if len(tail) > 3 or (part := decode.bytes_of(str(decode.token(i)))) is None: break
+        tail = part + tail
+    return len(decode(ids).encode()) + unfinished_bytes(tail)
