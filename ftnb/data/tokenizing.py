@@ -20,8 +20,8 @@ from .rows import CheckedRows
 from .batches import IGNORE
 
 # %% auto #0
-__all__ = ['Segment', 'DocumentTokenizer', 'Boundary', 'split_row', 'cut_prompt', 'cut_row_left', 'cut_seq2seq_row', 'token_rows',
-           'prompt_and_target_ids', 'waiting_prompt_ids']
+__all__ = ['Segment', 'DocumentTokenizer', 'Boundary', 'split_row', 'cut_prompt', 'cut_row_left', 'cut_seq2seq_row',
+           'hide_special', 'token_rows', 'prompt_and_target_ids', 'waiting_prompt_ids']
 
 # %% ../../nbs/data/tokenizing.ipynb #d44fd404
 def _prefixes(parts: list[Part]) -> list[str]:
@@ -429,11 +429,19 @@ def cut_seq2seq_row(
     return {'input_ids': ids, 'labels': labels}
 
 # %% ../../nbs/data/tokenizing.ipynb #bb6ff654
-def _hide(special: SpecialText, value: Any) -> Any:
-    "A value with the names of special tokens hidden in all its texts, at any depth."
+def hide_special(
+    special: SpecialText,  # of a tokenizer
+    value: Any,  # a text, or dicts and lists of anything
+) -> Any:
+    """A value with the names of special tokens hidden in all its texts, at any depth.
+
+    Args:
+        special: of a tokenizer
+        value: a text, or dicts and lists of anything
+    """
     if isinstance(value, str): return special.hide(value)
-    if isinstance(value, Mapping): return {k: _hide(special, v) for k, v in value.items()}
-    return [_hide(special, v) for v in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, Mapping): return {k: hide_special(special, v) for k, v in value.items()}
+    return [hide_special(special, v) for v in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../../nbs/data/tokenizing.ipynb #8c905b3a
 def _row_documents(lm: LM, task: Task, rows: CheckedRows, hide: Callable[[Any], Any]) -> list[list[list[Part]]]:
@@ -469,7 +477,7 @@ def token_rows(
     special = SpecialText(lm.tokenizer)
     if is_seq2seq(lm):
         return [[row] for row in _seq2seq_rows(lm, task, rows, None if allow_special else special)]
-    hide = (lambda value: value) if allow_special else functools.partial(_hide, special)
+    hide = (lambda value: value) if allow_special else functools.partial(hide_special, special)
     documents = _row_documents(lm, task, rows, hide)
     tokenizer = DocumentTokenizer(lm, task, special)
     tokenized = iter(tokenizer([document for row in documents for document in row]))
@@ -520,6 +528,7 @@ def waiting_prompt_ids(
     if is_seq2seq(lm) or not uses_chat_template(lm, task):
         return [prompt for prompt, _ in prompt_and_target_ids(lm, task, rows)]
     special = SpecialText(lm.tokenizer)
-    hidden = [(_hide(special, turns[:-1]), _hide(special, o)) for turns, o in zip(rows.turns, rows.options)]
+    hide = functools.partial(hide_special, special)
+    hidden = [(hide(turns[:-1]), hide(o)) for turns, o in zip(rows.turns, rows.options)]
     documents = [[Part(waiting_prompt(lm.tokenizer, t, o), False), Part('a', True)] for t, o in hidden]
     return [_split_last_answer(row)[0] for row in DocumentTokenizer(lm, task, special)(documents)]

@@ -17,7 +17,7 @@ from ..data.tasks import Task
 from ..data.batches import IGNORE
 from ..data.templates import (
     Part, render_documents, space_before_answer, uses_chat_template, waiting_prompt)
-from ..data.tokenizing import DocumentTokenizer
+from ..data.tokenizing import DocumentTokenizer, hide_special
 
 # %% auto #0
 __all__ = ['AnswerReader', 'check_begin', 'begun_document', 'Begun', 'begun_ids', 'begun_prompt', 'begun_target', 'FirstTokens']
@@ -136,12 +136,6 @@ class Begun(NamedTuple):
     first: list[frozenset[int]]  # for each of the first new tokens, what it may be
 
 # %% ../../nbs/generation/answers.ipynb #74d88473
-def _parted_ids(lm: LM, before: list[int], ids: list[int], begin: str) -> Begun:
-    "The ids of a beginning, of which the last one is open."
-    rest = decode_continuation(lm, before + ids[:-1], ids[-1:])
-    if not rest or '\ufffd' in rest or not begin.endswith(rest): return Begun(before + ids, begin, [])
-    return Begun(before + ids[:-1], begin[:len(begin) - len(rest)], [_tokens_like(lm, ids[-1])])
-
 def _space(lm: LM) -> frozenset[int]:
     "The tokens that begin with a space."
     ids = lambda texts: lm.tokenizer(texts, add_special_tokens=False)['input_ids']
@@ -170,8 +164,9 @@ def begun_ids(
         of what is read, and of the beginning
     """
     special = SpecialText(lm.tokenizer)
-    hidden = [{k: _hidden(special, v) if k != 'role' else v for k, v in turn.items()} for turn in turns]
-    document = begun_document(lm, task, hidden, _hidden(special, options), _hidden_text(special, begin), ask)
+    hidden = [{k: hide_special(special, v) if k != 'role' else v for k, v in turn.items()} for turn in turns]
+    own = hide_special(special, options)
+    document = begun_document(lm, task, hidden, own, _hidden_text(special, begin), ask)
     row = DocumentTokenizer(lm, task, special)([document])[0]
     ends, ids, labels = eos_ids(lm), row['input_ids'], row['labels']
     if ids[-1] in ends: ids, labels = ids[:-1], labels[:-1]
@@ -185,9 +180,8 @@ def begun_prompt(
     turns: Sequence[Mapping],  # a conversation that waits for an answer
     options: dict,  # more for the template
     begin: str,  # what the answer begins with
-    ask: bool = True,  # begin as a conversation does, and not as the document of a row
 ) -> Begun:
-    """Token ids of a conversation with the beginning of its answer, the last of which is open.
+    """Token ids of a conversation with the beginning of its answer; a space at its end is still open.
 
     Args:
         lm: a decoder-only model
@@ -195,24 +189,19 @@ def begun_prompt(
         turns: a conversation that waits for an answer
         options: more for the template
         begin: what the answer begins with
-        ask: begin as a conversation does, and not as the document of a row
     """
-    ends_in_space = begin.endswith(' ') and bool(begin[:-1].strip())
-    text = begin[:-1] if ends_in_space else begin
-    before, ids = begun_ids(lm, task, turns, options, text, ask)
-    if ends_in_space: return Begun(before + ids, text, [_space(lm)])
-    return _parted_ids(lm, before, ids, begin)
+    text = _without_last_space(begin)
+    before, ids = begun_ids(lm, task, turns, options, text)
+    return Begun(before + ids, text, [] if text == begin else [_space(lm)])
+
+def _without_last_space(begin: str) -> str:
+    "A beginning without the space at its end, which belongs to the next word."
+    return begin[:-1] if begin.endswith(' ') and begin[:-1].strip() else begin
 
 def _hidden_text(special: SpecialText, begin: str) -> str:
     "A beginning with the names of special tokens hidden, except for tags around a thought."
     tags = [*TAGS.findall(begin), '']
     return ''.join(special.hide(text) + tag for text, tag in zip(TAGS.split(begin), tags))
-
-def _hidden(special: SpecialText, value: Any) -> Any:
-    "A value with the names of special tokens hidden in all its texts."
-    if isinstance(value, str): return special.hide(value)
-    if isinstance(value, Mapping): return {k: _hidden(special, v) for k, v in value.items()}
-    return [_hidden(special, v) for v in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../../nbs/generation/answers.ipynb #7779fb12
 def begun_target(
@@ -227,15 +216,13 @@ def begun_target(
         ids: token ids of its source
         begin: what the answer begins with
     """
-    ends_in_space = begin.endswith(' ') and bool(begin[:-1].strip())
-    text, ends = begin[:-1] if ends_in_space else begin, eos_ids(lm)
+    text, ends = _without_last_space(begin), eos_ids(lm)
     target = [i for i in lm.tokenizer(text_target=[text])['input_ids'][0] if i not in ends]
     if decode_continuation(lm, [], target) != text or not target:
         raise FTNBError(f'begin={begin!r:.40}', "the model's tokenizer does not write it as it is",
                         'Change begin, or leave it out.')
     forced = [frozenset([i]) for i in target]
-    if ends_in_space: return Begun(ids, '', [*forced, _space(lm)])
-    return Begun(ids, '', [*forced[:-1], _tokens_like(lm, target[-1])])
+    return Begun(ids, '', forced if text == begin else [*forced, _space(lm)])
 
 # %% ../../nbs/generation/answers.ipynb #9da3f780
 class FirstTokens:

@@ -220,7 +220,7 @@ class Chat:
                     yield new
             if self._current in (this, None) and self.turns[-1:] != [said]: self.turns = [*turns, said]
         except GeneratorExit: pass   # closed between two tokens: the cache is complete
-        said.finish = writing.finish
+        finally: said.finish = writing.finish   # after an error, too
         if prefilled and self._current in (this, None): self._cache = (prefilled[0], writing.weights)
 
     def _writing(self, turns: list[dict], begin: str | None, attempt: int, decoding: Decoding) -> _Writing:
