@@ -46,7 +46,7 @@ OTHER_NAMES |= {
     'callbacks': 'callback report_to compute_metrics', 'samples': 'sample_prompts',
     'resamples': 'n_resamples n_bootstrap', 'metrics': 'metric',
     'text': 'text_column text_field column input_column', 'label': 'label_column label_field',
-    'source': 'src source_column', 'target': 'tgt target_column', 'labels': 'classes label_names',
+    'source': 'src source_column', 'target': 'tgt target_column', 'labels': 'classes label_names', 'turns': 'messages history conversation',
     'rank': 'r lora_r lora_rank', 'alpha': 'lora_alpha', 'dropout': 'lora_dropout',
     'targets': 'target_modules', 'dora': 'use_dora', 'rslora': 'use_rslora'}
 
@@ -63,7 +63,9 @@ _HINTS = {
     'report_to': "Tracker('tensorboard') reports", 'return_full_text': 'the prompt is never returned',
     'keep_special_tokens': 'False keeps them'}
 _NO_NAME = {  # what is done in another way, or always
-    'streamer': 'Read stream(lm, prompt) piece by piece.', 'messages': 'For a conversation use Chat(lm).',
+    'streamer': 'Read stream(lm, prompt) piece by piece.', 'stream': 'Read its stream(...) piece by piece.',
+    'begin': 'Put the beginning of the answer at the end of the prompt.',
+    'logging_steps': 'Leave it out: run.losses has the loss of every step.', 'messages': 'For a conversation use Chat(lm).',
     'trust_remote_code': 'Leave it out: code that lies beside weights is never run.',
     'packing': 'Leave it out: rows are always packed, without padding.',
     'padding_free': 'Leave it out: rows are always packed, without padding.',

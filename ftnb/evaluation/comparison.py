@@ -398,7 +398,7 @@ def _missed(c: Comparison, k: str, r: Any) -> str:
     if c.verdict(k) not in ('no clear change', 'not worse', 'inconclusive'): return ''
     if math.isnan(r['detectable']): return ''
     if math.isinf(r['detectable']): return ' (too few rows to see any)'
-    return f' (could have seen {number_format(c.a.metrics[k], r["a"], r["b"])(r["detectable"])})'
+    return f' (could have seen a difference of {number_format(c.a.metrics[k], r["a"], r["b"])(r["detectable"])})'
 
 # %% ../../nbs/evaluation/comparison.ipynb #efa2d67d
 def _text_line(c: Comparison, k: str, r: Any) -> str:

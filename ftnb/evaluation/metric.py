@@ -275,5 +275,12 @@ def check_pairs(
                         f'Give {what}=[...].')
     if len(predictions) != len(references):
         raise FTNBError(f'{len(predictions)} predictions and {len(references)} {what}',
-                        'there must be equally many of both', 'Check how they were collected.')
+                        'there must be equally many of both', _remedy(predictions, references))
     if judged in ('references', 'prompts'): check_texts(what, references, judged == 'references')
+
+def _remedy(predictions: Sequence, references: Sequence) -> str:
+    "What to do about references that are not one for each prediction."
+    columns = all(not isinstance(r, str) and isinstance(r, Sequence) and len(r) == len(predictions)
+                  for r in references)
+    if not columns: return 'Check how they were collected.'
+    return 'If these are columns, as sacrebleu has them, give [list(r) for r in zip(*references)].'

@@ -65,9 +65,10 @@ def _warn_unsplit(metric: TextMetric, texts: Sequence) -> None:
     if not found or 20 * len(found) < len(texts): return
     chinese = not regex.search(r'\P{Han}', ''.join(found))
     remedy = _CHINESE.get(kind, _REMEDY[kind]) if chinese else _REMEDY[kind]
+    where = ' (from ftnb import text_metric)' if 'text_metric' in remedy else ''
     warn(
         f'{metric.name} splits texts at spaces, and the script of {len(found):,} of {len(texts):,} '
-        f'rows has none: it takes each of their sentences for a word. Use {remedy}.')
+        f'rows has none: it takes each of their sentences for a word. Use {remedy}.{where}')
 
 # %% ../../nbs/evaluation/metrics.ipynb #9f56b554
 def _forms(text: str) -> dict[str, set[str]]:

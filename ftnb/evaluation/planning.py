@@ -179,7 +179,7 @@ def _from_share(disagreement: float, unit: float, name: str, effect: float, powe
 # %% ../../nbs/evaluation/planning.ipynb #696bb951
 @known_options
 def rows_needed(
-    effect: float,  # the smallest difference that would matter, on the scale of the metric
+    effect: float,  # the smallest difference that would matter, on the scale of the metric; of shares in points of 100
     pilot: Any = None,  # a `Comparison`, two `Scores`, or the gains of rows
     metric: str | None = None,  # of the pilot; None: its first
     disagreement: float | None = None,  # without a pilot: share of rows that only one gets right, or wins; 0 to 1
@@ -190,7 +190,8 @@ def rows_needed(
     """How many rows must be scored, or rated, so that `compare` sees an effect.
 
     Args:
-        effect: the smallest difference that would matter, on the scale of the metric
+        effect: the smallest difference that would matter, on the scale of the metric; of shares in points
+            of 100
         pilot: a `Comparison`, two `Scores`, or the gains of rows
         metric: of the pilot; None: its first
         disagreement: without a pilot: share of rows that only one gets right, or wins; 0 to 1
@@ -200,6 +201,8 @@ def rows_needed(
     """
     effect = abs(check_number('effect', effect, whole=False))
     require('effect', effect, 0 < effect < math.inf, 'it must be finite, and not 0')
+    require('effect', effect, disagreement is None or effect >= 0.5,
+            'beside disagreement it is in points of 100, at least 0.5: 5 % is effect=5')
     check_number('power', power, 0.1, 0.999, whole=False), check_number('alpha', alpha, 1e-6, 0.5, whole=False)
     level = alpha / check_number('tests', tests, 1)
     if (pilot is None) == (disagreement is None):

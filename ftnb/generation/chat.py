@@ -83,7 +83,7 @@ class Chat:
         top_p: sample from the smallest set with this probability, 0 to 1
         min_p: sample from tokens with this share of the best one's, 0 to 1
         repetition_penalty: above 1: words that were there become less likely
-        min_new_tokens: no end token before so many tokens are written
+        min_new_tokens: no end or stop token before so many are written; a stop text ends all the same
         stop: a str, a token id, or a list of them: end an answer before any of these
         seed: of the sampling
         language: of the names of speakers, if the model has no chat template: 'en' or 'zh'
@@ -101,7 +101,7 @@ class Chat:
         top_p: float | None = None,  # sample from the smallest set with this probability, 0 to 1
         min_p: float | None = None,  # sample from tokens with this share of the best one's, 0 to 1
         repetition_penalty: float = 1.,  # above 1: words that were there become less likely
-        min_new_tokens: int = 0,  # no end token before so many tokens are written
+        min_new_tokens: int = 0,  # no end or stop token before so many are written; a stop text ends all the same
         stop: Any = None,  # a str, a token id, or a list of them: end an answer before any of these
         seed: int = 0,  # of the sampling
         language: str = 'en',  # of the names of speakers, if the model has no chat template: 'en' or 'zh'
@@ -235,6 +235,7 @@ class Chat:
         pieces = self._write(turns, writing, self.turns)
         return refuse_adapter_switch(list(self.lm.model.modules()), pieces)
 
+    @known_options
     def stream(self,
         text: str | None = None,  # what you say; None: answer the turns as they are
         begin: str | None = None,  # what the answer begins with; None: as the conversation says
@@ -249,10 +250,12 @@ class Chat:
             the first piece is the beginning, if there is one
         """
         waits = text is None and self.turns and self.turns[-1]['role'] != 'assistant'
-        require('text', text, waits or isinstance(text, str) and bool(text.strip()), 'it must be a str, and not empty')
+        require('text', text, waits or isinstance(text, str) and bool(text.strip()),
+                'it must be a str, and not empty (None: the last turn waits for an answer)')
         turns = self.turns if text is None else [*self.turns, {'role': 'user', 'content': text}]
         return self._answer(turns, self._writing(turns, begin, 0, self.decoding))
 
+    @known_options
     def __call__(self,
         text: str | None = None,  # what you say; None: answer the turns as they are
         begin: str | None = None,  # what the answer begins with; None: as the conversation says
@@ -276,6 +279,7 @@ class Chat:
         "Take the last question back, and all that came after it."
         self.turns = self.turns[:max((i for i, t in enumerate(self.turns) if t['role'] == 'user'), default=0)]
 
+    @known_options
     def stream_again(self,
         temperature: float | None = None,  # of this answer; None: as the conversation says
     ) -> Iterator[str]:
@@ -295,6 +299,7 @@ class Chat:
                             'Sample: again(temperature=0.8), or Chat(lm, temperature=0.8).')
         return self._answer(self.turns[:-1], writing)
 
+    @known_options
     def again(self,
         temperature: float | None = None,  # of this answer; None: as the conversation says
     ) -> str:

@@ -55,7 +55,7 @@ def stream(
     repetition_penalty: float = 1.,  # above 1: words that were there become less likely
     no_repeat_ngram_size: int | None = None,  # no n-gram of this size comes twice
     penalty_alpha: float | None = None,  # contrastive search: weight of similarity, 0 to 1; with top_k
-    min_new_tokens: int = 0,  # no end token before so many tokens are written
+    min_new_tokens: int = 0,  # no end or stop token before so many are written; a stop text ends all the same
     stop: str | int | Sequence[str | int] | None = None,  # end before any of these texts or token ids
     pattern: str | None = None,  # a regular expression that the whole text must match
     schema: Any = None,  # a JSON schema (or a pydantic model) that it must satisfy
@@ -77,7 +77,7 @@ def stream(
         repetition_penalty: above 1: words that were there become less likely
         no_repeat_ngram_size: no n-gram of this size comes twice
         penalty_alpha: contrastive search: weight of similarity, 0 to 1; with top_k
-        min_new_tokens: no end token before so many tokens are written
+        min_new_tokens: no end or stop token before so many are written; a stop text ends all the same
         stop: end before any of these texts or token ids
         pattern: a regular expression that the whole text must match
         schema: a JSON schema (or a pydantic model) that it must satisfy
@@ -222,7 +222,7 @@ def generate(
     diversity_penalty: float = 0.,  # nats off for each time that another group has taken the token
     length_penalty: float = 1.,  # beams are ranked by log-probability / length ** length_penalty
     penalty_alpha: float | None = None,  # contrastive search: weight of similarity, 0 to 1; with top_k
-    min_new_tokens: int = 0,  # no end token before so many tokens are written
+    min_new_tokens: int = 0,  # no end or stop token before so many are written; a stop text ends all the same
     stop: str | int | Sequence[str | int] | None = None,  # end before any of these texts or token ids
     pattern: str | None = None,  # a regular expression that the whole text must match
     schema: Any = None,  # a JSON schema (or a pydantic model) that it must satisfy
@@ -254,7 +254,7 @@ def generate(
         diversity_penalty: nats off for each time that another group has taken the token
         length_penalty: beams are ranked by log-probability / length ** length_penalty
         penalty_alpha: contrastive search: weight of similarity, 0 to 1; with top_k
-        min_new_tokens: no end token before so many tokens are written
+        min_new_tokens: no end or stop token before so many are written; a stop text ends all the same
         stop: end before any of these texts or token ids
         pattern: a regular expression that the whole text must match
         schema: a JSON schema (or a pydantic model) that it must satisfy
