@@ -1,5 +1,6 @@
-"""Token ids as text, in whole characters: every kind of tokenizer, texts cut after each token, streams, stop strings."""
+"""Token ids as text, in whole characters: kinds of tokenizers, cuts after each token, streams, stop strings."""
 
+import os
 import random
 
 import pytest
@@ -23,7 +24,7 @@ def wrapped(backend: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
 
 
 def sentencepiece(strip: bool = True, scheme: str | None = None) -> PreTrainedTokenizerFast:
-    """Llama 2's kind (a space is put before a text, and taken off), or Gemma's (nothing is), with bytes to fall back on."""
+    """Llama 2's kind (a space is put before a text, and taken off) or Gemma's (none is), with bytes to fall back on."""
     pieces = ["<unk>", "<s>", "</s>", *BYTES, "▁", *"abcdefghijklmnopqrstuvwxyz.語", "▁t", "▁c", "日", "日本"]
     vocabulary, merges = {p: i for i, p in enumerate(pieces)}, [("▁", "t"), ("▁", "c")]
     backend = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
@@ -78,15 +79,15 @@ def random_text(rng: random.Random, most: int = 9) -> str:
 
 def ids_of(lm: LM, text: str) -> list[int]:
     """The tokens of a text that goes on from `a`, so that no tokenizer puts a space before it."""
-    ids = lambda t: lm.tokenizer(t, add_special_tokens=False)["input_ids"]  # noqa: E731
+    ids = lambda t: lm.tokenizer(t, add_special_tokens=False)["input_ids"]
     return ids("a" + text)[len(ids("a")) :]
 
 
-def bytes_of(lm: LM, token: int) -> bytes:
+def bytes_of(lm: LM, token: int, special: bool = False) -> bytes:
     """The bytes of a token, by its name: the reference."""
     name = lm.tokenizer.convert_ids_to_tokens(token)
     if name is None or token in lm.tokenizer.all_special_ids:
-        return b""
+        return name.encode() if special and name else b""
     if name in BYTES:
         return bytes([BYTES.index(name)])
     if name.startswith("<"):
@@ -110,12 +111,13 @@ def plainly(data: bytes) -> str:
 
 
 def test_texts_cut_after_each_token(lm):
-    rng = random.Random(0)
+    rng, tried = random.Random(0), 0
     for _ in range(60):
         text = random_text(rng)
         prompt, ids = ids_of(lm, "a" * 3), ids_of(lm, text)
         if b"".join(bytes_of(lm, i) for i in ids).decode() != text:
-            continue  # a tokenizer that does not know a piece
+            continue  # the tokenizer changes a text
+        tried += 1
         growing = GrowingText(lm, prompt)
         for n in range(1, len(ids) + 1):
             growing.add(ids[n - 1])
@@ -123,6 +125,27 @@ def test_texts_cut_after_each_token(lm):
             expected = so_far.decode("utf-8", "ignore")  # a text cut in the middle of a character
             assert decode_continuation(lm, prompt, ids[:n]) == expected == growing.text
             assert "".join(token_texts(lm, prompt, ids[:n])) == expected
+    assert tried > 40
+
+
+def test_a_character_belongs_to_its_last_token(lm):
+    ids = ids_of(lm, "🙂")
+    assert token_texts(lm, ids_of(lm, "a"), ids) == [*[""] * (len(ids) - 1), "🙂"]
+
+
+def test_after_any_prompt(lm):
+    """What tokens add to the text of a prompt that may be empty, or end within a character."""
+    rng, size = random.Random(4), lm.model.config.vocab_size
+    face = ids_of(lm, "🙂")
+    ids_at_random = lambda most: [rng.randrange(size) for _ in range(rng.randint(0, most))]
+    for _ in range(150):
+        prompt = [*ids_of(lm, "a"), *ids_at_random(6), *face[: rng.randint(0, len(face) - 1)]]
+        new, special = [*rng.choice([face, face[1:], []]), *ids_at_random(5)], rng.random() < 0.5
+        join = lambda ids, special=special: plainly(b"".join(bytes_of(lm, i, special) for i in ids))
+        before, both = join(prompt), join([*prompt, *new])
+        expected = both[len(os.path.commonprefix([before, both])) :]
+        assert decode_continuation(lm, prompt, new, skip_special=not special) == expected
+        assert "".join(token_texts(lm, prompt, new, skip_special=not special)) == expected
 
 
 def test_any_tokens(lm):
@@ -209,3 +232,20 @@ def test_tokens_without_bytes():
     assert "".join(token_texts(lm, ids[:1], ids[1:])) == growing.text
     pieces = list(text_pieces(lm, ids[:1], ({0: i} for i in ids[1:])))
     assert "".join(pieces) == growing.text
+
+
+def test_a_tokenizer_of_t5s_kind():
+    """Unigram, a space before each text, nothing to fall back on."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -2.0), ("▁ab", -1.0)]
+    pieces += [(letter, -3.0) for letter in "abcdefg日本é"]
+    backend = Tokenizer(models.Unigram(pieces, 2, False))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    lm = on_tiny(wrapped(backend, unk_token="<unk>", eos_token="</s>", pad_token="<pad>"))
+    rng = random.Random(5)
+    for _ in range(100):
+        text = "".join(rng.choices(["ab", "c", " ", "日本", "é", "🙂", "d e"], k=6))
+        prompt, ids = (lm.tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("ab c", text))
+        plain = lambda ids: lm.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        expected = plain(prompt + ids)[len(plain(prompt)) :]
+        assert "".join(token_texts(lm, prompt, ids)) == expected == decode_continuation(lm, prompt, ids)
+        assert "".join(text_pieces(lm, prompt, ({0: i} for i in ids))) == expected

@@ -46,7 +46,8 @@ OTHER_NAMES |= {
     'callbacks': 'callback report_to compute_metrics', 'samples': 'sample_prompts',
     'resamples': 'n_resamples n_bootstrap', 'metrics': 'metric',
     'text': 'text_column text_field column input_column', 'label': 'label_column label_field',
-    'source': 'src source_column', 'target': 'tgt target_column', 'labels': 'classes label_names', 'turns': 'messages history conversation',
+    'source': 'src source_column', 'target': 'tgt target_column', 'labels': 'classes label_names',
+    'turns': 'messages history conversation',
     'rank': 'r lora_r lora_rank', 'alpha': 'lora_alpha', 'dropout': 'lora_dropout',
     'targets': 'target_modules', 'dora': 'use_dora', 'rslora': 'use_rslora'}
 
@@ -111,7 +112,7 @@ def known_options(
         function: a verb, or the `__init__` of a class
     """
     known = inspect.signature(function).parameters
-    name = function.__qualname__.removesuffix('.__init__')
+    name = function.__qualname__.removesuffix('.__init__').removesuffix('.__call__')
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         for k in options:

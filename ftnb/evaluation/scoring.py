@@ -401,7 +401,8 @@ def check_generate_options(
     known = [k for k in inspect.signature(generate).parameters if k not in own]
     known += ['begin', 'skip_reasoning']   # of `score`, for `ScoreMonitor`
     for k in options:
-        if k not in known: raise unknown_option('score', k, [*known, 'max_new_tokens', 'metrics', 'progress', 'resamples', 'seed'])
+        own_too = ['max_new_tokens', 'metrics', 'progress', 'resamples', 'seed']
+        if k not in known: raise unknown_option('score', k, [*known, *own_too])
     Decoding(**{f.name: options[f.name] for f in fields(Decoding) if f.name in options})
 
 # %% ../../nbs/evaluation/scoring.ipynb #6af4aeeb

@@ -188,7 +188,7 @@ def label_probs(
     labels: Sequence[str],  # the answers to choose from, as they would be written: with a space before, say
     truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right'
 ) -> Any:  # {label: probability}, which sum to 1; a list of such for a list
-    """How probable each of a few answers is, compared with the others; if one begins another, the end of the text counts after all of them.
+    """How probable each of a few answers is among them; where one begins another, all count with the end after them.
 
     Args:
         lm: a loaded model
