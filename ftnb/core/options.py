@@ -66,7 +66,8 @@ _HINTS = {
 _NO_NAME = {  # what is done in another way, or always
     'streamer': 'Read stream(lm, prompt) piece by piece.', 'stream': 'Read its stream(...) piece by piece.',
     'begin': 'Put the beginning of the answer at the end of the prompt.',
-    'logging_steps': 'Leave it out: run.losses has the loss of every step.', 'messages': 'For a conversation use Chat(lm).',
+    'logging_steps': 'Leave it out: run.losses has the loss of every step.',
+    'messages': 'For a conversation use Chat(lm).',
     'trust_remote_code': 'Leave it out: code that lies beside weights is never run.',
     'packing': 'Leave it out: rows are always packed, without padding.',
     'padding_free': 'Leave it out: rows are always packed, without padding.',
