@@ -74,7 +74,7 @@ def without_reasoning(
     """
     if lost := sum(bool(t.strip()) and not answer.strip() for t, (_, answer) in zip(texts, parted)):
         warn(f'{lost} of {len(texts)} texts end within the reasoning and have no answer: '
-                      'they are judged as empty. Raise max_new_tokens.')
+             'they are judged as empty. Raise max_new_tokens.')
     return [answer for _, answer in parted], [thought for thought, _ in parted]
 
 def texts_without_reasoning(
@@ -107,7 +107,7 @@ def model_answers(
     begin: str = '',  # what each answer begins with, a part of the prediction
     skip_reasoning: bool = False,  # leave the reasoning before an answer out of the prediction
     **options: Any,  # of `generate`
-) -> tuple[list[str], list[str] | None]:  # predictions; the reasoning that was left out
+) -> dict[str, list]:  # columns: 'prediction' (None for free text), and 'reasoning' that was left out
     """What a model answers to held-out rows, read as the task reads it.
 
     Args:
@@ -121,16 +121,18 @@ def model_answers(
         **options: of `generate`
 
     Returns:
-        predictions; the reasoning that was left out
+        columns: 'prediction' (None for free text), and 'reasoning' that was left out
     """
+    if not task.answers: return {'prediction': [None] * len(prompts)}
     _read(task, '', 'an empty answer')   # before an hour's work is lost
     check_begin(begin)
-    reader, thoughts = AnswerReader(lm, task), None
+    reader, columns = AnswerReader(lm, task), {}
     if skip_reasoning and not reader.skip_special: options['skip_special_tokens'] = False
     texts = _written(lm, task, rows, prompts, max_new_tokens, begin, options)
     if not skip_reasoning: texts = [t if begin else t.removeprefix(reader.space) for t in texts]
     else:
         before = map(TextDecoder(lm.tokenizer, skip_special=False), (p[-24:] for p in prompts))
         parted = [reader(text, end, begin) for text, end in zip(texts, before)]
-        texts, thoughts = without_reasoning(texts, parted)
-    return [_read(task, text, f'answer {i}, {text[:40]!r}') for i, text in enumerate(texts)], thoughts
+        texts, columns['reasoning'] = without_reasoning(texts, parted)
+    read = [_read(task, text, f'answer {i}, {text[:40]!r}') for i, text in enumerate(texts)]
+    return {'prediction': read} | columns

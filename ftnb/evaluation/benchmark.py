@@ -129,7 +129,7 @@ def _check_lm_eval_task(task: str, config: Mapping, samples: Sequence[Mapping],
     asked = [str(m.get('metric')) for m in config.get('metric_list') or []]
     if missing := [k for k in asked if k not in computed]:
         warn(f'task {task!r}: lm-eval has not computed {", ".join(missing)}: '
-                      'look at the names in metric_list.')   # points to the call of `benchmark`
+             'look at the names in metric_list.')   # points to the call of `benchmark`
 
 # %% ../../nbs/evaluation/benchmark.ipynb #a11b31e2
 def _has_nested_choices(sample: Mapping, ids: Callable[[str], list[int]]) -> bool:

@@ -99,7 +99,8 @@ class Comparison(Card):
         """
         row = self.table.loc[check_choice(metric, self.metrics, 'metric')]
         if math.isnan(row['p_holm']): return 'undefined' if row['difference'] else 'equal'
-        within, better = _within_margin(row, self.a.metrics[metric].better), self.a.metrics[metric].better
+        better = self.a.metrics[metric].better
+        within = _within_margin(row, better)
         if within == 'as good as': return within
         if row['p_holm'] >= 0.05 or row['low'] <= 0 <= row['high']: return within or 'no clear change'
         up = row['difference'] > 0
@@ -256,13 +257,12 @@ def _check_comparable(systems: Sequence[Any]) -> None:
                             'Score both with the same metrics.')
 
 # %% ../../nbs/evaluation/comparison.ipynb #a73433fb
-def _add_detectable(c: Comparison, tests: int) -> None:
-    "The smallest difference that each metric of a comparison would find."
-    untested = c.table['p_value'].isna()
-    c.table['detectable'] = [
-        math.nan if untested[k] else
-        detectable_difference(m, c.a.stats[k], c.b.stats[k], alpha=0.05 / max(1, tests))
-        for k, m in ((k, c.a.metrics[k]) for k in c.table.index)]
+def _add_detectable(c: Comparison, alpha: float) -> None:
+    "The smallest difference that each metric of a comparison would find, at a level."
+    for k, line in c.table.iterrows():
+        if math.isnan(line['p_value']): continue
+        found = detectable_difference(c.a.metrics[k], c.a.stats[k], c.b.stats[k], alpha=alpha, kind=line['interval'])
+        c.table.loc[k, 'detectable'] = found
 
 # %% ../../nbs/evaluation/comparison.ipynb #56399b08
 def _checked_margins(margin: Any, metrics: set[str]) -> dict[str, float]:
@@ -323,9 +323,10 @@ def compare(
     resamples = _enough(resamples, sum(len(_tested(x, y)) for x, y in chosen))
     compared = [_pair(x, y, resamples, check_number('seed', seed, 0), test) for x, y in chosen]
     corrected = iter(holm([p for c in compared for p in c.table['p_value']]))
+    tests = sum(int(c.table['p_value'].notna().sum()) for c in compared)
     for c in compared:
         c.table['p_holm'] = [next(corrected) for _ in c.table.index]
-        _add_detectable(c, int(sum(x.table['p_value'].notna().sum() for x in compared)))
+        _add_detectable(c, 0.05 / max(1, tests))
         _add_margins(c, margins, resamples, seed)
     return Comparisons(compared) if more else compared[0]
 

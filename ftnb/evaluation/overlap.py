@@ -227,7 +227,7 @@ def _warn_cut(tokenizer: Any, answers: Sequence[str], right: Sequence[str]) -> N
         return f'{n:,} of {len(different):,}' if n else ''
     found = [f'{n} {what}' for n, what in ((cut(answers), 'answers'), (cut(right), 'references')) if n]
     if found: warn(f'bertscore reads the first {limit} tokens of a text; what follows is left out in '
-                            f'{" and ".join(found)}. Score texts of that length with another metric.')
+                   f'{" and ".join(found)}. Score texts of that length with another metric.')
 
 # %% ../../nbs/evaluation/overlap.ipynb #501d6f65
 def _best_bertscores(folder: str, layer: int, batch_size: int, part: int,

@@ -186,6 +186,7 @@ def detectable_difference(
     b: np.ndarray,  # [rows, k], of the other, for the same rows
     power: float = 0.8,  # how often it is found
     alpha: float = 0.05,  # the level of the test
+    kind: str = '',  # of the interval, if `interval_kind` has been asked
 ) -> float:  # on the scale of the metric; infinite: none; nan: undefined
     """The smallest true difference that a comparison of these rows would find.
 
@@ -195,11 +196,12 @@ def detectable_difference(
         b: [rows, k], of the other, for the same rows
         power: how often it is found
         alpha: the level of the test
+        kind: of the interval, if `interval_kind` has been asked
 
     Returns:
         on the scale of the metric; infinite: none; nan: undefined
     """
-    kind, n = interval_kind(metric, a, b), len(a)
+    kind, n = kind or interval_kind(metric, a, b), len(a)
     if kind == 'undefined': return math.nan
     if n < FEW or kind == 'too few rows': return math.inf
     scale = metric.limits[1] - metric.limits[0]

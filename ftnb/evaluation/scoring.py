@@ -405,6 +405,14 @@ def check_generate_options(
         if k not in known: raise unknown_option('score', k, [*known, *own_too])
     Decoding(**{f.name: options[f.name] for f in fields(Decoding) if f.name in options})
 
+# %% ../../nbs/evaluation/scoring.ipynb #f5713aad
+def _check_answer_options(task: Task, options: Mapping[str, Any], allow_special: bool) -> None:
+    "Refuse options of an answer where a task has none, or that do not go together."
+    require('options', ', '.join(options), task.answers or not options,
+            f'task {task.name!r} has no answers to write')
+    require('begin', options.get('begin'), not (options.get('begin') and allow_special),
+            'it does not go with allow_special')
+
 # %% ../../nbs/evaluation/scoring.ipynb #6af4aeeb
 @locked_model
 def score(
@@ -442,10 +450,8 @@ def score(
     """
     check_lm_and_task(lm, task, needed=True)
     check_generate_options(decoding)
-    given_options = [*decoding, *['begin'] * bool(begin), *['skip_reasoning'] * skip_reasoning]
-    require('options', ', '.join(given_options), task.answers or not given_options,
-            f'task {task.name!r} has no answers to write')
-    require('begin', begin, not (begin and allow_special), 'it does not go with allow_special')
+    own: dict[str, Any] = {'begin': begin, 'skip_reasoning': skip_reasoning}
+    _check_answer_options(task, decoding | {k: v for k, v in own.items() if v}, allow_special)
     check_number('resamples', resamples, 100), check_number('seed', seed, 0)
     check_number('max_new_tokens', max_new_tokens, 1, none=True)
     check_names('name', [] if name is None else [name])
@@ -456,16 +462,11 @@ def score(
     pairs = prompt_and_target_ids(lm, task, given, allow_special)
     references = _written_references(lm, references, pairs)
     prompts, most = [p for p, _ in pairs], max_new_tokens or task.max_new_tokens
-    answers: Any = [None] * len(pairs)
-    thoughts = None
-    if task.answers:
-        answers, thoughts = model_answers(lm, task, given, prompts, most, begin, skip_reasoning,
-                                          progress=progress, seed=seed, **decoding)
+    written = model_answers(lm, task, given, prompts, most, progress=progress, seed=seed, **own, **decoding)
     probs = row_label_probs(lm, task, given, prompts, allow_special) if task.labels else None
     texts = list(map(TextDecoder(lm.tokenizer, skip_special=False), prompts))
-    columns = {'prompt': texts, 'prediction': answers, 'reference': references}
-    if thoughts is not None: columns['reasoning'] = thoughts
-    stats = _answer_stats(chosen, task, answers, references, questions, probs)
+    columns = {'prompt': texts, 'prediction': [], 'reference': references} | written
+    stats = _answer_stats(chosen, task, written['prediction'], references, questions, probs)
     stats |= _likelihood_stats(lm, pairs, task, chosen, references)
     known = {k: chosen.get(k) or text_metric(k) for k in stats}
     columns |= _label_columns(task, probs)

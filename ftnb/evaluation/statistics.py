@@ -366,9 +366,9 @@ def _alike_difference(m: TextMetric, observed: float, n: int, level: float) -> t
 
 # %% ../../nbs/evaluation/statistics.ipynb #2b862c8e
 def _difference_interval(m: TextMetric, a: np.ndarray, b: np.ndarray, differences: np.ndarray,
-                         level: float = 0.95) -> tuple[float, float]:
-    "The interval of b - a, given the differences of resampled sets."
-    kind, observed = interval_kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
+                         kind: str, level: float = 0.95) -> tuple[float, float]:
+    "The interval of b - a, of a kind, given the differences of resampled sets."
+    observed = m.combine(b.sum(0)) - m.combine(a.sum(0))
     scale = m.limits[1] - m.limits[0]
     if kind == 'undefined': return math.nan, math.nan
     if kind == 'too few rows': return -scale, scale
@@ -486,9 +486,9 @@ def _p_alike(m: TextMetric, observed: float, n: int) -> float:
 
 # %% ../../nbs/evaluation/statistics.ipynb #db3ed06f
 def _p_value(m: TextMetric, a: np.ndarray, b: np.ndarray, differences: np.ndarray,
-             exchanged: np.ndarray, test: str) -> float:
+             exchanged: np.ndarray, test: str, kind: str) -> float:
     "Two-sided p of b - a, given the differences of resampled sets, and sums of exchanged rows."
-    kind, observed = interval_kind(m, a, b), m.combine(b.sum(0)) - m.combine(a.sum(0))
+    observed = m.combine(b.sum(0)) - m.combine(a.sum(0))
     exchange = test == 'randomization' or len(a) <= EXACT
     if kind == 'undefined': return math.nan
     if m.spread == 'jackknife': p = _p_jackknife(m, a, b)
@@ -537,8 +537,9 @@ def _paired_difference(
     "b - a, its interval and its p, given the sums of resampled sets and of random exchanges."
     observed = m.combine(b.sum(0)) - m.combine(a.sum(0))
     differences = _defined(resampled_values(m, sums_b) - resampled_values(m, sums_a))
-    p = _p_value(m, a, b, differences, exchanged, test)
-    return observed, *_difference_interval(m, a, b, differences, level), p
+    kind = interval_kind(m, a, b)
+    p = _p_value(m, a, b, differences, exchanged, test, kind)
+    return observed, *_difference_interval(m, a, b, differences, kind, level), p
 
 # %% ../../nbs/evaluation/statistics.ipynb #02adfdec
 def difference(

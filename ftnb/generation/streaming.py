@@ -55,10 +55,11 @@ def stop_strings_and_ids(
     Returns:
         strings to look for in the text, and token ids
     """
-    special, size = SpecialText(lm.tokenizer), lm.model.config.get_text_config().vocab_size
     strings: list[str] = []
     ids: list[int] = []
-    for s in check_stop(stop):
+    if not (stops := check_stop(stop)): return (), ()
+    special, size = SpecialText(lm.tokenizer), lm.model.config.get_text_config().vocab_size
+    for s in stops:
         token = _special_id(lm, special, s) if isinstance(s, str) else s
         if token is not None: ids.append(token)
         elif isinstance(s, str): strings.append(s)

@@ -28,11 +28,23 @@ from .engines import ENGINES
 # %% auto #0
 __all__ = ['stream', 'Completion', 'generate']
 
+# %% ../../nbs/generation/writing.ipynb #563ac51e
+def _endings(lm: LM, decoding: Decoding, stop: Any, pattern: str | None,
+             schema: dict | None) -> tuple[tuple[str, ...], tuple[int, ...], Constraint | None]:
+    "Stop strings, stop tokens, and the constraint of a form."
+    check_lm(lm)
+    stops, stop_ids = stop_strings_and_ids(lm, stop)
+    constraint = make_constraint(lm, decoding, pattern, schema, (*stops, *stop_ids))
+    if decoding.uses_beams:
+        require('stop', stops, not stops, 'beam search ranks whole texts, which end with the end token')
+    elif not constraint: stops = with_end_of_turn(lm, stops)
+    return stops, stop_ids, constraint
+
 # %% ../../nbs/generation/writing.ipynb #32573ba1
 def _incomplete(count: int, texts: int) -> None:
     "Warn of texts that ended before their form was complete."
     if count: warn(f'{count} of {texts} texts ended before their form was complete: '
-                            'raise max_new_tokens')
+                   'raise max_new_tokens')
 
 def _warn_incomplete(pieces: Iterator[str], constraint: Constraint) -> Iterator[str]:
     "The same pieces; at their end, a warning if the form of the text is not complete."
@@ -91,9 +103,7 @@ def stream(
     check_number('seed', seed, 0)
     decoding = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
                         penalty_alpha=penalty_alpha, min_new_tokens=min_new_tokens)
-    stops, stop_ids = stop_strings_and_ids(lm, stop)
-    constraint = make_constraint(lm, decoding, pattern, schema_dict(schema), (*stops, *stop_ids))
-    if not constraint: stops = with_end_of_turn(lm, stops)
+    stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema_dict(schema))
     rows, _ = prepare_prompts(lm, [prompt], max_new_tokens, truncate)
     check_min_new_tokens(decoding, max_new_tokens)
     uniforms = sampling_uniforms(rows, max_new_tokens, seed) if temperature else None
@@ -275,13 +285,10 @@ def generate(
         temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
         num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha, min_new_tokens)
     schema, prompts = schema_dict(schema), as_prompt_list(prompt)
-    check_lm(lm)
-    stops, stop_ids = stop_strings_and_ids(lm, stop)
-    _check_options(decoding, n, stops, seed, file, batch_tokens)
+    _check_options(decoding, n, seed, file, batch_tokens)
+    stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema)
     rows, cut = prepare_prompts(lm, prompts, max_new_tokens, truncate)
     check_min_new_tokens(decoding, max_new_tokens)
-    constraint = make_constraint(lm, decoding, pattern, schema, (*stops, *stop_ids))
-    if not constraint and not decoding.uses_beams: stops = with_end_of_turn(lm, stops)
     job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed,
                         pattern, schema, n or 1, engine, constraint, stop_ids, skip_special_tokens)
     _run_job(job, file, ENGINES[check_choice(engine, ENGINES, 'engine')], batch_tokens, progress)
@@ -290,8 +297,7 @@ def generate(
     return results[0] if isinstance(prompt, str) else results
 
 # %% ../../nbs/generation/writing.ipynb #4f7a2c31
-def _check_options(decoding: Decoding, n: int | None, stops: tuple[str, ...], seed: int, file: Any,
-                   batch_tokens: int) -> None:
+def _check_options(decoding: Decoding, n: int | None, seed: int, file: Any, batch_tokens: int) -> None:
     "What does not depend on the model. Several texts of a prompt must be able to differ."
     check_number('batch_tokens', batch_tokens, 1)
     check_number('seed', seed, 0)
@@ -299,7 +305,6 @@ def _check_options(decoding: Decoding, n: int | None, stops: tuple[str, ...], se
     if file is not None: check_path('file', file)
     if decoding.uses_beams:
         require('n', n, (n or 1) <= decoding.num_beams, f'beam search keeps {decoding.num_beams} texts')
-        require('stop', stops, not stops, 'beam search ranks whole texts, which end with the end token')
     elif (n or 1) > 1 and not decoding.temperature:
         raise FTNBError(f'n={n}', 'without a temperature all texts of a prompt are the same',
                         'Set a temperature such as 0.8 to sample, or num_beams to search.')

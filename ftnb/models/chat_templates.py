@@ -11,9 +11,9 @@ from ..core.errors import FTNBError
 
 # %% auto #0
 __all__ = ['SYSTEM', 'PROBE', 'THOUGHTS', 'TAGS', 'BrokenTemplate', 'try_template', 'render_chat', 'text_around',
-           'text_after_answer', 'end_of_turn', 'end_of_turn_id', 'end_of_turn_stops', 'answer_beginning', 'CallStyle',
-           'styled_call', 'call_style', 'writes_calls', 'writes_thoughts', 'writes_thoughts_with_calls',
-           'rendered_pattern']
+           'once_per_tokenizer', 'text_after_answer', 'end_of_turn', 'end_of_turn_id', 'end_of_turn_stops',
+           'answer_beginning', 'CallStyle', 'styled_call', 'call_style', 'writes_calls', 'writes_thoughts',
+           'writes_thoughts_with_calls', 'rendered_pattern']
 
 # %% ../../nbs/models/chat_templates.ipynb #dd2dee35
 class BrokenTemplate(FTNBError):
@@ -139,11 +139,18 @@ def text_around(
 # %% ../../nbs/models/chat_templates.ipynb #4fabedfa
 _KNOWN: Any = weakref.WeakKeyDictionary()  # tokenizer: {function: (its state then, what was found)}
 
-def _once(find: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    "Find something out about a tokenizer, once for each state of it."
+def once_per_tokenizer(
+    find: Callable[[Any], Any],  # takes a tokenizer, and keeps no hold of it
+) -> Callable[[Any], Any]:
+    """Find something out about a tokenizer, once for each state of it.
+
+    Args:
+        find: takes a tokenizer, and keeps no hold of it
+    """
     @functools.wraps(find)
     def known(tokenizer: Any) -> Any:
-        state = (str(tokenizer.chat_template or ''), len(tokenizer), tokenizer.bos_token, tokenizer.eos_token)
+        special = tokenizer.bos_token, tokenizer.eos_token, len(tokenizer.all_special_ids)
+        state = str(tokenizer.chat_template or ''), len(tokenizer), special
         of_tokenizer = _KNOWN.setdefault(tokenizer, {})
         if of_tokenizer.get(find, (None,))[0] != state: of_tokenizer[find] = (state, find(tokenizer))
         return of_tokenizer[find][1]
@@ -157,7 +164,7 @@ def _added_names(tokenizer: Any) -> dict[str, int]:
 # %% ../../nbs/models/chat_templates.ipynb #c2f957c5
 _PAIR = [{'role': 'user', 'content': 'Vj3'}, {'role': 'assistant', 'content': PROBE}]
 
-@_once
+@once_per_tokenizer
 def text_after_answer(
     tokenizer: Any,  # a transformers tokenizer
 ) -> str:  # '' if it has no chat template, or if that writes nothing
@@ -172,7 +179,7 @@ def text_after_answer(
     around = text_around(tokenizer, _PAIR, 1) if tokenizer.chat_template else None
     return around[1] if around else ''
 
-@_once
+@once_per_tokenizer
 def end_of_turn(
     tokenizer: Any,  # a transformers tokenizer
 ) -> str:  # '' if the template writes nothing after an answer, or only white space
@@ -190,7 +197,7 @@ def end_of_turn(
     return text[:special.end()] if special else text
 
 # %% ../../nbs/models/chat_templates.ipynb #1b61c956
-@_once
+@once_per_tokenizer
 def end_of_turn_id(
     tokenizer: Any,  # a transformers tokenizer
 ) -> int | None:  # None: no single token does
@@ -223,7 +230,7 @@ def end_of_turn_stops(
     return (end,) if _is_mark(end) and end_of_turn_id(tokenizer) is None else ()
 
 # %% ../../nbs/models/chat_templates.ipynb #c5f85a11
-@_once
+@once_per_tokenizer
 def answer_beginning(
     tokenizer: Any,  # with a chat template
 ) -> str:  # '' if a question is all
@@ -277,7 +284,7 @@ def _call_rendered(tokenizer: Any, style: CallStyle, **more: Any) -> str:
     return try_template(tokenizer, [_PAIR[0], turn])
 
 # %% ../../nbs/models/chat_templates.ipynb #66fc7515
-@_once
+@once_per_tokenizer
 def call_style(
     tokenizer: Any,  # with a chat template
 ) -> CallStyle:  # transformers' own form where no other one is better
@@ -295,7 +302,7 @@ def call_style(
     styles = [CallStyle(flat, text) for flat in (False, True) for text in (False, True)]
     return next(filter(is_good, styles), styles[0])
 
-@_once
+@once_per_tokenizer
 def writes_calls(
     tokenizer: Any,  # with a chat template
 ) -> bool:
@@ -312,7 +319,7 @@ THOUGHTS = ('reasoning_content', 'thinking', 'reasoning')  # names of a turn's t
 TAGS = re.compile(  # around a thought in a content
     r'[<\[]/?\|?(?:think|thinking|thought|thoughts|reasoning)\|?[>\]]', re.IGNORECASE)
 
-@_once
+@once_per_tokenizer
 def writes_thoughts(
     tokenizer: Any,  # with a chat template
 ) -> bool:
@@ -324,7 +331,7 @@ def writes_thoughts(
     turn = {'role': 'assistant', 'content': 'Vj3', **dict.fromkeys(THOUGHTS, PROBE)}
     return PROBE in try_template(tokenizer, [_PAIR[0], turn])
 
-@_once
+@once_per_tokenizer
 def writes_thoughts_with_calls(
     tokenizer: Any,  # with a chat template
 ) -> bool:
@@ -337,7 +344,7 @@ def writes_thoughts_with_calls(
     return 'Wd4' in _call_rendered(tokenizer, call_style(tokenizer), **thought)
 
 # %% ../../nbs/models/chat_templates.ipynb #3611f82d
-@_once
+@once_per_tokenizer
 def rendered_pattern(
     tokenizer: Any,  # a transformers tokenizer
 ) -> re.Pattern[str]:  # matches nothing if the tokenizer has no template and no start token

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 import xxhash
 from ..core.errors import FTNBError, check_utf8
+from .chat_templates import once_per_tokenizer
 from .lm import LM, eos_ids, is_seq2seq
 
 # %% auto #0
@@ -267,6 +268,15 @@ def byte_names(
     ways = _ways_to_name_bytes()
     return next((w for w in ways if _decodes(tokenizer, [w[b] for b in '日'.encode()])), {})
 
+# %% ../../nbs/models/tokens.ipynb #27856306
+@once_per_tokenizer
+def _names_of(tokenizer: Any) -> tuple[dict[int, str], dict[str, int], dict[int, str], set[int]]:
+    "Byte -> its name, and back; the added tokens by id; the ids of special ones."
+    names, added = byte_names(tokenizer), tokenizer.added_tokens_decoder.items()
+    special = {i for i, t in added if t.special}
+    if getattr(tokenizer, 'backend_tokenizer', None) is None: special |= set(tokenizer.all_special_ids)
+    return names, {name: b for b, name in names.items()}, {i: t.content for i, t in added}, special
+
 # %% ../../nbs/models/tokens.ipynb #b964b953
 class TextDecoder:
     """Turns token ids into text, in whole characters.
@@ -281,12 +291,8 @@ class TextDecoder:
     ):
         self.tokenizer, self.skip_special = tokenizer, skip_special
         self.backend = getattr(tokenizer, 'backend_tokenizer', None)
-        self.names = byte_names(tokenizer)  # byte -> name
-        self.byte_of = {name: b for b, name in self.names.items()}
+        self.names, self.byte_of, self.added, self.special = _names_of(tokenizer)
         self.is_local = bool(self.backend or self.names)  # what is written stays, whatever follows
-        self.added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items()}
-        self.special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        if not self.backend: self.special |= set(tokenizer.all_special_ids)
 
     def token(self,
         i: int,  # a token id

@@ -54,7 +54,7 @@ def _warn_of_long_texts(file: Path, rows: list[list]) -> None:
     long = sum(isinstance(cell, str) and len(cell) > EXCEL_CELL for row in rows for cell in row)
     if not long: return
     warn(f'{file.name}: {plural(long, "text")} of more than {EXCEL_CELL:,} characters, of which '
-                  'Excel loses the rest. Open it with another program, or rate in a notebook.')
+         'Excel loses the rest. Open it with another program, or rate in a notebook.')
 
 # %% ../../nbs/people/sheets.ipynb #fef8ec4b
 def write_sheet(

@@ -284,7 +284,7 @@ class SameMachine(Callback):
         self.used.append(now)
         if len(self.used) > 1:
             warn(f'this run goes on in another way than it began ({self.changes}): the last bits of its '
-                          'weights may differ from those of a run that was not interrupted')
+                 'weights may differ from those of a run that was not interrupted')
 
     def state_dict(self) -> dict: return {'used': self.used}
     def load_state_dict(self, state: dict) -> None: self.used[:] = state['used']

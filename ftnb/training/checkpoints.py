@@ -61,7 +61,7 @@ def _states_to_keep(learner: Learner) -> dict[str, Any]:
         state, trouble = _state_of(callback)
         if not trouble: states[name] = state; continue
         warn(f'step {learner.step}: the checkpoint is written without callback {name} ({trouble}); '
-                      'a resumed run begins it anew')
+             'a resumed run begins it anew')
     return states
 
 def _give_back(callback: Any, name: str, state: Any) -> None:
@@ -154,7 +154,7 @@ def newest_checkpoint(
         if not (problem := find_damage(checkpoint)): return checkpoint
         if not checkpoint.exists(): continue   # deleted meanwhile, as there are newer ones
         warn(f'checkpoint {checkpoint.name} is damaged ({problem}); '
-                      'the one before it is used')
+             'the one before it is used')
     if checkpoints_in(folder) != seen: return newest_checkpoint(folder)
     raise FTNBError(f'folder {str(folder)!r}', 'it has no whole checkpoint',
                     'Restore one from a copy. Or delete those that are damaged: resume(folder) begins the run again.')
@@ -225,7 +225,7 @@ class Checkpoint(Callback):
             if not is_disk_error(e): raise
             before = f'the last good one is {self.path}' if self.path else 'there is none before it'
             warn(f'step {learner.step}: no checkpoint could be written ({e}). Training goes '
-                          f'on, and the next one is tried in {self.every} steps; {before}')
+                 f'on, and the next one is tried in {self.every} steps; {before}')
             return
         self.path = path
         steps = checkpoints_in(self.folder)

@@ -108,7 +108,7 @@ class Learner:
         names = ', '.join(sorted(own.unprotected))
         own.unprotected.clear()
         warn(f'this model draws random numbers where they cannot be replaced ({names}): what other threads '
-                      'draw meanwhile changes the run, and a resumed run may differ')
+             'draw meanwhile changes the run, and a resumed run may differ')
 
     def gradient(self,
         batches: Sequence[TrainingBatch],  # of one step
@@ -262,7 +262,7 @@ class Learner:
         drawn = self.randomness and self.randomness.drawn
         same = 'the same gradient' + ' but for dropout, whose masks are others' * bool(drawn)
         warn(f'step {self.step + 1}: out of memory; from now on at most {self.token_limit:,} '
-                      f'tokens at a time, with {same}')
+             f'tokens at a time, with {same}')
 
     def gradient_that_fits(self) -> torch.Tensor:
         "The gradient of `batches`, which are cut up until they fit into memory."

@@ -144,7 +144,7 @@ def _refuse_empty_stream(epoch: int) -> None:
     if not epoch:
         raise FTNBError('data', 'no row of the stream can be used', 'Look at data.report, which counts what was lost.')
     warn(f'the stream gave no rows when it was read again (time {epoch + 1}), so training ends before '
-                  'max_steps. Give a stream that begins anew each time, or lower max_steps.')
+         'max_steps. Give a stream that begins anew each time, or lower max_steps.')
     raise StopTraining
 
 # %% ../../nbs/training/steps.ipynb #5596e4d7
