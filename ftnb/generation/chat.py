@@ -14,11 +14,11 @@ from ..core.options import known_options
 from ..core.display import directed, shorten
 from ..models.chat_templates import SYSTEM, THOUGHTS
 from ..models.lm import LM, active_weights_hash, check_lm, eval_mode, eos_ids, is_seq2seq, model_lock
-from ..models.tokens import check_text
+from ..models.tokens import TextDecoder, check_text
 from ..data.turns import conversation_turns
 from ..data.templates import SPEAKERS, unwritten_turn, uses_chat_template, waiting_prompt
 from ..data.applications import dialogue
-from ..data.rows import check_rows
+from ..data.rows import CheckedRows, check_rows
 from ..data.tokenizing import waiting_prompt_ids
 from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
 from .kv_cache import DecodingState
@@ -139,19 +139,21 @@ class Chat:
             raise FTNBError(f'a conversation of {len(ids)} tokens', e.rule,
                             'Lower max_new_tokens, begin a new Chat, or forget old turns: del chat.turns[:2].') from e
 
+    def _rows(self, turns: list[dict]) -> CheckedRows:
+        "A conversation with a stand-in for the answer that it waits for, checked as a row is."
+        row = {'messages': [*self.system, *turns, {'role': 'assistant', 'content': 'a'}]}
+        return check_rows(self.task, [row], seq2seq=is_seq2seq(self.lm))
+
     def _prompt(self, turns: list[dict]) -> list[int]:
         "Token ids of a conversation that waits for an answer, as in training."
-        row = {'messages': [*self.system, *turns, {'role': 'assistant', 'content': 'a'}]}
-        rows = check_rows(self.task, [row], seq2seq=is_seq2seq(self.lm))
-        return self._fitting(waiting_prompt_ids(self.lm, self.task, rows)[0], self.max_new_tokens)
+        return self._fitting(waiting_prompt_ids(self.lm, self.task, self._rows(turns))[0], self.max_new_tokens)
 
     def _begun(self, turns: list[dict], begin: str) -> Begun:
         "A conversation that waits for an answer, with the beginning of that."
         if not begin: return Begun(self._prompt(turns), '', [])
         if is_seq2seq(self.lm): begun = begun_target(self.lm, self._prompt(turns), begin)
         else:
-            row = {'messages': [*self.system, *turns, {'role': 'assistant', 'content': 'a'}]}
-            asked = check_rows(self.task, [row]).turns[0][:-1]
+            asked = self._rows(turns).turns[0][:-1]
             begun = begun_prompt(self.lm, self.task, asked, {}, begin)
         return begun._replace(ids=self._fitting(begun.ids, self.max_new_tokens + len(begun.first)))
 
@@ -193,8 +195,8 @@ class Chat:
 
     def _read(self, writing: _Writing, pieces: Any) -> Iterator[tuple[str, str]]:
         "Reasoning and answer so far, after each piece, and once more at the end."
-        text, prompt = writing.begun.head, self.lm.tokenizer.decode(writing.begun.ids[-24:])
-        read = lambda done: self.reader(max(text, writing.begin, key=len), prompt, writing.begin, done)
+        text, before = writing.begun.head, TextDecoder(self.lm.tokenizer, skip_special=False)(writing.begun.ids[-24:])
+        read = lambda done: self.reader(max(text, writing.begin, key=len), before, writing.begin, done)
         if writing.begin: yield read(False)
         for piece in pieces:
             text += piece

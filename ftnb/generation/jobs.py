@@ -13,7 +13,7 @@ from ..core.errors import FTNBError
 from ..core.files import check_path, file_lock, is_sealed, sealed
 from ..models.lm import LM, eos_ids
 from ..models.tokens import decode_continuation
-from .decoding import Decoding, sampling_uniforms
+from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
 from .constraints import Constraint
 from .streaming import cut_at_stop
 
@@ -63,6 +63,7 @@ class GenerationJob:
     complete: dict[int, bool] = field(default_factory=dict)  # row that ran out of tokens -> matches the form
 
     def __post_init__(self):
+        check_min_new_tokens(self.decoding, self.max_new_tokens)
         self.ids, self.finish = [[] for _ in self.rows], ['' for _ in self.rows]
         self.uniforms: torch.Tensor | None = None   # [rows, max_new_tokens] to sample with; None: greedy
         if self.decoding.temperature:

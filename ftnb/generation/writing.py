@@ -284,17 +284,14 @@ def generate(
     decoding = Decoding(
         temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
         num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha, min_new_tokens)
-    schema, prompts = schema_dict(schema), as_prompt_list(prompt)
     _check_options(decoding, n, seed, file, batch_tokens)
+    schema, prompts = schema_dict(schema), as_prompt_list(prompt)
     stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema)
     rows, cut = prepare_prompts(lm, prompts, max_new_tokens, truncate)
-    check_min_new_tokens(decoding, max_new_tokens)
     job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed,
                         pattern, schema, n or 1, engine, constraint, stop_ids, skip_special_tokens)
     _run_job(job, file, ENGINES[check_choice(engine, ENGINES, 'engine')], batch_tokens, progress)
-    texts = _completions(job, cut) if details else list(map(job.text, range(len(job.rows))))
-    results: list = texts if n is None else [texts[i:i + n] for i in range(0, len(texts), n)]
-    return results[0] if isinstance(prompt, str) else results
+    return _results(job, cut, prompt, n, details)
 
 # %% ../../nbs/generation/writing.ipynb #4f7a2c31
 def _check_options(decoding: Decoding, n: int | None, seed: int, file: Any, batch_tokens: int) -> None:
@@ -350,3 +347,10 @@ def _completions(job: GenerationJob, cut: list[int]) -> list[Completion]:
     tokens = lambda i: token_texts(job.lm, job.rows[i], job.ids[i], job.skip_special)
     return [Completion(job.text(i), ids, tokens(i), (-nats[i][0]).tolist(), job.finish[i],
                        cut[i // job.num_return_sequences]) for i, ids in enumerate(job.ids)]
+
+# %% ../../nbs/generation/writing.ipynb #848ba687
+def _results(job: GenerationJob, cut: list[int], prompt: Any, n: int | None, details: bool) -> Any:
+    "What was written, in the form that was asked for: a text for a text, a list for a list, `n` for each."
+    texts = _completions(job, cut) if details else list(map(job.text, range(len(job.rows))))
+    results: list = texts if n is None else [texts[i:i + n] for i in range(0, len(texts), n)]
+    return results[0] if isinstance(prompt, str) else results
