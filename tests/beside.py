@@ -31,6 +31,7 @@ from ftnb import (
     preflight,
     rate,
     resume,
+    rows_needed,
     sample_data,
     save_lm,
     score,
@@ -40,6 +41,7 @@ from ftnb import (
 )
 from ftnb.core.errors import FTNBError
 from ftnb.core.machine import choose_device, seeded
+from ftnb.core.texts import normalize_text
 from ftnb.data.applications import dialogue, free_text, sentiment, summarization, translation
 from ftnb.evaluation.metrics import text_metric
 from ftnb.generation.likelihood import next_tokens
@@ -161,6 +163,8 @@ ELSEWHERE: dict[str, Verb] = {  # nothing to do with a model in training
     "load_checkpoint": lambda p, lm: checkpoint_is_whole(p) if p.run and p.run.thread else True,
     "score_texts": lambda p, lm: scored(0).values,
     "compare": lambda p, lm: repr(compare(p.a, p.b)),
+    "rows_needed": lambda p, lm: repr(rows_needed(5, disagreement=0.3)),
+    "normalize_text": lambda p, lm: normalize_text("e\u0301\u200b"),
     "metric": lambda p, lm: metric("chrf").compute(predictions=TEXTS[:3], references=TEXTS[1:4]),
     "load_scores": lambda p, lm: load_scores(p.folder / "scores.csv").values,
     "rate": lambda p, lm: rate(p.a, p.b, file=p.folder / "ratings.db").progress,
@@ -184,7 +188,7 @@ ELSEWHERE: dict[str, Verb] = {  # nothing to do with a model in training
 VERBS = READING | CHANGING | ELSEWHERE
 REASONS = {  # public names that are not called beside a run, and why
     "FTNBError": "the error itself",
-    "Task Encoded Run Scores Comparison Comparisons Completion Ratings TextMetric Decoding": "what verbs give or take",
+    "Task Encoded Run Scores Comparison Comparisons RowsNeeded Completion Ratings TextMetric Decoding": "what verbs give or take",
     "Callback Learner StopTraining Monitor Tracker ScoreMonitor": "parts of a run",
     "chat_window": "a window; what it does is Chat",
     "hub_metric": "its script comes from a network",
