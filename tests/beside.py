@@ -188,7 +188,8 @@ ELSEWHERE: dict[str, Verb] = {  # nothing to do with a model in training
 VERBS = READING | CHANGING | ELSEWHERE
 REASONS = {  # public names that are not called beside a run, and why
     "FTNBError": "the error itself",
-    "Task Encoded Run Scores Comparison Comparisons RowsNeeded Completion Ratings TextMetric Decoding": "what verbs give or take",
+    "Task Encoded Run Scores Comparison Comparisons RowsNeeded": "what verbs give or take",
+    "Completion Ratings TextMetric Decoding": "these, too",
     "Callback Learner StopTraining Monitor Tracker ScoreMonitor": "parts of a run",
     "chat_window": "a window; what it does is Chat",
     "hub_metric": "its script comes from a network",
