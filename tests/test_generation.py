@@ -105,13 +105,16 @@ def test_one_answer_a_prompt_of_any_length(name: str) -> None:
 
 def test_labels_cost_no_more_than_reading_the_prompts() -> None:
     lm, read = model("llama"), []
-    assert can_left_pad(lm)  # tried once
-    lm.model.register_forward_pre_hook(lambda m, a, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
+    token_nats(lm, [[5]], [[[6]]])  # tries once whether the model can be packed
+    lm.model.base_model.register_forward_pre_hook(
+        lambda m, a, kw: read.append(kw["input_ids"].numel()), with_kwargs=True
+    )
     token_nats(lm, PROMPTS, [[[5], [6, 7], [8]]] * 4)
-    assert read == [20, 4 * 8]  # the start; the longest rest and the first token of [6, 7]; [5] and [8] for nothing
-    read.clear()
-    token_nats(lm, PROMPTS, [[[5], [6, 7], [8, 9, 10]]] * 4)
-    assert read == [20, 4 * 9, 4]
+    different = {tuple(p[20:]) + more for p in PROMPTS for more in [(), (6,)]}
+    beginnings = {tail[:n] for tail in different for n in range(1, len(tail) + 1)}
+    assert read == [20 + len(beginnings)]  # the first token of [6, 7]; [5] and [8] for nothing
+    assert token_nats(lm, PROMPTS[:1], [[[5]] * 100])[0][0] == token_nats(lm, PROMPTS[:1], [[[5]]])[0][0]
+    assert read[1:] == [23, 23]  # a hundred times the same
 
 
 def test_what_all_begin_with_is_read_once() -> None:

@@ -4,15 +4,17 @@
 
 # %% ../../nbs/data/batches.ipynb #abb99c83
 from __future__ import annotations
-import dataclasses, random
+import dataclasses, itertools, random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+import numpy as np
 import torch
+from .prefix_trees import LEAST_SHARED, PrefixTree, prefix_tree, tree_groups
 
 # %% auto #0
-__all__ = ['IGNORE', 'Plan', 'supervised_count', 'PackedBatch', 'pack', 'Seq2SeqBatch', 'pad_seq2seq', 'token_batches',
-           'fill_groups', 'plan_epoch', 'plan_stream']
+__all__ = ['IGNORE', 'Plan', 'supervised_count', 'PackedBatch', 'needed_tokens', 'pack', 'Seq2SeqBatch', 'pad_seq2seq',
+           'token_batches', 'fill_groups', 'pack_shared', 'plan_epoch', 'plan_stream']
 
 # %% ../../nbs/data/batches.ipynb #b4241ff4
 IGNORE = -100  # the label of a token without loss, as everywhere in PyTorch and transformers
@@ -29,34 +31,49 @@ def supervised_count(
     labels = row['labels']
     return len(labels) - labels.count(IGNORE) - (labels[:1] != [IGNORE]) if labels else 0
 
-# %% ../../nbs/data/batches.ipynb #8610d530
+# %% ../../nbs/data/batches.ipynb #6f436030
 @dataclass(frozen=True)
 class PackedBatch:
-    """Documents packed into one row.
+    """Documents packed into one row, with what they begin with alike only once.
 
     Args:
         input_ids: [1, tokens]
-        position_ids: [1, tokens]: 0, 1, 2 ... in each document
-        targets: [tokens]: the next token of the same document, or -100
-        target_positions: [supervised]: which of the tokens have a target
-        starts: [documents + 1], int32: where each document begins, where the last one ends
+        position_ids: [1, tokens]: 0, 1, 2 ... along each document
+        targets: [supervised]: the tokens to predict, document by document
+        target_positions: [supervised]: where in the row each is predicted; shared places several times
+        target_counts: of each document
         lengths: of the documents, in tokens
-        rows: the numbers of their rows, if known
-        longest: bound on a document's tokens, equal in every batch; None: as it is
+        tree: how many of these are computed, and the pieces in the row
+        starts: [pieces + 1], int32: where each piece begins, where the last one ends
+        rows: the numbers of the documents' rows, if known
+        longest: bound on a piece's tokens, equal in every batch; None: as it is
+        whole: documents are computed to their end, not only as far as they have targets
+        key_positions: [keys]: the tokens on the path of each piece; None: its own
+        key_starts: [pieces + 1], int32: where those of each piece begin in `key_positions`
     """
     input_ids: torch.Tensor  # [1, tokens]
-    position_ids: torch.Tensor  # [1, tokens]: 0, 1, 2 ... in each document
-    targets: torch.Tensor  # [tokens]: the next token of the same document, or -100
-    target_positions: torch.Tensor  # [supervised]: which of the tokens have a target
-    starts: torch.Tensor  # [documents + 1], int32: where each document begins, where the last one ends
+    position_ids: torch.Tensor  # [1, tokens]: 0, 1, 2 ... along each document
+    targets: torch.Tensor  # [supervised]: the tokens to predict, document by document
+    target_positions: torch.Tensor  # [supervised]: where in the row each is predicted; shared places several times
+    target_counts: tuple[int, ...]  # of each document
     lengths: tuple[int, ...]  # of the documents, in tokens
-    rows: tuple[int, ...] = ()  # the numbers of their rows, if known
-    longest: int | None = None  # bound on a document's tokens, equal in every batch; None: as it is
+    tree: PrefixTree  # how many of these are computed, and the pieces in the row
+    starts: torch.Tensor  # [pieces + 1], int32: where each piece begins, where the last one ends
+    rows: tuple[int, ...] = ()  # the numbers of the documents' rows, if known
+    longest: int | None = None  # bound on a piece's tokens, equal in every batch; None: as it is
+    whole: bool = False  # documents are computed to their end, not only as far as they have targets
+    key_positions: torch.Tensor | None = None  # [keys]: the tokens on the path of each piece; None: its own
+    key_starts: torch.Tensor | None = None  # [pieces + 1], int32: where those of each piece begin in `key_positions`
+
+    @property
+    def computed(self) -> int:
+        "Tokens in the row: what documents share counts once, what no target needs not at all."
+        return self.tree.computed
 
     @property
     def supervised(self) -> int:
-        "How many tokens carry loss."
-        return len(self.target_positions)
+        "How many targets there are."
+        return len(self.targets)
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on another device.
@@ -70,17 +87,73 @@ class PackedBatch:
         "The same batch in memory from which a GPU can copy while it computes."
         return _moved(self, torch.Tensor.pin_memory)
 
+    def documents(self) -> list[dict]:
+        "A row with `input_ids` and `labels` for each document, as far as it has targets; the first token has none."
+        targets = self.targets.split(self.target_counts)
+        at = self.position_ids[0][self.target_positions].split(self.target_counts)
+        rows = []
+        for places, predicted, before in zip(self.tree.positions(), targets, at):
+            ids = torch.cat([self.input_ids[0][torch.from_numpy(places)], predicted[before == len(places) - 1]])
+            labels = torch.full_like(ids, IGNORE)
+            labels[before + 1] = predicted
+            rows.append({'input_ids': ids.tolist(), 'labels': labels.tolist()})
+        return rows
+
+    def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        "Token ids and mask (1 where there is a token), padded on the right: `[documents, longest]`."
+        places = self.tree.positions()
+        pad = lambda arrays: torch.nn.utils.rnn.pad_sequence([torch.from_numpy(a) for a in arrays], True)
+        index, mask = (pad(a).to(self.input_ids.device) for a in (places, map(np.ones_like, places)))
+        return self.input_ids[0][index] * mask, mask
+
     def halves(self) -> list[PackedBatch]:
         "The same documents in two batches; one batch, if there is only one document."
         n = len(self.lengths)
         half = (n + 1) // 2
         return [self] if n == 1 else [_some_documents(self, 0, half), _some_documents(self, half, n)]
 
-# %% ../../nbs/data/batches.ipynb #50a920de
+# %% ../../nbs/data/batches.ipynb #010872aa
+def _document_targets(labels: Sequence[int], places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The targets of a document whose tokens are at `places` in the row, and the places that predict them."
+    following = np.asarray(labels[1:], int)
+    chosen = np.flatnonzero(following != IGNORE)
+    return following[chosen], places[chosen]
+
+def _joined(arrays: Iterable[np.ndarray]) -> torch.Tensor:
+    "Whole numbers, one array after the other, as a tensor."
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *arrays]))
+
+# %% ../../nbs/data/batches.ipynb #f8d2ae53
+def _keys(tree: PrefixTree) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    "`key_positions` and `key_starts` of a batch; None where nothing is shared."
+    if not any(tree.shared): return None, None
+    spans = [np.arange(a, b) for a, b in itertools.pairwise(tree.starts)]
+    keys = [np.concatenate([spans[i] for i in path]) for path in tree.paths()]
+    return _joined(keys), torch.tensor(np.cumsum([0, *map(len, keys)]), dtype=torch.int32)
+
+# %% ../../nbs/data/batches.ipynb #bf35db75
+def needed_tokens(
+    row: Mapping,  # with `labels`
+) -> int:  # at least 1, if there are any
+    """How many tokens of a row must be computed: up to the one that predicts its last target.
+
+    Args:
+        row: with `labels`
+
+    Returns:
+        at least 1, if there are any
+    """
+    labels = row['labels']
+    last = next((i for i in range(len(labels) - 1, 0, -1) if labels[i] != IGNORE), 0)
+    return max(last, min(1, len(labels)))
+
+# %% ../../nbs/data/batches.ipynb #ea4038a5
 def pack(
     rows: Iterable[Mapping],  # rows with `input_ids` and `labels`
     numbers: Sequence[int] = (),  # of the rows, to be kept with the batch
     shape: tuple[int, int] | None = None,  # fill up to so many tokens and documents
+    shared: Sequence[int] | None = None,  # tokens that each row begins with like the one before it; None: 0
+    whole: bool = False,  # compute documents to their end, not only as far as they have targets
 ) -> PackedBatch:
     """Pack documents one after another into one row.
 
@@ -88,20 +161,23 @@ def pack(
         rows: rows with `input_ids` and `labels`
         numbers: of the rows, to be kept with the batch
         shape: fill up to so many tokens and documents
+        shared: tokens that each row begins with like the one before it; None: 0
+        whole: compute documents to their end, not only as far as they have targets
     """
-    ids, targets, lengths = [], [], []
-    for row in rows:
-        ids += row['input_ids']
-        targets += [*row['labels'][1:], IGNORE]
-        lengths.append(len(row['input_ids']))
-    filler, empty = (max(0, shape[0] - len(ids)), max(0, shape[1] - len(lengths))) if shape else (0, 0)
-    ends = [0, *lengths, filler, *[0] * empty] if shape else [0, *lengths]
-    padded_targets = torch.tensor(targets + [IGNORE] * filler)
+    rows = list(rows)
+    lengths = tuple(len(row['input_ids']) for row in rows)
+    tree = prefix_tree(lengths if whole else list(map(needed_tokens, rows)), shared)
+    ids = [t for p in tree.pieces for t in rows[p.document]['input_ids'][p.start:p.end]]
+    filler = max(0, shape[0] - len(ids)) if shape else 0
+    empty = max(0, shape[1] - len(tree.pieces)) if shape else 0
+    ends = [*tree.starts, *[tree.computed + filler] * (empty + bool(shape))]
+    targets = [_document_targets(r['labels'], at) for r, at in zip(rows, tree.positions())]
     return PackedBatch(
-        torch.tensor(ids + [0] * filler)[None],
-        torch.cat([torch.arange(n) for n in (*lengths, filler)])[None],
-        padded_targets, (padded_targets != IGNORE).nonzero()[:, 0], torch.tensor(ends).cumsum(0).int(),
-        tuple(lengths), tuple(numbers), len(padded_targets) if shape else None)
+        torch.tensor(ids + [0] * filler, dtype=torch.int64)[None],
+        _joined([*(np.arange(p.start, p.end) for p in tree.pieces), np.arange(filler)])[None],
+        _joined(t for t, _ in targets), _joined(at for _, at in targets), tuple(len(t) for t, _ in targets),
+        lengths, tree, torch.tensor(ends, dtype=torch.int32), tuple(numbers),
+        max(shape[0], len(ids)) if shape else None, whole, *_keys(tree))
 
 # %% ../../nbs/data/batches.ipynb #41c78ec8
 def _moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -109,15 +185,12 @@ def _moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     tensors = {k: move(v) for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
     return dataclasses.replace(batch, **tensors)
 
-# %% ../../nbs/data/batches.ipynb #40ab1e71
+# %% ../../nbs/data/batches.ipynb #f77910d5
 def _some_documents(batch: PackedBatch, first: int, last: int) -> PackedBatch:
     "A batch's documents from number `first` to the one before `last`."
-    a, b = sum(batch.lengths[:first]), sum(batch.lengths[:last])
-    chosen = batch.target_positions[(batch.target_positions >= a) & (batch.target_positions < b)] - a
-    return dataclasses.replace(
-        batch, input_ids=batch.input_ids[:, a:b], position_ids=batch.position_ids[:, a:b],
-        targets=batch.targets[a:b], target_positions=chosen, starts=batch.starts[first:last + 1] - a,
-        lengths=batch.lengths[first:last], rows=batch.rows[first:last])
+    shared = [0, *batch.tree.shared[first + 1:last]]
+    some = pack(batch.documents()[first:last], batch.rows[first:last], shared=shared, whole=batch.whole)
+    return dataclasses.replace(some, lengths=batch.lengths[first:last], longest=batch.longest)
 
 # %% ../../nbs/data/batches.ipynb #e0f7aeaf
 @dataclass(frozen=True)
@@ -138,6 +211,16 @@ class Seq2SeqBatch:
     lengths: tuple[int, ...]  # source and target together, for each row
     supervised: int  # target tokens
     rows: tuple[int, ...] = ()  # the numbers of the rows, if known
+
+    @property
+    def computed(self) -> int:
+        "Tokens, padding aside."
+        return sum(self.lengths)
+
+    @property
+    def target_counts(self) -> tuple[int, ...]:
+        "How many targets each row has."
+        return tuple((self.labels != IGNORE).sum(1).tolist())
 
     def to(self, device: torch.device) -> Seq2SeqBatch:
         """The same batch on another device.
@@ -228,6 +311,25 @@ def fill_groups(
         groups[-1].append(i)
         room -= lengths[i]
     return groups
+
+# %% ../../nbs/data/batches.ipynb #1bfd095d
+def pack_shared(
+    rows: Sequence[Mapping],  # rows with `input_ids` and `labels`
+    numbers: Sequence[int] = (),  # of the rows, to be kept with the batches
+    micro_tokens: int = 4096,  # tokens that are computed for a batch, at most
+    least: int = LEAST_SHARED,  # a beginning is shared if that spares so many tokens
+) -> Iterator[PackedBatch]:
+    """Pack documents into batches, in which what they begin with alike is computed once.
+
+    Args:
+        rows: rows with `input_ids` and `labels`
+        numbers: of the rows, to be kept with the batches
+        micro_tokens: tokens that are computed for a batch, at most
+        least: a beginning is shared if that spares so many tokens
+    """
+    documents = [row['input_ids'][:needed_tokens(row)] for row in rows]
+    for some, shared in tree_groups(documents, micro_tokens, least):
+        yield pack([rows[i] for i in some], [numbers[i] for i in some] if numbers else (), shared=shared)
 
 # %% ../../nbs/data/batches.ipynb #ac17dd68
 def _micro_batches(lengths: Sequence[int], micro_tokens: int, padded: bool) -> list[list[int]]:

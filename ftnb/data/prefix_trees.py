@@ -28,17 +28,19 @@ def _common_lengths(documents: Sequence[Sequence[int]]) -> list[int]:
 # %% ../../nbs/data/prefix_trees.ipynb #bb558b04
 LEAST_SHARED = 16   # tokens that a shared piece must spare: less costs more than it saves
 
-# %% ../../nbs/data/prefix_trees.ipynb #25da60e7
-def _shared_lengths(common: Sequence[int], least: int) -> list[int]:
+# %% ../../nbs/data/prefix_trees.ipynb #38f30c89
+def _shared_lengths(common: Sequence[int], lengths: Sequence[int], least: int) -> list[int]:
     "The same as `common`, with every beginning that is not worth sharing cut to the one before it."
-    shared, todo = np.array(common, int), [(0, len(common), 0)]   # documents of a range, and what they share
+    shared, sizes = np.array(common, int), np.array(lengths, int)
+    todo = [(0, len(common), 0)]   # documents of a range, and what they share
     while todo:
         first, last, depth = todo.pop()
         if last - first < 2: continue
         inner = shared[first + 1:last]
         smallest = inner.min()
         cuts = first + 1 + np.flatnonzero(inner == smallest)
-        if len(cuts) * (smallest - depth) < least: shared[cuts] = smallest = depth
+        more = 1 - (sizes[first:last] == smallest).sum()   # pieces: a document that ends here needs no other
+        if len(cuts) * (smallest - depth) < least * more: shared[cuts] = smallest = depth
         edges = [first, *cuts.tolist(), last]
         todo += [(a, b, int(smallest)) for a, b in zip(edges, edges[1:])]
     return shared.tolist()
@@ -58,7 +60,8 @@ def shared_prefixes(
         document numbers in order; tokens of each that it shares with the one before
     """
     order = sorted(range(len(documents)), key=documents.__getitem__)
-    shared = _shared_lengths(_common_lengths([documents[i] for i in order]), least)
+    in_order = [documents[i] for i in order]
+    shared = _shared_lengths(_common_lengths(in_order), list(map(len, in_order)), least)
     if any(shared): return order, shared
     return list(range(len(documents))), shared
 

@@ -5,7 +5,7 @@
 # %% ../../nbs/generation/likelihood.ipynb #bfd15a30
 from __future__ import annotations
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 import numpy as np
@@ -15,108 +15,53 @@ from ..core.options import known_options
 from ..core.display import Card
 from ..models.lm import LM, check_lm, eos_ids, eval_mode, is_seq2seq, locked_model
 from ..models.tokens import TextDecoder, continuation_ids, control_ids, token_labels
-from ..data.batches import token_batches
+from ..data.batches import IGNORE
+from ..kernels.nats import target_nats
 from .decoding import Decoding, logits_processors
-from .kv_cache import (
-    DecodingState, can_crop_cache, can_left_pad, model_logits_processors, prefill, prefill_shared)
+from .kv_cache import model_logits_processors, prefill
 from .prompts import Prompt, as_prompt_list, prepare_prompts
 
 # %% auto #0
 __all__ = ['token_nats', 'answer_nats', 'normalized_probs', 'label_ends', 'label_probs', 'NextTokens', 'next_tokens']
 
-# %% ../../nbs/generation/likelihood.ipynb #fc0ea907
-def _nats(logits: torch.Tensor, ids: list[list[int]]) -> np.ndarray:
-    "The nats of tokens `[rows, tokens]`, given the logits before each."
-    index = torch.tensor(ids, device=logits.device)[..., None]
-    return (logits.logsumexp(-1) - logits.gather(2, index)[..., 0]).cpu().double().numpy()
+# %% ../../nbs/generation/likelihood.ipynb #2309c7f0
+def _documents(rows: Sequence[list[int]], answers: Sequence[Sequence[list[int]]], seq2seq: bool) -> list[dict]:
+    "Each prompt with each of its answers, as token rows whose targets are the answer."
+    pairs = [(row, answer) for row, some in zip(rows, answers) for answer in some]
+    if seq2seq: return [{'input_ids': row, 'labels': answer} for row, answer in pairs]
+    return [{'input_ids': row + answer, 'labels': [IGNORE] * len(row) + answer} for row, answer in pairs]
 
-# %% ../../nbs/generation/likelihood.ipynb #34ae92ee
-def _nats_after(state: DecodingState, logits: torch.Tensor, answers: list[list[int]]) -> list[np.ndarray]:
-    "The nats of one answer for each row, given the logits of its first token; `state` stays as it is."
-    longest = max(1, *map(len, answers))
-    ids = [a + [0] * (longest - len(a)) for a in answers]
-    logits = logits[:, None]
-    if longest > 1:
-        ahead = state.lookahead(torch.tensor(ids, device=logits.device)[:, :-1])
-        logits = torch.cat([logits, ahead], 1)
-    return [row[:len(a)] for row, a in zip(_nats(logits, ids), answers)]
-
-# %% ../../nbs/generation/likelihood.ipynb #af842b43
-def _can_join(lm: LM, rows: list[list[int]], answers: list[list[int]], others: bool) -> bool:
-    "Whether prompts can be read together with these answers, and `others` still be read after the prompts."
-    if is_seq2seq(lm) or len(set(map(tuple, rows))) < len(rows): return False
-    return not others or (can_crop_cache(lm.model) and len(set(map(len, answers))) == 1)
-
-# %% ../../nbs/generation/likelihood.ipynb #7ca409f2
-def _read_joined(lm: LM, rows: list[list[int]], answers: list[list[int]],
-                 prefix: DecodingState | None) -> tuple[DecodingState, torch.Tensor, list[np.ndarray]]:
-    "Read prompts with an answer each: the state, the logits before each token of the longest, the nats."
-    longest = max(1, *map(len, answers))
-    state = DecodingState(lm, [r + a[:-1] for r, a in zip(rows, answers)], prefix=prefix)
-    logits = state.last_logits(longest)   # the rows end together
-    nats = _nats(logits, [[0] * (longest - len(a)) + a for a in answers])
-    return state, logits, [row[longest - len(a):] for row, a in zip(nats, answers)]
-
-# %% ../../nbs/generation/likelihood.ipynb #a992188c
-def _batch_nats(lm: LM, rows: list[list[int]], answers: list[Sequence[list[int]]],
-                prefix: DecodingState | None) -> Iterator[tuple[int, list[np.ndarray]]]:
-    "The nats of the answers of one batch: (number of the answer, nats for each row)."
-    first, *others = sorted(range(len(answers[0])), key=lambda j: -max(len(a[j]) for a in answers))
-    longest = [a[first] for a in answers]
-    if _can_join(lm, rows, longest, bool(others)):
-        state, logits, nats = _read_joined(lm, rows, longest, prefix)
-        yield first, nats
-        if others: state.crop(logits.shape[1] - 1)   # to the end of the prompts
-        logits = logits[:, 0]
-    else:
-        others = [first, *others]
-        state, logits = prefill(lm, rows, prefix=prefix)
-    for j in others: yield j, _nats_after(state, logits, [a[j] for a in answers])
-
-# %% ../../nbs/generation/likelihood.ipynb #61c59053
+# %% ../../nbs/generation/likelihood.ipynb #b6f41e30
 @locked_model
-@torch.inference_mode()
 def token_nats(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of the prompts
-    answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of as many answers
-    batch_tokens: int | None = None,  # rows × longest prompt in one batch; None: 8192, on a CPU 2048
+    answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of its answers
+    batch_tokens: int | None = None,  # tokens in one forward pass; None: 8192, on a CPU 2048
 ) -> list[list[np.ndarray]]:  # for each prompt and answer, the nats of its tokens
     """The nats of each token of given answers: minus the log of its probability.
 
     Args:
         lm: a loaded model
         rows: token ids of the prompts
-        answers: for each prompt, token ids of as many answers
-        batch_tokens: rows × longest prompt in one batch; None: 8192, on a CPU 2048
+        answers: for each prompt, token ids of its answers
+        batch_tokens: tokens in one forward pass; None: 8192, on a CPU 2048
 
     Returns:
         for each prompt and answer, the nats of its tokens
     """
-    result: list[list[np.ndarray]] = [[np.zeros(0)] * len(a) for a in answers]
-    if not any(answers): return result
-    with eval_mode(lm): prefix = prefill_shared(lm, rows)
-    for batch in _batches(lm, rows, answers, batch_tokens):
-        with eval_mode(lm):
-            for j, nats in _batch_nats(lm, [rows[i] for i in batch], [answers[i] for i in batch], prefix):
-                for i, x in zip(batch, nats): result[i][j] = x
-    return result
-
-# %% ../../nbs/generation/likelihood.ipynb #2ddb5424
-def _batches(lm: LM, rows: list[list[int]], answers: Sequence[Sequence[list[int]]],
-             batch_tokens: int | None) -> list[list[int]]:
-    "Row numbers in batches; each row alone where padding is not allowed."
-    lengths = [len(r) + 4 * max(map(len, a), default=0) for r, a in zip(rows, answers)]   # logits take room
+    documents = _documents(rows, answers, is_seq2seq(lm))
     budget = batch_tokens or (2048 if lm.device.type == 'cpu' else 8192)
-    return token_batches(lengths, budget if len(rows) == 1 or can_left_pad(lm) else 1)
+    nats = iter(target_nats(lm, documents, budget))
+    return [[next(nats) for _ in some] for some in answers]
 
-# %% ../../nbs/generation/likelihood.ipynb #cec7382d
+# %% ../../nbs/generation/likelihood.ipynb #ae571989
 @locked_model
 def answer_nats(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of the prompts
     answers: Sequence[Sequence[list[int]]],  # for each prompt, token ids of as many answers
-    batch_tokens: int | None = None,  # rows × longest prompt in one batch; None: 8192, on a CPU 2048
+    batch_tokens: int | None = None,  # tokens in one forward pass; None: 8192, on a CPU 2048
 ) -> np.ndarray:  # [prompts, answers]
     """The nats of each answer after its prompt: minus the log of its probability.
 
@@ -124,7 +69,7 @@ def answer_nats(
         lm: a loaded model
         rows: token ids of the prompts
         answers: for each prompt, token ids of as many answers
-        batch_tokens: rows × longest prompt in one batch; None: 8192, on a CPU 2048
+        batch_tokens: tokens in one forward pass; None: 8192, on a CPU 2048
 
     Returns:
         [prompts, answers]

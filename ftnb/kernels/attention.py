@@ -16,10 +16,12 @@ from ..data.batches import PackedBatch
 # %% auto #0
 __all__ = ['ATTENTION_NAME', 'document_attention', 'packed_attention', 'hidden_states', 'compile_body', 'compute_context']
 
-# %% ../../nbs/kernels/attention.ipynb #1461c016
-def _sliding_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
-    "The causal mask of a sliding window: a position sees itself and the `window - 1` before it."
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+# %% ../../nbs/kernels/attention.ipynb #442e2367
+def _causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    "What the last `queries` of `keys` positions see: those before, itself; with a window, so many in all."
+    before = keys - queries
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(before)
+    return mask.triu(before + 1 - window) if window else mask
 
 # %% ../../nbs/kernels/attention.ipynb #db9299d5
 def _softcapped(
@@ -29,7 +31,7 @@ def _softcapped(
     "Causal attention with soft-capped scores, `cap * tanh(scores / cap)` (Gemma 2)."
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     scores = cap * torch.tanh(q @ k.transpose(2, 3) * scale / cap)
-    mask = _sliding_mask(q.shape[2], window or q.shape[2], q.device)
+    mask = _causal_mask(q.shape[2], k.shape[2], window, q.device)
     weights = scores.masked_fill(~mask, float('-inf')).softmax(-1, dtype=torch.float32)
     return F.dropout(weights.to(q.dtype), dropout) @ v
 
@@ -38,34 +40,44 @@ def _document_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     scale: float, cap: float | None, window: int | None, dropout: float,
 ) -> torch.Tensor:
-    "Causal attention within one document: `[1, heads, length, width]` in and out."
+    "Causal attention of the last positions of a document, or of all: `[1, heads, positions, width]`."
     if cap: return _softcapped(q, k, v, scale, cap, window, dropout)
-    length, grouped = q.shape[2], q.shape[1] != k.shape[1]
-    mask = _sliding_mask(length, window, q.device) if window and window < length else None
+    (queries, keys), grouped = (q.shape[2], k.shape[2]), q.shape[1] != k.shape[1]
+    if window and window >= keys: window = None
+    causal = queries == keys and not window
+    mask = None if causal or queries == 1 and not window else _causal_mask(queries, keys, window, q.device)
     return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped)
+        q, k, v, mask, dropout, is_causal=causal, scale=scale, enable_gqa=grouped)
 
-# %% ../../nbs/kernels/attention.ipynb #418598f5
-def _by_document(
+# %% ../../nbs/kernels/attention.ipynb #f1bff5b4
+def _by_piece(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-    lengths: Sequence[int], *options: Any,
+    lengths: Sequence[int], parents: Sequence[int], *options: Any,
 ) -> torch.Tensor:
-    "Causal attention within each document, one after the other: `[1, tokens, heads, width]`."
-    documents = zip(*(t.split(list(lengths), 2) for t in (q, k, v)))
-    return torch.cat([_document_attention(*d, *options).transpose(1, 2) for d in documents], 1)
+    "Causal attention of each piece to its path, one after the other: `[1, tokens, heads, width]`."
+    parents = parents or [-1] * len(lengths)
+    inner, paths = set(parents), {}   # keys and values along the paths that others continue
+    out = []
+    for i, (parent, queries, *own) in enumerate(zip(parents, *(t.split(list(lengths), 2) for t in (q, k, v)))):
+        path = own if parent < 0 else [torch.cat(pair, 2) for pair in zip(paths[parent], own)]
+        if i in inner: paths[i] = path
+        out.append(_document_attention(queries, *path, *options).transpose(1, 2))
+    return torch.cat(out, 1)
 
 # %% ../../nbs/kernels/attention.ipynb #6f39edea
 def _varlen(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-    starts: torch.Tensor, longest: int, scale: float, window: int | None,
+    starts: torch.Tensor, longest: int, keys: tuple | None, scale: float, window: int | None,
 ) -> torch.Tensor:
-    "All documents in one CUDA kernel; `starts`: cumulative lengths, `[documents + 1]`, int32."
+    "All pieces in one CUDA kernel. `starts`: [pieces + 1]; `keys`: positions, starts, longest of paths."
     from torch.nn.attention.varlen import varlen_attn
-    flat = (t[0].transpose(0, 1) for t in (q, k, v))   # [tokens, heads, width]
-    look_back = -1 if window is None else window - 1
+    grouped = q.shape[1] != k.shape[1]
+    q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))   # [tokens, heads, width]
+    if keys: k, v = (t.index_select(0, keys[0]) for t in (k, v))   # along the path of each piece
+    look_back = -1 if window is None else window - 1   # from the last key, as causal attention does
     return varlen_attn(
-        *flat, starts, starts, longest, longest,
-        scale=scale, window_size=(look_back, 0), enable_gqa=q.shape[1] != k.shape[1])[None]
+        q, k, v, starts, keys[1] if keys else starts, longest, keys[2] if keys else longest,
+        scale=scale, window_size=(look_back, 0), enable_gqa=grouped)[None]
 
 # %% ../../nbs/kernels/attention.ipynb #39c44d60
 def _use_varlen(device: torch.device) -> bool:
@@ -98,9 +110,11 @@ def document_attention(
     scaling: float | None = None,  # of the scores; None: 1 / sqrt(width)
     sliding_window: int | None = None,  # tokens that a position can see, itself included
     softcap: float | None = None,  # of the scores
-    doc_lengths: Sequence[int] = (),  # lengths of the documents
+    doc_lengths: Sequence[int] = (),  # lengths of the pieces: documents, where nothing is shared
+    doc_parents: Sequence[int] = (),  # the number of the piece before each, or -1; (): all -1
     cu_seq_lens_q: torch.Tensor | None = None,  # cumulative lengths, int32: use the CUDA kernel
-    max_length_q: int = 0,  # the longest document, for that kernel
+    max_length_q: int = 0,  # the longest piece, for that kernel
+    doc_keys: tuple | None = None,  # positions, cumulative lengths and longest of the pieces' paths
     **_,  # what other attention functions take
 ) -> tuple[torch.Tensor, None]:  # [1, tokens, heads, width]
     """Attention in which each packed document sees only itself (transformers' attention interface).
@@ -115,9 +129,11 @@ def document_attention(
         scaling: of the scores; None: 1 / sqrt(width)
         sliding_window: tokens that a position can see, itself included
         softcap: of the scores
-        doc_lengths: lengths of the documents
+        doc_lengths: lengths of the pieces: documents, where nothing is shared
+        doc_parents: the number of the piece before each, or -1; (): all -1
         cu_seq_lens_q: cumulative lengths, int32: use the CUDA kernel
-        max_length_q: the longest document, for that kernel
+        max_length_q: the longest piece, for that kernel
+        doc_keys: positions, cumulative lengths and longest of the pieces' paths
         **_: what other attention functions take
 
     Returns:
@@ -127,8 +143,8 @@ def document_attention(
     q, k = q.to(v.dtype), k.to(v.dtype)   # under autocast, rotary positions made them float32
     half = v.dtype in (torch.float16, torch.bfloat16)
     if cu_seq_lens_q is not None and half and not softcap and not dropout:
-        return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scale, sliding_window), None
-    return _by_document(q, k, v, doc_lengths, scale, softcap, sliding_window, dropout), None
+        return _varlen(q, k, v, cu_seq_lens_q, max_length_q, doc_keys, scale, sliding_window), None
+    return _by_piece(q, k, v, doc_lengths, doc_parents, scale, softcap, sliding_window, dropout), None
 
 # %% ../../nbs/kernels/attention.ipynb #f8dd6eda
 @contextlib.contextmanager
@@ -152,6 +168,21 @@ def packed_attention(
             model.config.pad_token_id = pad
             with defer_interrupts(): model.set_attn_implementation(own)
 
+# %% ../../nbs/kernels/attention.ipynb #38453932
+def _boundaries(batch: PackedBatch, varlen: bool) -> dict[str, Any]:
+    "What `document_attention` must know of a batch, for the CUDA kernel or for pieces one by one."
+    filling = batch.input_ids.shape[1] - batch.computed
+    lengths = [p.end - p.start for p in batch.tree.pieces] + [filling] * bool(filling)
+    options: dict[str, Any] = {}
+    if varlen:
+        options |= dict(cu_seq_lens_q=batch.starts, max_length_q=batch.longest or max(lengths))
+        if batch.key_positions is not None:
+            longest = max(p.end for p in batch.tree.pieces)
+            options['doc_keys'] = batch.key_positions, batch.key_starts, longest
+    if not (varlen and batch.longest): options['doc_lengths'] = tuple(lengths)
+    if any(batch.tree.shared): options['doc_parents'] = tuple(p.parent for p in batch.tree.pieces)
+    return options
+
 # %% ../../nbs/kernels/attention.ipynb #002ca0c9
 def hidden_states(
     model: Any,  # a transformers causal language model, inside `packed_attention`
@@ -168,15 +199,10 @@ def hidden_states(
     Returns:
         [supervised, hidden]
     """
-    filling = batch.input_ids.shape[1] - sum(batch.lengths)
-    lengths = (*batch.lengths, filling) if filling else batch.lengths
-    options: dict[str, Any] = {}
     varlen = _use_varlen(batch.input_ids.device) and _varlen_fits(model)
-    if varlen:
-        options |= dict(cu_seq_lens_q=batch.starts, max_length_q=batch.longest or max(lengths))
-    if not (varlen and batch.longest): options['doc_lengths'] = lengths
     out = (model.base_model if body is None else body)(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **options)
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False,
+        **_boundaries(batch, varlen))
     return out.last_hidden_state[0].index_select(0, batch.target_positions)
 
 # %% ../../nbs/kernels/attention.ipynb #950084f8
@@ -191,9 +217,9 @@ def compile_body(
     Returns:
         a compiled form of `model.base_model`
     """
-    global _by_document
-    if not getattr(_by_document, '_torchdynamo_disable', False):
-        _by_document = torch.compiler.disable(_by_document)
+    global _by_piece
+    if not getattr(_by_piece, '_torchdynamo_disable', False):
+        _by_piece = torch.compiler.disable(_by_piece)
     return torch.compile(model.base_model, dynamic=True if model.device.type == 'cpu' else None)
 
 # %% ../../nbs/kernels/attention.ipynb #74964881

@@ -5,7 +5,7 @@
 # %% ../../nbs/kernels/nats.ipynb #29139986
 from __future__ import annotations
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 import datasets
 import numpy as np
@@ -13,35 +13,31 @@ import torch
 import torch.nn.functional as F
 from ..core.options import known_options
 from ..core.machine import is_out_of_memory
+from ..core.randomness import watched_randomness
 from ..models.lm import (
     LM, active_adapters, eval_mode, evaluating, is_seq2seq, locked_model, quiet_transformers)
-from ..data.batches import IGNORE, PackedBatch, Seq2SeqBatch, pack, pad_seq2seq, plan_epoch
+from ..data.batches import (
+    IGNORE, PackedBatch, Seq2SeqBatch, pack, pack_shared, pad_seq2seq, plan_epoch)
 from .attention import compute_context, hidden_states, packed_attention
 from .loss import finish_logits, linear_cross_entropy, output_layer, output_module_loss
 
 # %% auto #0
 __all__ = ['padded_nats', 'balances_routers', 'router_weight', 'padded_loss', 'packed_loss', 'packed_nats', 'packing_is_exact',
-           'can_pack', 'seq2seq_nats', 'seq2seq_loss', 'row_nats', 'held_out_loss']
+           'can_pack', 'can_share', 'why_not_shared', 'seq2seq_nats', 'seq2seq_loss', 'evaluation_batches',
+           'target_nats', 'row_nats', 'held_out_loss']
 
-# %% ../../nbs/kernels/nats.ipynb #12170d3c
-def _pad_documents(batch: PackedBatch, flat: torch.Tensor, fill: int) -> torch.Tensor:
-    "Values of packed tokens, `[tokens]`, padded on the right to `[documents, longest]`."
-    documents = list(flat.split(batch.lengths))
-    return torch.nn.utils.rnn.pad_sequence(documents, batch_first=True, padding_value=fill)
-
-# %% ../../nbs/kernels/nats.ipynb #ed8805a8
+# %% ../../nbs/kernels/nats.ipynb #38a7365c
 def _padded(model: Any, batch: PackedBatch, smoothing: float) -> tuple[Any, torch.Tensor]:
     "What a model gives for padded documents, and the nats of their targets."
-    ids = _pad_documents(batch, batch.input_ids[0], 0)
-    mask = _pad_documents(batch, torch.ones_like(batch.targets), 0)
+    ids, mask = batch.padded()
     out = model(input_ids=ids, attention_mask=mask, use_cache=False)
-    targets = _pad_documents(batch, batch.targets, IGNORE)
-    chosen = targets != IGNORE
-    logits = out.logits[chosen]
+    counts = torch.tensor(batch.target_counts, device=ids.device)
+    document = torch.arange(len(ids), device=ids.device).repeat_interleave(counts)
+    logits = out.logits[document, batch.position_ids[0][batch.target_positions]]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return out, F.cross_entropy(logits, targets[chosen], reduction='none',
-                                label_smoothing=smoothing)
+    return out, F.cross_entropy(logits, batch.targets, reduction='none', label_smoothing=smoothing)
 
+# %% ../../nbs/kernels/nats.ipynb #65450829
 def padded_nats(
     model: Any,  # a transformers causal language model
     batch: PackedBatch,  # packed documents; they are padded here
@@ -137,8 +133,7 @@ def packed_loss(
         the sum of nats over its targets
     """
     routed = _BodyWithRouters(model) if balances_routers(model) else None
-    h = hidden_states(model, batch, routed or body)
-    targets = batch.targets.index_select(0, batch.target_positions)
+    h, targets = hidden_states(model, batch, routed or body), batch.targets
     beside = batch.supervised * routed.loss if routed else 0.
     if type(model.get_output_embeddings()) is not torch.nn.Linear:
         return output_module_loss(model, h, targets, smoothing) + beside
@@ -162,34 +157,37 @@ def packed_nats(
     head, layer = model.get_output_embeddings(), output_layer(model)
     finish = lambda h: finish_logits(head(h), layer['scale'], layer['cap'])
     with torch.no_grad():
-        h, targets = hidden_states(model, batch), batch.targets.index_select(0, batch.target_positions)
-        chunks = zip(h.split(256), targets.split(256))
+        chunks = zip(hidden_states(model, batch).split(256), batch.targets.split(256))
         return torch.cat([F.cross_entropy(finish(part), t, reduction='none') for part, t in chunks])
 
 # %% ../../nbs/kernels/nats.ipynb #d288c9e0
-def _probe(model: Any, seed: int) -> PackedBatch:
-    "Three short documents of random tokens; `seed` decides the tokens of the first one only."
+def _probe(model: Any, seed: int, shared: bool = False) -> PackedBatch:
+    "Three short documents of random tokens, after a common beginning or not; `seed` decides the first one only."
     vocabulary = model.get_input_embeddings().weight.shape[0]
     def document(seed: int, n: int) -> list[int]:
         own = torch.Generator().manual_seed(seed)   # others' draws are left alone
         return torch.randint(min(5, vocabulary - 1), vocabulary, (n,), generator=own).tolist()
-    documents = [document(seed, 7), document(100, 12), document(101, 4)]
+    begin = document(102, 5) if shared else []
+    documents = [begin + document(seed, 7), begin + document(100, 12), begin + document(101, 4)]
     device = next(model.parameters()).device
-    return pack([{'input_ids': d, 'labels': d} for d in documents]).to(device)
+    rows = [{'input_ids': d, 'labels': d} for d in documents]
+    return pack(rows, shared=[0, 5, 5] if shared else None).to(device)
 
 # %% ../../nbs/kernels/nats.ipynb #fb2994cd
 @locked_model
 def packing_is_exact(
     model: Any,  # a transformers causal language model
     tolerance: float = 1e-3,  # largest difference in nats in float32; 50 times as much in 16 bits
+    shared: bool = False,  # documents with a common beginning, which is computed once
 ) -> bool:
     """Whether packed documents have the same loss as alone, and know nothing of their neighbours.
 
     Args:
         model: a transformers causal language model
         tolerance: largest difference in nats in float32; 50 times as much in 16 bits
+        shared: documents with a common beginning, which is computed once
     """
-    batch, changed = _probe(model, 0), _probe(model, 1)
+    batch, changed = (_probe(model, seed, shared) for seed in (0, 1))
     autocast = torch.is_autocast_enabled(batch.targets.device.type)
     if next(model.parameters()).dtype != torch.float32 or autocast: tolerance *= 50
     try:
@@ -199,11 +197,11 @@ def packing_is_exact(
                 together, beside = packed_nats(model, batch), packed_nats(model, changed)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ImportError):
         return False   # the model refuses
-    leak = (together - beside)[batch.lengths[0] - 1:].abs().max()
+    leak = (together - beside)[batch.target_counts[0]:].abs().max()
     return bool((alone - together).abs().max() < tolerance and leak < 1e-5)
 
-# %% ../../nbs/kernels/nats.ipynb #ba33612b
-_PACKS: Any = weakref.WeakKeyDictionary()   # model -> what the answer depends on, and the answer
+# %% ../../nbs/kernels/nats.ipynb #92b6c607
+_PACKS: Any = weakref.WeakKeyDictionary()   # model -> what the answers depend on, and the answers
 
 def _way_of_computing(lm: LM) -> tuple:
     "What decides how a model computes, apart from its numbers."
@@ -213,12 +211,23 @@ def _way_of_computing(lm: LM) -> tuple:
     config = model.config.to_json_string(use_diff=False), model.config._attn_implementation
     return (*config, layers, formats, active_adapters(modules), lm.placement.autocast)
 
-def _try_packing(lm: LM) -> bool:
+# %% ../../nbs/kernels/nats.ipynb #f1cfe139
+def _try_packing(lm: LM, shared: bool) -> bool:
     "Have a model compute packed documents, in float32 and in its number format."
-    with torch.autocast(lm.device.type, enabled=False): exact = packing_is_exact(lm.model)
+    with torch.autocast(lm.device.type, enabled=False): exact = packing_is_exact(lm.model, shared=shared)
     if not exact or lm.placement.autocast is None: return exact
-    with compute_context(lm, packed=False): return packing_is_exact(lm.model, tolerance=0.02)
+    with compute_context(lm, packed=False): return packing_is_exact(lm.model, 0.02, shared)
 
+def _packs(lm: LM) -> tuple[bool, bool]:
+    "Whether a model computes packed documents, and whether what they begin with alike only once."
+    if is_seq2seq(lm): return False, False
+    way, kept = _way_of_computing(lm), _PACKS.get(lm.model)
+    if kept is None or kept[0] != way:
+        answers = (packs := _try_packing(lm, False)), packs and _try_packing(lm, True)
+        kept = _PACKS[lm.model] = way, answers
+    return kept[1]
+
+# %% ../../nbs/kernels/nats.ipynb #e008e87c
 @locked_model
 def can_pack(
     lm: LM,  # a loaded model
@@ -228,10 +237,47 @@ def can_pack(
     Args:
         lm: a loaded model
     """
-    if is_seq2seq(lm): return False
-    way, kept = _way_of_computing(lm), _PACKS.get(lm.model)
-    if kept is None or kept[0] != way: kept = _PACKS[lm.model] = way, _try_packing(lm)
-    return kept[1]
+    return _packs(lm)[0]
+
+@locked_model
+def can_share(
+    lm: LM,  # a loaded model
+) -> bool:
+    """Whether this model can compute once what packed documents begin with alike, in evaluation.
+
+    Args:
+        lm: a loaded model
+    """
+    return _packs(lm)[1]
+
+# %% ../../nbs/kernels/nats.ipynb #9a83e990
+def _draws(model: Any) -> bool:
+    "Whether a model in training draws random numbers (dropout)."
+    modes = [(m, m.training) for m in model.modules()]
+    model.train()
+    try:
+        with torch.no_grad(), packed_attention(model), watched_randomness(0) as own:
+            hidden_states(model, _probe(model, 0))
+    finally:
+        for module, training in modes: module.training = training
+    return own.drawn or bool(own.unprotected)
+
+# %% ../../nbs/kernels/nats.ipynb #b3e41eee
+@locked_model
+def why_not_shared(
+    lm: LM,  # a loaded model
+) -> str:  # '' if it can be
+    """Why a model in training cannot compute once what documents begin with alike.
+
+    Args:
+        lm: a loaded model
+
+    Returns:
+        '' if it can be
+    """
+    if not can_share(lm): return 'a layer mixes neighbours, or attends in its own way'
+    if balances_routers(lm.model): return 'its routers are judged by all tokens (output_router_logits)'
+    return 'dropout is on, and draws for each row' if _draws(lm.model) else ''
 
 # %% ../../nbs/kernels/nats.ipynb #fe747853
 def _seq2seq(model: Any, batch: Seq2SeqBatch, smoothing: float,
@@ -283,15 +329,65 @@ def seq2seq_loss(
     plain = F.cross_entropy(out.logits[chosen].float(), batch.labels[chosen])
     return nats.sum() + batch.supervised * (out.loss - plain)
 
-# %% ../../nbs/kernels/nats.ipynb #a83e7917
-def _target_counts(batch: PackedBatch | Seq2SeqBatch) -> list[int]:
-    "How many targets each row of a batch has."
-    if isinstance(batch, Seq2SeqBatch): targets: Any = batch.labels
-    else: targets = batch.targets.split(batch.lengths)
-    return [int((t != IGNORE).sum()) for t in targets]
+# %% ../../nbs/kernels/nats.ipynb #d6d25b90
+def _shared_batches(rows: Sequence[Mapping], micro_tokens: int) -> Iterator[PackedBatch]:
+    "Rows in batches in which what they begin with alike is computed once; so many are sorted together."
+    for start in range(0, len(rows), 1024):
+        numbers = range(start, min(start + 1024, len(rows)))
+        yield from pack_shared([rows[i] for i in numbers], numbers, micro_tokens)
 
-# %% ../../nbs/kernels/nats.ipynb #7d9cd270
+# %% ../../nbs/kernels/nats.ipynb #fa82a2fd
+def evaluation_batches(
+    lm: LM,  # a loaded model
+    rows: Sequence[Mapping],  # token rows with `input_ids` and `labels`
+    micro_tokens: int,  # most tokens in one forward pass
+    packed: bool,  # packed documents; False: padded ones
+) -> Iterator[Any]:
+    """All rows in batches, each of which knows the numbers of its rows; what they share is computed once.
+
+    Args:
+        lm: a loaded model
+        rows: token rows with `input_ids` and `labels`
+        micro_tokens: most tokens in one forward pass
+        packed: packed documents; False: padded ones
+    """
+    if packed and can_share(lm): return _shared_batches(rows, micro_tokens)
+    seq2seq, pad = is_seq2seq(lm), not packed
+    sizes = [len(r['input_ids']) + (len(r['labels']) if seq2seq else 0) for r in rows]
+    groups = plan_epoch(sizes, len(rows), micro_tokens=micro_tokens, padded=pad)[0] if len(rows) else []
+    make = pad_seq2seq if seq2seq else pack
+    return (make([rows[i] for i in group], group) for group in groups)
+
+# %% ../../nbs/kernels/nats.ipynb #891bb3d3
 @locked_model
+def target_nats(
+    lm: LM,  # a loaded model
+    rows: Sequence[Mapping],  # token rows with `input_ids` and `labels`
+    micro_tokens: int = 4096,  # most tokens in one forward pass
+    packed: bool | None = None,  # packed documents; None: ask the model
+) -> list[np.ndarray]:  # for each row, the nats of its targets
+    """How surprised the model is by each target of each row.
+
+    Args:
+        lm: a loaded model
+        rows: token rows with `input_ids` and `labels`
+        micro_tokens: most tokens in one forward pass
+        packed: packed documents; None: ask the model
+
+    Returns:
+        for each row, the nats of its targets
+    """
+    packed = can_pack(lm) if packed is None else packed
+    nats_of = seq2seq_nats if is_seq2seq(lm) else packed_nats if packed else padded_nats
+    nats: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    batches = evaluation_batches(lm, rows, micro_tokens, packed)
+    with eval_mode(lm), compute_context(lm, packed), torch.no_grad():
+        for batch in batches:
+            by_token = nats_of(lm.model, batch.to(lm.device)).cpu().double()
+            for i, one in zip(batch.rows, by_token.split(batch.target_counts)): nats[i] = one.numpy()
+    return nats
+
+# %% ../../nbs/kernels/nats.ipynb #91b1cf0f
 def row_nats(
     lm: LM,  # a loaded model
     rows: Sequence[Mapping],  # token rows with `input_ids` and `labels`
@@ -309,19 +405,8 @@ def row_nats(
     Returns:
         for each row: its targets' nats, summed; how many
     """
-    seq2seq, packed = is_seq2seq(lm), can_pack(lm) if packed is None else packed
-    nats_of = seq2seq_nats if seq2seq else packed_nats if packed else padded_nats
-    nats: np.ndarray = np.zeros(len(rows))
-    targets: np.ndarray = np.zeros(len(rows), int)
-    sizes = [len(r['input_ids']) + (len(r['labels']) if seq2seq else 0) for r in rows]
-    (micros,) = plan_epoch(sizes, len(rows), micro_tokens=micro_tokens, padded=not packed)
-    with eval_mode(lm), compute_context(lm, packed), torch.no_grad():
-        for micro in micros:
-            batch: Any = (pad_seq2seq if seq2seq else pack)([rows[i] for i in micro])
-            targets[micro] = counts = _target_counts(batch)
-            by_token = nats_of(lm.model, batch.to(lm.device)).cpu().double()
-            nats[micro] = [float(n.sum()) for n in by_token.split(counts)]
-    return nats, targets
+    nats = target_nats(lm, rows, micro_tokens, packed)
+    return np.array([n.sum() for n in nats]), np.array(list(map(len, nats)), int)
 
 # %% ../../nbs/kernels/nats.ipynb #3e1e4f5c
 @known_options

@@ -12,10 +12,10 @@ from ..core.errors import FTNBError
 from ..core.randomness import own_randomness
 from ..core.machine import free_memory, is_out_of_memory, memory_peak
 from ..models.lm import LM, changing_model
-from ..data.batches import pack, pad_seq2seq, plan_epoch
+from ..data.batches import pack, pack_shared, pad_seq2seq, plan_epoch
 from ..data.encoded import Encoded
 from ..kernels.attention import compute_context
-from ..kernels.nats import can_pack, packed_loss, padded_loss, seq2seq_loss
+from ..kernels.nats import can_pack, packed_loss, padded_loss, seq2seq_loss, why_not_shared
 from .settings import Settings
 
 # %% auto #0
@@ -52,11 +52,12 @@ def _smallest_fast(measured: Sequence[Measured]) -> int:
     return next(tokens for tokens, rate, _ in measured if rate >= 0.95 * best)
 
 # %% ../../nbs/training/budget.ipynb #00fc33c8
-def _measurements(lm: LM, data: Encoded, size: int, packed: bool) -> Iterator[Measured]:
+def _measurements(lm: LM, data: Encoded, size: int, packed: bool, share: bool) -> Iterator[Measured]:
     "Measure `size` tokens, twice as many, and so on, as far as the rows and the memory go."
     lengths = data.lengths().tolist()
     loss = packed_loss if packed else seq2seq_loss if data.seq2seq else padded_loss
     batch_of = pad_seq2seq if data.seq2seq else pack
+    if share: batch_of = lambda rows: next(pack_shared(rows, (), sum(lengths)))   # all in one
     fits = False
     while True:
         rows = plan_epoch(lengths, len(lengths), size, size, padded=not packed)[0][0]
@@ -92,7 +93,7 @@ def token_budget(
         was_training = lm.model.training
         lm.model.train()
         try:
-            for one in _measurements(lm, data, smallest, packed):
+            for one in _measurements(lm, data, smallest, packed, packed and not why_not_shared(lm)):
                 measured.append(one)
                 if not _larger_may_pay(measured, free_memory(lm.device)): break
         finally: lm.model.train(was_training)

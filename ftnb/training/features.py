@@ -11,9 +11,9 @@ import torch
 from ..core.errors import FTNBError
 from ..models.lm import LM, eval_mode
 from ..models.adapters import transformer_blocks
-from ..data.batches import PackedBatch, fill_groups, pack
+from ..data.batches import PackedBatch, pack
 from ..kernels.attention import compute_context, hidden_states
-from ..kernels.nats import packed_loss
+from ..kernels.nats import evaluation_batches, packed_loss
 
 # %% auto #0
 __all__ = ['count_frozen_blocks', 'CachedFeatures']
@@ -55,10 +55,10 @@ class CachedFeatures:
     ):
         self.lm, self.blocks = lm, transformer_blocks(lm.model)
         self.first = count_frozen_blocks(lm.model)   # the first block that is trained
-        self.features: list[torch.Tensor] = []   # [tokens, hidden] of each row, on the CPU
-        lengths = [len(ids) for ids in rows['input_ids']]
-        for group in fill_groups(range(len(lengths)), lengths, micro_tokens):
-            self.features += self.compute(pack([rows[i] for i in group], group))
+        nothing = torch.zeros(0)
+        self.features = [nothing] * len(rows)   # [tokens, hidden] of each row, on the CPU
+        for batch in evaluation_batches(lm, rows, micro_tokens, packed=True):
+            for i, computed in zip(batch.rows, self.compute(batch)): self.features[i] = computed
 
     @torch.no_grad()
     def compute(self,
@@ -77,7 +77,7 @@ class CachedFeatures:
             try: hidden_states(self.lm.model, batch.to(self.lm.device))
             except _FirstTrainedBlock as reached: features = reached.features[0].cpu()
             finally: hook.remove()
-        return [f.clone() for f in features.split(batch.lengths)]
+        return [features[torch.from_numpy(places)] for places in batch.tree.positions()]
 
     @contextlib.contextmanager
     def replacing(self,
@@ -88,7 +88,8 @@ class CachedFeatures:
         Args:
             batch: it knows the numbers of its rows
         """
-        features = torch.cat([self.features[i] for i in batch.rows])[None].to(self.lm.device)
+        pieces = [self.features[batch.rows[p.document]][p.start:p.end] for p in batch.tree.pieces]
+        features = torch.cat(pieces)[None].to(self.lm.device)
         def hand_in(block, args, kwargs):
             if args: return (features, *args[1:]), kwargs
             return args, kwargs | {'hidden_states': features}

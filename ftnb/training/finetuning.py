@@ -47,6 +47,7 @@ def finetune(
     checkpoint_every: int | None = None,  # steps between checkpoints; None: ten in a run
     recompute: bool | str = 'auto',  # compute activations twice to save memory; 'auto': if a row does not fit otherwise
     compile: bool = False,  # torch.compile the model: minutes before the first step, pays in long runs on a GPU
+    share_prefixes: bool = True,  # compute once what rows of a step begin with alike, where that changes nothing
     seed: int = 0,  # of the order of the rows, of dropout, of an adapter's first values
     callbacks: Sequence[Any] = (),  # more callbacks, for this run
     progress: bool = True,  # show what is going on
@@ -79,6 +80,7 @@ def finetune(
         checkpoint_every: steps between checkpoints; None: ten in a run
         recompute: compute activations twice to save memory; 'auto': if a row does not fit otherwise
         compile: torch.compile the model: minutes before the first step, pays in long runs on a GPU
+        share_prefixes: compute once what rows of a step begin with alike, where that changes nothing
         seed: of the order of the rows, of dropout, of an adapter's first values
         callbacks: more callbacks, for this run
         progress: show what is going on
@@ -91,7 +93,8 @@ def finetune(
         epochs=epochs, lr=lr, batch_size=batch_size, lora=lora, frozen=frozen, tokens_per_step=tokens_per_step,
         max_steps=max_steps, micro_tokens=micro_tokens, optimizer=optimizer, schedule=schedule, warmup=warmup,
         weight_decay=weight_decay, label_smoothing=label_smoothing, clip=clip, valid_every=valid_every,
-        patience=patience, samples=samples, recompute=recompute, compile=compile, seed=seed))
+        patience=patience, samples=samples, recompute=recompute, compile=compile,
+        share_prefixes=share_prefixes, seed=seed))
     check_number('checkpoint_every', checkpoint_every, 1, none=True)
     with (claim_model(lm, 'another call is training it', keep=True),
           new_run_folder(checkpoint, checkpoint_every) as checkpointer,

@@ -23,6 +23,8 @@ class TrainingBatch(Protocol):
     def supervised(self) -> int: "How many targets it has."
     @property
     def lengths(self) -> Sequence[int]: "The lengths of its documents."
+    @property
+    def computed(self) -> int: "Tokens in the forward pass; what documents share counts once."
     def to(self, device: torch.device) -> Any:
         """The same batch on a device.
 
@@ -73,6 +75,7 @@ class Learner:
         self.device = next(model.parameters()).device
         self.status = 'new'   # then 'running', 'paused', 'finished', 'interrupted' or 'failed'
         self.step, self.tokens, self.epoch = 0, 0, 0   # done so far
+        self.computed = 0   # tokens in forward passes: what documents share counts once
         self.epoch_step = 0   # steps done in this epoch
         self.ended_early = False   # by a callback, before all epochs were done
         self.losses: list[float] = []   # mean loss per target, one a step
@@ -134,7 +137,7 @@ class Learner:
         "How far training is: all that a step changes, other than weights and optimizer."
         schedule = {'schedule': self.schedule.state_dict()} if self.schedule else {}
         return dict(step=self.step, epoch=self.epoch, epoch_step=self.epoch_step,
-                    tokens=self.tokens, **schedule)
+                    tokens=self.tokens, computed=self.computed, **schedule)
 
     def load_state_dict(self,
         state: dict,  # what `state_dict` gave
@@ -144,7 +147,7 @@ class Learner:
         Args:
             state: what `state_dict` gave
         """
-        for name in ('step', 'epoch', 'epoch_step', 'tokens'): setattr(self, name, state[name])
+        for name in ('step', 'epoch', 'epoch_step', 'tokens', 'computed'): setattr(self, name, state[name])
         if not self.schedule: return
         self.schedule.load_state_dict(state['schedule'])
         for group, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr()): group['lr'] = lr
@@ -246,14 +249,15 @@ class Learner:
         except Exception as e: raise self.half_updated(e, before) from e
         self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
         self.tokens += sum(sum(b.lengths) for b in batches)
+        self.computed += sum(b.computed for b in batches)
 
     def make_room(self) -> None:
         "After memory ran out: free what can be freed, and go on with smaller batches."
         self.optimizer.zero_grad()
         gc.collect()
         if self.device.type == 'cuda': torch.cuda.empty_cache()
-        largest = max(sum(b.lengths) for b in self.batches)
-        if all(len(b.lengths) == 1 for b in self.batches if sum(b.lengths) == largest):
+        largest = max(b.computed for b in self.batches)
+        if all(len(b.lengths) == 1 for b in self.batches if b.computed == largest):
             if self.on_out_of_memory and self.on_out_of_memory(): return
             raise FTNBError(f'a row of {largest:,} token{"s" * (largest != 1)}',
                             'it does not fit into memory, not even by itself',
@@ -370,7 +374,7 @@ def _split(batches: Sequence, token_limit: int) -> list:
     "Batches of at most so many tokens, as far as they can be cut."
     pieces: list = []
     for batch in batches:
-        halves = batch.halves() if sum(batch.lengths) > token_limit else [batch]
+        halves = batch.halves() if batch.computed > token_limit else [batch]
         pieces += halves if len(halves) == 1 else _split(halves, token_limit)
     return pieces
 

@@ -50,7 +50,7 @@ def _take(learner: Learner, steps: Steps, plan: Sequence[Sequence[Sequence[int]]
     "Take some steps, given as row numbers of batches; return tokens a second."
     start, before = time.perf_counter(), learner.tokens
     for step in plan:
-        learner.batches = [steps.batch([steps.data.train[i] for i in rows], rows) for rows in step]
+        learner.batches = steps.planned(step)
         learner.one_step()
     learner.collect_losses()
     return (learner.tokens - before) / (time.perf_counter() - start)
@@ -70,6 +70,8 @@ class Preflight(Card):
         longest_valid: tokens of the longest held-out row; 0: there is none
         halved: tokens that fit into memory at a time; None: `micro_tokens` do
         packed: batches without padding
+        not_shared: why nothing is shared, or ''
+        computed: share of the tokens that is computed in ordinary steps
     """
     steps: int  # optimizer steps of the whole run
     tokens: int  # in the whole run
@@ -80,6 +82,8 @@ class Preflight(Card):
     longest_valid: int  # tokens of the longest held-out row; 0: there is none
     halved: int | None  # tokens that fit into memory at a time; None: `micro_tokens` do
     packed: bool  # batches without padding
+    not_shared: str  # why nothing is shared, or ''
+    computed: float  # share of the tokens that is computed in ordinary steps
 
     @property
     def seconds(self) -> float:
@@ -96,13 +100,15 @@ class Preflight(Card):
             'time': f'about {format_seconds(self.seconds)} in steps, {speed}',
             'memory': f'{peak:.1f} GiB at the most, {free:.1f} GiB left{at_a_time}',
             'longest rows': f'{self.longest:,} tokens{held_out}',
-            'batches': batches_in_words(self.packed)}
+            'batches': batches_in_words(self.packed, self.not_shared),
+            **({'computed': f'{self.computed:.0%} of the tokens'} if self.computed < 0.995 else {})}
 
 # %% ../../nbs/training/preflight.ipynb #61403637
 def _heaviest(steps: Steps) -> list:
     "Two steps: the longest row alone, and the step with the most tokens in a batch."
     lengths = steps.data.lengths().tolist()
     weight = lambda step: max(sum(lengths[i] for i in rows) for rows in step)
+    if steps.share: weight = lambda step: max(b.computed for b in steps.planned(step))
     return [[[lengths.index(max(lengths))]], max(steps.plans[0], key=weight)]
 
 # %% ../../nbs/training/preflight.ipynb #c3f32134
@@ -130,24 +136,26 @@ def preflight(
         shows itself in a cell
     """
     with _trial_run(lm, data, settings) as run:
-        learner, steps = run.learner, Steps(data, run.settings, run.packed)
+        learner, steps = run.learner, run.steps
         _set_rate(learner, 0.)
         lm.model.train()
         with memory_peak(lm.device) as peak:
             _take(learner, steps, _heaviest(steps))
             _try_held_out(run, data)
+        tokens, computed = learner.tokens, learner.computed
         rate = _take(learner, steps, steps.plans[0][:2])
-        return _forecast(run, steps, rate, peak[0])
+        share = (learner.computed - computed) / (learner.tokens - tokens)
+        return _forecast(run, steps, rate, peak[0], share)
 
 # %% ../../nbs/training/preflight.ipynb #24424ac5
-def _forecast(run: Run, steps: Steps, rate: float, peak: int) -> Preflight:
+def _forecast(run: Run, steps: Steps, rate: float, peak: int, computed: float) -> Preflight:
     "What the whole run will take, from its plan and what was measured."
     data, planned = steps.data, steps.total or 1
     total = min(run.settings.max_steps or planned, planned)
     sizes = [len(ids) for ids in data.valid['input_ids']]
     return Preflight(total, (steps.tokens or 0) * total // planned, rate, peak,
                      free_memory(run.lm.device), int(max(data.lengths())), max(sizes, default=0),
-                     run.learner.token_limit, run.packed)
+                     run.learner.token_limit, run.packed, run.not_shared, computed)
 
 # %% ../../nbs/training/preflight.ipynb #f570579d
 def _valley(

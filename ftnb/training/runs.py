@@ -49,6 +49,8 @@ class Run(Card):
         machine: notes in what way it computes
         stream_read: notes what was read of a stream
         limit: ends it after `max_steps`
+        steps: makes its batches
+        not_shared: why what rows begin with alike is computed for each of them; '': it is not
         user_callbacks: those that were given to `finetune`
     """
     lm: LM  # the model that was given; it is trained in place
@@ -68,6 +70,8 @@ class Run(Card):
     machine: SameMachine = field(default_factory=SameMachine)  # notes in what way it computes
     stream_read: Any = None  # notes what was read of a stream
     limit: Any = None  # ends it after `max_steps`
+    steps: Any = None  # makes its batches
+    not_shared: str = ''  # why what rows begin with alike is computed for each of them; '': it is not
     user_callbacks: list = field(default_factory=list)  # those that were given to `finetune`
 
     @property
@@ -262,13 +266,17 @@ def _naming_rows(run: Run, error: NotFinite) -> FTNBError:
 # %% ../../nbs/training/runs.ipynb #ad8de295
 def batches_in_words(
     packed: bool,  # as `Run.packed`
+    not_shared: str = '',  # as `Run.not_shared`
 ) -> str:
-    """How the rows of a batch lie.
+    """How the rows of a batch lie, and whether what they begin with alike is computed once.
 
     Args:
         packed: as `Run.packed`
+        not_shared: as `Run.not_shared`
     """
-    return 'packed, without padding' if packed else 'padded, rows of similar length together'
+    if not packed: return 'padded, rows of similar length together'
+    how = f'not shared: {not_shared}' if not_shared else 'computed once'
+    return f'packed, without padding; common beginnings {how}'
 
 def _trend(losses: Sequence[float]) -> str:
     "From the first losses to the last: means of up to five."
@@ -295,8 +303,9 @@ def _run_facts(run: Run) -> dict:
     total, trained = (count_parameters(run.lm.model, trainable=only) for only in (False, True))
     if trained < total: facts['trained'] = f'{trained:,} of {total:,} parameters'
     speed = f'{run.tokens_per_s:,.0f} a second'
-    facts['tokens'] = f'{run.tokens:,} in {format_seconds(run.seconds)}: {speed}'
-    facts['batches'] = batches_in_words(run.packed)
+    once = f' ({run.learner.computed:,} computed)' if run.learner.computed < run.tokens else ''
+    facts['tokens'] = f'{run.tokens:,}{once} in {format_seconds(run.seconds)}: {speed}'
+    facts['batches'] = batches_in_words(run.packed, run.not_shared)
     if balances_routers(run.lm.model) and not is_seq2seq(run.lm):
         weight = router_weight(run.lm.model)
         facts['routers'] = f'their balance is a part of the loss, times {weight:g}'

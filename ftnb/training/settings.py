@@ -51,6 +51,7 @@ class Settings:
         samples: prompts that the model continues as it learns
         recompute: compute activations twice, for memory; 'auto': if it runs out
         compile: torch.compile the model's body
+        share_prefixes: compute once what rows of a step begin with alike, where that changes nothing
         seed: of the order of rows, of dropout, of an adapter's first values
     """
     epochs: int = 1  # how often every row is used
@@ -70,6 +71,7 @@ class Settings:
     samples: tuple[str, ...] = ()  # prompts that the model continues as it learns
     recompute: bool | str = 'auto'  # compute activations twice, for memory; 'auto': if it runs out
     compile: bool = False  # torch.compile the model's body
+    share_prefixes: bool = True  # compute once what rows of a step begin with alike, where that changes nothing
     seed: int = 0  # of the order of rows, of dropout, of an adapter's first values
 
 # %% ../../nbs/training/settings.ipynb #4959d42c
@@ -141,6 +143,7 @@ def check_settings(
     check_names('samples', s.samples)
     check_choice(s.schedule, SCHEDULES, 'schedule')
     check_choice(s.optimizer, OPTIMIZERS, 'optimizer')
+    require('share_prefixes', s.share_prefixes, s.share_prefixes in (True, False), 'it must be True or False')
     require('recompute', s.recompute, s.recompute in (True, False, 'auto'),
             "it must be True, False or 'auto'")
     require('max_steps', s.max_steps, s.max_steps is not None or not data.streamed,

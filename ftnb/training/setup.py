@@ -15,8 +15,9 @@ from ..models.adapters import (
     adapter_in_float32, adapter_layers, add_lora, freeze, remove_adapter)
 from ..data.encoded import Encoded
 from ..kernels.attention import compile_body, compute_context
-from ..kernels.nats import (
-    balances_routers, can_pack, held_out_loss, packed_loss, padded_loss, seq2seq_loss)
+from ftnb.kernels.nats import (
+    balances_routers, can_pack, held_out_loss, packed_loss, padded_loss, seq2seq_loss,
+    why_not_shared)
 from ..generation.writing import generate
 from .learner import Learner
 from .callbacks import (
@@ -214,6 +215,13 @@ def ordered_callbacks(
     after = [run.stream_read, run.limit, run.checkpointer]
     return [c for c in [*before, *run.user_callbacks, *after] if c is not None]
 
+# %% ../../nbs/training/setup.ipynb #01525c42
+def _why_not_shared(lm: LM, s: Settings, packed: bool) -> str:
+    "Why what rows of a step begin with alike is computed for each of them; '' if it is computed once."
+    if not packed: return 'batches are padded'
+    if not s.share_prefixes: return 'share_prefixes=False'
+    return 'compiled code wants batches of one shape' if s.compile else why_not_shared(lm)
+
 # %% ../../nbs/training/setup.ipynb #1ae87d3a
 def prepare_run(
     lm: LM, data: Encoded, s: Settings,  # the model, its rows, and how it is trained
@@ -234,13 +242,15 @@ def prepare_run(
         background: it is to obey other threads
     """
     packed = can_pack(lm)
-    steps = Steps(data, s, packed, fixed_shape=s.compile and lm.device.type == 'cuda')
+    not_shared = _why_not_shared(lm, s, packed)
+    steps = Steps(data, s, packed, s.compile and lm.device.type == 'cuda', not not_shared, balances_routers(lm.model))
     total = min(n for n in (s.max_steps, steps.total) if n is not None)
     learner = make_learner(lm, steps, total)
     held_out, sampler = _monitors(lm, data, learner, s, packed)
     tokens = steps.tokens if total == steps.total else None
     run = Run(lm, learner, s, packed, Progress(total, tokens, not progress, held_out, sampler), data.streamed,
-              held_out, sampler, checkpointer=checkpointer, user_callbacks=check_callbacks(callbacks))
+              held_out, sampler, checkpointer=checkpointer, user_callbacks=check_callbacks(callbacks),
+              steps=steps, not_shared=not_shared)
     if s.patience and held_out: run.early_stopping = EarlyStopping(held_out, s.patience)
     if checkpointer: checkpointer.every = checkpointer.every or max(1, total // 10)
     if data.streamed: run.stream_read = StreamRead(steps)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import xxhash
 from ..core.errors import FTNBError, warn
-from ..data.batches import pack, pad_seq2seq, plan_epoch, plan_stream
+from ..data.batches import pack, pack_shared, pad_seq2seq, plan_epoch, plan_stream
 from ..data.encoded import Encoded
 from .learner import Callback, Learner, StopTraining
 from .settings import Settings
@@ -29,11 +29,15 @@ class Steps:
         settings: rows or tokens in a step, epochs, seed
         packed: packed batches, without padding
         fixed_shape: fill up every packed batch to the same shape, for `torch.compile`
+        share: compute once what rows of a step begin with alike
+        whole: compute rows to their end, not only as far as they have targets
     """
     data: Encoded  # what is trained on
     settings: Settings  # rows or tokens in a step, epochs, seed
     packed: bool  # packed batches, without padding
     fixed_shape: bool = False  # fill up every packed batch to the same shape, for `torch.compile`
+    share: bool = False  # compute once what rows of a step begin with alike
+    whole: bool = False  # compute rows to their end, not only as far as they have targets
 
     def __post_init__(self):
         self.plans: list[list[list[list[int]]]] = []  # row numbers, by epoch, step, batch
@@ -57,20 +61,38 @@ class Steps:
         "Steps in all epochs; None for a stream, whose length nobody knows."
         return sum(map(len, self.plans)) or None
 
-    def batch(self,
-        rows: Sequence[Any],  # token rows
-        numbers: Sequence[int] = (),  # their numbers in `data.train`, if known
-    ) -> Any:  # a `PackedBatch`, or a `Seq2SeqBatch`
-        """A batch of some rows.
+    def batches(self,
+        groups: Sequence[Sequence[Any]],  # the token rows of a step, as its plan groups them
+        numbers: Sequence[Sequence[int]] = (),  # their numbers in `data.train`, if known
+    ) -> list:  # of `PackedBatch`, or of `Seq2SeqBatch`
+        """The batches of a step.
 
         Args:
-            rows: token rows
+            groups: the token rows of a step, as its plan groups them
             numbers: their numbers in `data.train`, if known
 
         Returns:
-            a `PackedBatch`, or a `Seq2SeqBatch`
+            of `PackedBatch`, or of `Seq2SeqBatch`
         """
-        return pad_seq2seq(rows, numbers) if self.data.seq2seq else pack(rows, numbers, self.shape)
+        if self.share:
+            rows, all_numbers = (list(itertools.chain(*x)) for x in (groups, numbers))
+            return list(pack_shared(rows, all_numbers, self.settings.micro_tokens))
+        numbers = numbers or [()] * len(groups)
+        if self.data.seq2seq: return [pad_seq2seq(*group) for group in zip(groups, numbers)]
+        return [pack(rows, n, self.shape, whole=self.whole) for rows, n in zip(groups, numbers)]
+
+    def planned(self,
+        step: Sequence[Sequence[int]],  # row numbers, of a plan
+    ) -> list:  # of `PackedBatch`, or of `Seq2SeqBatch`
+        """The batches of a planned step.
+
+        Args:
+            step: row numbers, of a plan
+
+        Returns:
+            of `PackedBatch`, or of `Seq2SeqBatch`
+        """
+        return self.batches([[self.data.train[i] for i in numbers] for numbers in step], step)
 
     def __call__(self,
         epoch: int,  # from 0
@@ -87,7 +109,7 @@ class Steps:
         """
         if not self.plans: yield from self.stream_after(epoch, skip)
         for step in self.plans[epoch][skip:] if self.plans else ():
-            yield [self.batch([self.data.train[i] for i in numbers], numbers) for numbers in step]
+            yield self.planned(step)
 
     def note(self,
         epoch: int,  # from 0
@@ -135,7 +157,7 @@ class Steps:
                                              not self.packed, size), 1):
             for row in itertools.chain(*step): digest.update(repr((row['input_ids'], row['labels'])).encode())
             self.note(epoch, n, digest.hexdigest())
-            yield [self.batch(rows) for rows in step]
+            yield self.batches(step)
         if not step: _refuse_empty_stream(epoch)
 
 # %% ../../nbs/training/steps.ipynb #d7a8fc85
