@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = "nbs/benchmarks/cuda_check.py"
 PARTS = (
-    "about attention fallback cross-entropy bf16 sync compile filled memory resume float16 overheads profile "
+    "about attention fallback trees cross-entropy bf16 sync compile filled memory resume float16 overheads profile "
     "speed table"
 ).split()
 

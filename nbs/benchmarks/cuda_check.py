@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 from ftnb import Callback, Encoded, finetune, free_text, held_out_loss, lora_config, new_lm, resume
 from ftnb.core.machine import version_of
-from ftnb.data.batches import IGNORE, pack
+from ftnb.data.batches import IGNORE, pack, pack_shared
 from ftnb.kernels import attention, loss as loss_kernel
 from ftnb.kernels.attention import compute_context
 from ftnb.kernels.loss import linear_cross_entropy
@@ -125,10 +125,17 @@ def train(lm: LM, data: Encoded, **settings: Any) -> Any:
 
 
 @torch.compiler.disable
-def varlen_by_hand(q: Any, k: Any, v: Any, starts: Any, longest: int, scale: float, window: int | None) -> Any:
+def varlen_by_hand(
+    q: Any, k: Any, v: Any, starts: Any, longest: int, keys: tuple | None, scale: float, window: int | None
+) -> Any:
     """What the CUDA kernel computes, so that its callers can be tried without one."""
     lengths = starts.diff().tolist()
-    return attention._by_document(q, k, v, [n for n in lengths if n], scale, None, window, 0.0)
+    if keys:
+        k, v = (t.index_select(2, keys[0]) for t in (k, v))
+    of_keys = keys[1].diff().tolist() if keys else lengths
+    pieces = zip(q.split(lengths, 2), k.split(of_keys, 2), v.split(of_keys, 2))
+    done = [attention._document_attention(*p, scale, None, window, 0.0) for p in pieces if p[0].shape[2]]
+    return torch.cat(done, 2).transpose(1, 2)
 
 
 @contextlib.contextmanager
@@ -146,9 +153,12 @@ def forced(job: Job, varlen: bool) -> Iterator[Counter]:
         yield calls
 
 
-def loss_and_gradient(lm: LM, rows: list[dict], packed: bool, shape: tuple | None = None) -> tuple[float, torch.Tensor]:
+def loss_and_gradient(
+    lm: LM, rows: list[dict], packed: bool, shape: tuple | None = None, shared: bool = False
+) -> tuple[float, torch.Tensor]:
     """The mean loss of a batch and its gradient, all parameters in one vector, in float64 on the CPU."""
-    batch = pack(rows, shape=shape).to(lm.device)
+    batch = next(pack_shared(rows, (), 10**9)) if shared else pack(rows, shape=shape)
+    batch = batch.to(lm.device)
     lm.model.zero_grad()
     with compute_context(lm, packed):
         loss = (packed_loss if packed else padded_loss)(lm.model, batch) / batch.supervised
@@ -214,6 +224,24 @@ def check_fallback(job: Job) -> Found:
         ok = far < 2e-2 and abs(other / loss - 1) < 2e-3 and calls["varlen"] > 0 and not none["varlen"]
         words = f"gradient off by {far:.1e}, loss by {abs(other / loss - 1):.1e}"
         yield name, ok, words, dict(gradient=far, loss=loss, other=other)
+
+
+def check_trees(job: Job) -> Found:
+    """(2b) What rows begin with alike is computed once: the same numbers, by the kernel and piece by piece."""
+    begin, rows = check_rows(job, 1, seed=5)[0], check_rows(job, 8, seed=3)
+    rows = [{k: begin[k][:40] + row[k] for k in row} for row in rows]
+    for name, config in ARCHITECTURES.items():
+        lm = small_lm(job, name, **config)
+        lm.model.eval()  # no dropout
+        separate, gradient = loss_and_gradient(lm, rows, packed=True)
+        for varlen in (True, False):
+            with forced(job, varlen) as calls:
+                loss, mine = loss_and_gradient(lm, rows, packed=True, shared=True)
+            far, apart = off(mine, gradient), abs(loss / separate - 1)
+            kernel = "one kernel" if calls["varlen"] else "piece by piece"
+            ok = far < 2e-2 and apart < 2e-3 and bool(calls["varlen"]) == (varlen and name != "gemma2")
+            words = f"{kernel}; gradient off by {far:.1e}, loss by {apart:.1e}"
+            yield f"{name}, {kernel}", ok, words, dict(gradient=far, loss=loss, separate=separate)
 
 
 def check_filled(job: Job) -> Found:
@@ -528,7 +556,7 @@ def as_on_cuda(job: Job) -> Iterator[None]:
         return
     real, steps = torch.compile, setup.Steps
     simple = mock.patch.object(torch, "compile", lambda model, **_: real(model, backend="eager"))
-    filled = mock.patch.object(setup, "Steps", lambda data, s, packed, **_: steps(data, s, packed, s.compile))
+    filled = mock.patch.object(setup, "Steps", lambda data, s, packed, *_: steps(data, s, packed, s.compile))
     with simple, filled, forced(job, varlen=True):
         yield
 
@@ -576,7 +604,7 @@ def little_memory(job: Job, share: float, most: int) -> Iterator[None]:
     real = setup.packed_loss
 
     def hungry(model: Any, batch: Any, **how: Any) -> Any:
-        if sum(batch.lengths) > most:
+        if batch.computed > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, batch, **how)
 
@@ -741,7 +769,8 @@ def check_profile(job: Job) -> Found:
 
 
 CHECKS: dict[str, Callable[[Job], Found]] = {
-    "attention": check_attention, "fallback": check_fallback, "cross-entropy": check_cross_entropy,
+    "attention": check_attention, "fallback": check_fallback, "trees": check_trees,
+    "cross-entropy": check_cross_entropy,
     "bf16": check_bf16, "sync": check_sync, "compile": check_compile, "filled": check_filled, "memory": check_memory,
     "resume": check_resume, "float16": check_float16, "overheads": check_overheads, "profile": check_profile}
 
