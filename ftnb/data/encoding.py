@@ -12,6 +12,7 @@ import datasets
 from ..core.errors import FTNBError, check_choice, check_names, check_number, warn
 from ..core.options import known_options
 from ..core.files import cache_folder, checksum, clear_leftovers
+from ..models.chat_templates import tokenizer_unchanged
 from ..models.lm import LM, context_length, eos_ids, is_seq2seq
 from ..models.tokens import SpecialText, token_ids
 from .tasks import Task, check_lm_and_task, complete_task
@@ -131,7 +132,7 @@ def encode(
         raise FTNBError('rows', 'there are no rows to train on',
                         'Check the file or the filter that they came from.')
     task = complete_task(task or infer_task(train[0]), train, training=True)
-    with _no_collection():
+    with _no_collection(), tokenizer_unchanged(lm.tokenizer):
         splits = {name: check_rows(task, split, name, bad_rows, is_seq2seq(lm))
                   for name, split in (('train', train), ('valid', valid), ('test', test))}
         keep = len(train) >= 20_000 if cache is None else cache

@@ -29,6 +29,14 @@ def _as_typed(c: str) -> str:
     if unicodedata.decomposition(c).startswith(_OTHER_NUMBERS): return c
     return unicodedata.normalize('NFKC', {'−': '-', '\u20e3': ''}.get(c, c))   # minus; a key
 
+def _plain(label: str) -> str:
+    "What `plain_label` says."
+    text = unicodedata.normalize('NFC', ''.join(map(_as_typed, normalize_text(label))))
+    text = text.strip().casefold().replace('i\u0307', 'i').replace('ı', 'i')   # I, in Turkish
+    return regex.sub(r'(?<=\w)[.!。]+$', '', _BETWEEN_WORDS.sub(' ', text))
+
+_plain_kept = functools.lru_cache(1 << 12)(_plain)   # the same few labels, in thousands of rows
+
 def plain_label(
     label: str,  # a label, or a text that it is looked for in
 ) -> str:
@@ -37,9 +45,8 @@ def plain_label(
     Args:
         label: a label, or a text that it is looked for in
     """
-    text = unicodedata.normalize('NFC', ''.join(map(_as_typed, normalize_text(label))))
-    text = text.strip().casefold().replace('i\u0307', 'i').replace('ı', 'i')   # I, in Turkish
-    return regex.sub(r'(?<=\w)[.!。]+$', '', _BETWEEN_WORDS.sub(' ', text))
+    is_short = isinstance(label, str) and len(label) <= 64   # longer: a text, perhaps of a megabyte
+    return (_plain_kept if is_short else _plain)(label)
 
 # %% ../../nbs/data/labels.ipynb #fb1f0fcf
 _LETTER = rf'[[\w\p{{M}}\p{{N}}]--[{UNSPACED}\p{{Hangul}}]]'   # where words have spaces between

@@ -199,7 +199,7 @@ _EQUAL = 1e-9   # a gain this small is rounding
 
 def _gain(a: Scores, b: Scores, metric: str) -> np.ndarray:
     "What each row gained from a to b, `[rows]`: above 0 is better (more, where neither is better)."
-    old, new = (np.asarray(s.rows[metric], float) for s in (a, b))
+    old, new = (np.asarray(s.rows[metric][:], float) for s in (a, b))   # at once, not row by row
     return (a.metrics[metric].better or 1) * (new - old)
 
 # %% ../../nbs/evaluation/comparison.ipynb #e0d828c7

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/evaluation/metric.ipynb #7f07a017
 from __future__ import annotations
-import math
+import hashlib, math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +87,7 @@ class TextMetric:
     def leave_one_out(self,
         stats: np.ndarray,  # [rows, k]
     ) -> np.ndarray:  # [rows]
-        """The score without each row in turn.
+        """The score without each row in turn; what was found for the last few statistics is kept.
 
         Args:
             stats: [rows, k]
@@ -96,7 +96,15 @@ class TextMetric:
             [rows]
         """
         if self.spread == 'jackknife': return stats[:, -1]
-        return np.array([self.combine(s) for s in stats.sum(0) - stats])
+        digest = hashlib.blake2b(np.ascontiguousarray(stats), digest_size=16).digest()
+        key, kept = (digest, stats.shape, stats.dtype.str), self.__dict__.setdefault('_left_out', {})
+        found = kept.get(key)
+        if found is None:
+            found = np.array([self.combine(s) for s in stats.sum(0) - stats])
+            found.flags.writeable = False   # it is given out more than once
+            while len(kept) >= 8: kept.pop(next(iter(kept)), None)
+            kept[key] = found
+        return found
 
     def signed(self,
         references: References,  # one for each row, or a list for each row

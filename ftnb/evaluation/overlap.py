@@ -61,12 +61,67 @@ def _chrf(name: str = 'chrf', **options) -> TextMetric:
 
 OVERLAP |= {'chrf': _chrf, 'chrf++': functools.partial(_chrf, 'chrf++', word_order=2)}
 
+# %% ../../nbs/evaluation/overlap.ipynb #27b3ad76
+def _edit_distances(said: list[list[str]], right: list[str], beam: int) -> list[int]:
+    "The edit distance of texts of one length to a reference, within a beam, as sacrebleu computes each."
+    ids = {word: i for i, word in enumerate(dict.fromkeys(right))}
+    words = np.array([[ids.get(word, -1) for word in text] for text in said])
+    other, n, m = np.array([ids[word] for word in right]), words.shape[1], len(right)
+    if beam < m / n / 2: beam = math.ceil(m / n / 2 + beam)
+    steps = np.arange(m + 1)
+    row = np.tile(steps, (len(said), 1))
+    for i in range(1, n + 1):
+        middle = math.floor(i * (m / n))
+        low, high = max(0, middle - beam), m + 1 if i == n else min(m + 1, middle + beam)
+        new, first = row[:, low:high] + 1, max(1, low)   # a word less; or (below) another word, or the same
+        same = row[:, first - 1:high - 1] + (words[:, i - 1, None] != other[first - 1:high - 1])
+        new[:, first - low:] = np.minimum(new[:, first - low:], same)
+        row[:, low:high] = np.minimum.accumulate(new - steps[low:high], 1) + steps[low:high]   # a word more
+        if low: row[:, low - 1] = n + m   # outside of the beam from now on
+    return row[:, -1].tolist()
+
+# %% ../../nbs/evaluation/overlap.ipynb #bca95b68
+def _best_shift(distance: Any, said: list[str], right: list[str], tried: int) -> tuple[int, list[str], int]:
+    "What the best move of a run of words gains, the text after it, and how many were tried until now."
+    from sacrebleu.metrics import lib_ter
+    unmoved, moved = distance(said), []
+    def note(text: list[str]) -> tuple[int, str]:
+        if text is not said: moved.append(text)
+        return unmoved
+    nothing = lib_ter._shift(said, right, note, tried)
+    if not moved: return nothing
+    few = len(moved) * len(right) <= 64   # cells in a row of the matrix; sacrebleu is as quick
+    found = iter([distance(text)[0] for text in moved] if few else
+                 _edit_distances(moved, right, lib_ter._BEAM_WIDTH))
+    return lib_ter._shift(said, right, lambda x: unmoved if x is said else (next(found), ''), tried)
+
+# %% ../../nbs/evaluation/overlap.ipynb #c9041ada
+def _ter_edits(said: list[str], right: list[str]) -> int:
+    "The edits and moves that make one text the other, as sacrebleu counts them."
+    from sacrebleu.metrics import lib_ter
+    if not right: return len(said)
+    if said == right: return 0
+    distance, moves, tried = lib_ter.BeamEditDistance(right), 0, 0
+    while True:
+        gain, after, tried = _best_shift(distance, said, right, tried)
+        if gain <= 0 or tried >= lib_ter._MAX_SHIFT_CANDIDATES: return moves + distance(said)[0]
+        moves, said = moves + 1, after
+
+def _ter_statistics(self: Any, hypothesis: str, ref_kwargs: dict) -> list[float]:
+    "Edits to the nearest reference, and the mean length of references; a method of sacrebleu's TER."
+    references = ref_kwargs['ref_words']
+    edits = min(_ter_edits(hypothesis.split(), right) for right in references)
+    return [edits, sum(map(len, references)) / len(references)]
+
 # %% ../../nbs/evaluation/overlap.ipynb #a6c4f0e6
 def _ter(**options) -> TextMetric:
+    "sacrebleu's TER, with its edit distances computed many at a time."
     from sacrebleu.metrics import TER
     what = ('Word edits that lead to the reference, per 100 of its words (Snover et al. 2006); '
             'less is better.')
-    return _sacrebleu('ter', what, TER(**options), -1)
+    class QuickTER(TER):
+        _compute_segment_statistics = _ter_statistics
+    return _sacrebleu('ter', what, QuickTER(**options), -1)
 
 OVERLAP |= {'ter': _ter}
 

@@ -55,7 +55,7 @@ class Scores(Card):
 
     def to_pandas(self) -> pd.DataFrame:
         "One row a metric: value, low, high, what is better, the kind of interval, and the signatures."
-        values, references = self.values, self.rows['reference']
+        values, references = self.values, self.rows['reference'][:]
         better = {1: 'more', -1: 'less', 0: 'neither'}
         lines = [(k, values[k], *self.intervals[k], better[m.better], interval_kind(m, self.stats[k]),
                   m.signed(references), m.row_signature) for k, m in self.metrics.items()]
@@ -231,7 +231,7 @@ def row_metric(
 # %% ../../nbs/evaluation/scores.ipynb #5644c759
 def _row_order(scores: Scores, by: str, best: bool = False) -> list[int]:
     "Row numbers, worst (or best) first; rows whose value is nan come last."
-    value = np.asarray(scores.rows[by], float) * (scores.metrics[by].better or 1)
+    value = np.asarray(scores.rows[by][:], float) * (scores.metrics[by].better or 1)
     return np.argsort(-value if best else value, kind='stable').tolist()   # nan goes to the end
 
 # %% ../../nbs/evaluation/scores.ipynb #6cd66a34
@@ -276,7 +276,7 @@ def _card_rows(scores: Scores, by: str, numbers: Sequence[int]) -> list[tuple]:
 def _three_rows(scores: Scores, by: str) -> str:
     "The best, median and worst row by one metric, as a table."
     order = _row_order(scores, by, best=True)
-    value = np.asarray(scores.rows[by], float)
+    value = np.asarray(scores.rows[by][:], float)
     order = [i for i in order if np.isfinite(value[i])] or order   # a row without a value has no place
     rows = _card_rows(scores, by, [order[0], order[len(order) // 2], order[-1]])
     lines = [(which, *row) for which, row in zip(('best', 'median', 'worst'), rows)]

@@ -4,16 +4,16 @@
 
 # %% ../../nbs/models/chat_templates.ipynb #4cd43bc1
 from __future__ import annotations
-import functools, json, os, re, weakref
+import contextlib, contextvars, functools, json, os, re, weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from ..core.errors import FTNBError
 
 # %% auto #0
 __all__ = ['SYSTEM', 'PROBE', 'THOUGHTS', 'TAGS', 'BrokenTemplate', 'try_template', 'render_chat', 'text_around',
-           'once_per_tokenizer', 'text_after_answer', 'end_of_turn', 'end_of_turn_id', 'end_of_turn_stops',
-           'answer_beginning', 'CallStyle', 'styled_call', 'call_style', 'writes_calls', 'writes_thoughts',
-           'writes_thoughts_with_calls', 'rendered_pattern']
+           'tokenizer_unchanged', 'once_per_tokenizer', 'text_after_answer', 'end_of_turn', 'end_of_turn_id',
+           'end_of_turn_stops', 'answer_beginning', 'CallStyle', 'styled_call', 'call_style', 'writes_calls',
+           'writes_thoughts', 'writes_thoughts_with_calls', 'rendered_pattern']
 
 # %% ../../nbs/models/chat_templates.ipynb #dd2dee35
 class BrokenTemplate(FTNBError):
@@ -138,6 +138,25 @@ def text_around(
 
 # %% ../../nbs/models/chat_templates.ipynb #4fabedfa
 _KNOWN: Any = weakref.WeakKeyDictionary()  # tokenizer: {function: (its state then, what was found)}
+_UNCHANGED: Any = contextvars.ContextVar('unchanged tokenizer', default=(None, None))  # and its state
+
+def _state(tokenizer: Any) -> tuple:
+    "What the things that we find out about a tokenizer depend on."
+    special = tokenizer.bos_token, tokenizer.eos_token, len(tokenizer.all_special_ids)
+    return str(tokenizer.chat_template or ''), len(tokenizer), special
+
+@contextlib.contextmanager
+def tokenizer_unchanged(
+    tokenizer: Any,  # nobody changes it, or its chat template, inside the block
+) -> Iterator[None]:
+    """Do not look again and again whether a tokenizer has changed: thousands of rows are read.
+
+    Args:
+        tokenizer: nobody changes it, or its chat template, inside the block
+    """
+    token = _UNCHANGED.set((tokenizer, _state(tokenizer)))
+    try: yield
+    finally: _UNCHANGED.reset(token)
 
 def once_per_tokenizer(
     find: Callable[[Any], Any],  # takes a tokenizer, and keeps no hold of it
@@ -149,8 +168,8 @@ def once_per_tokenizer(
     """
     @functools.wraps(find)
     def known(tokenizer: Any) -> Any:
-        special = tokenizer.bos_token, tokenizer.eos_token, len(tokenizer.all_special_ids)
-        state = str(tokenizer.chat_template or ''), len(tokenizer), special
+        unchanged, its_state = _UNCHANGED.get()
+        state = its_state if unchanged is tokenizer else _state(tokenizer)
         of_tokenizer = _KNOWN.setdefault(tokenizer, {})
         if of_tokenizer.get(find, (None,))[0] != state: of_tokenizer[find] = (state, find(tokenizer))
         return of_tokenizer[find][1]
