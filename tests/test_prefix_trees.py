@@ -21,7 +21,8 @@ from ftnb.training.runs import set_recompute
 
 WINDOWS = {"gemma2", "gemma3_text", "mistral"}
 DECODERS = ["llama", "gpt2", "qwen2", "qwen3", "phi3", "gpt_neox", "opt", "granite", "cohere", *sorted(WINDOWS)]
-POEMS = ["Shall I compare thee to a summer’s " + end for end in ("day?", "night?", "day? No.", "eve", "dawn", "", "day?")]
+ENDS = ("day?", "night?", "day? No.", "eve", "dawn", "", "day?")
+POEMS = ["Shall I compare thee to a summer’s " + end for end in ENDS]
 
 
 def family(rng: random.Random, n: int = 9, letters: int = 30) -> list[dict]:

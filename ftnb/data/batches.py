@@ -40,7 +40,7 @@ class PackedBatch:
         input_ids: [1, tokens]
         position_ids: [1, tokens]: 0, 1, 2 ... along each document
         targets: [supervised]: the tokens to predict, document by document
-        target_positions: [supervised]: where in the row each is predicted; shared places several times
+        target_positions: [supervised]: the place that predicts each
         target_counts: of each document
         lengths: of the documents, in tokens
         tree: how many of these are computed, and the pieces in the row
@@ -48,13 +48,13 @@ class PackedBatch:
         rows: the numbers of the documents' rows, if known
         longest: bound on a piece's tokens, equal in every batch; None: as it is
         whole: documents are computed to their end, not only as far as they have targets
-        key_positions: [keys]: the tokens on the path of each piece; None: its own
-        key_starts: [pieces + 1], int32: where those of each piece begin in `key_positions`
+        key_positions: [keys]: tokens on the paths of pieces; None: their own
+        key_starts: [pieces + 1], int32: where those of a piece begin
     """
     input_ids: torch.Tensor  # [1, tokens]
     position_ids: torch.Tensor  # [1, tokens]: 0, 1, 2 ... along each document
     targets: torch.Tensor  # [supervised]: the tokens to predict, document by document
-    target_positions: torch.Tensor  # [supervised]: where in the row each is predicted; shared places several times
+    target_positions: torch.Tensor  # [supervised]: the place that predicts each
     target_counts: tuple[int, ...]  # of each document
     lengths: tuple[int, ...]  # of the documents, in tokens
     tree: PrefixTree  # how many of these are computed, and the pieces in the row
@@ -62,8 +62,8 @@ class PackedBatch:
     rows: tuple[int, ...] = ()  # the numbers of the documents' rows, if known
     longest: int | None = None  # bound on a piece's tokens, equal in every batch; None: as it is
     whole: bool = False  # documents are computed to their end, not only as far as they have targets
-    key_positions: torch.Tensor | None = None  # [keys]: the tokens on the path of each piece; None: its own
-    key_starts: torch.Tensor | None = None  # [pieces + 1], int32: where those of each piece begin in `key_positions`
+    key_positions: torch.Tensor | None = None  # [keys]: tokens on the paths of pieces; None: their own
+    key_starts: torch.Tensor | None = None  # [pieces + 1], int32: where those of a piece begin
 
     @property
     def computed(self) -> int:
@@ -88,12 +88,13 @@ class PackedBatch:
         return _moved(self, torch.Tensor.pin_memory)
 
     def documents(self) -> list[dict]:
-        "A row with `input_ids` and `labels` for each document, as far as it has targets; the first token has none."
+        "Rows with `input_ids` and `labels`, as far as they have targets; the first token has none."
         targets = self.targets.split(self.target_counts)
         at = self.position_ids[0][self.target_positions].split(self.target_counts)
         rows = []
         for places, predicted, before in zip(self.tree.positions(), targets, at):
-            ids = torch.cat([self.input_ids[0][torch.from_numpy(places)], predicted[before == len(places) - 1]])
+            ids = self.input_ids[0][torch.from_numpy(places)]
+            ids = torch.cat([ids, predicted[before == len(places) - 1]])
             labels = torch.full_like(ids, IGNORE)
             labels[before + 1] = predicted
             rows.append({'input_ids': ids.tolist(), 'labels': labels.tolist()})
@@ -102,8 +103,9 @@ class PackedBatch:
     def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
         "Token ids and mask (1 where there is a token), padded on the right: `[documents, longest]`."
         places = self.tree.positions()
-        pad = lambda arrays: torch.nn.utils.rnn.pad_sequence([torch.from_numpy(a) for a in arrays], True)
-        index, mask = (pad(a).to(self.input_ids.device) for a in (places, map(np.ones_like, places)))
+        tensors = lambda arrays: [torch.from_numpy(a).to(self.input_ids.device) for a in arrays]
+        pad = lambda arrays: torch.nn.utils.rnn.pad_sequence(tensors(arrays), batch_first=True)
+        index, mask = pad(places), pad(map(np.ones_like, places))
         return self.input_ids[0][index] * mask, mask
 
     def halves(self) -> list[PackedBatch]:
@@ -114,7 +116,7 @@ class PackedBatch:
 
 # %% ../../nbs/data/batches.ipynb #010872aa
 def _document_targets(labels: Sequence[int], places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "The targets of a document whose tokens are at `places` in the row, and the places that predict them."
+    "The targets of a document with tokens at `places`, and the places that predict them."
     following = np.asarray(labels[1:], int)
     chosen = np.flatnonzero(following != IGNORE)
     return following[chosen], places[chosen]
@@ -152,7 +154,7 @@ def pack(
     rows: Iterable[Mapping],  # rows with `input_ids` and `labels`
     numbers: Sequence[int] = (),  # of the rows, to be kept with the batch
     shape: tuple[int, int] | None = None,  # fill up to so many tokens and documents
-    shared: Sequence[int] | None = None,  # tokens that each row begins with like the one before it; None: 0
+    shared: Sequence[int] | None = None,  # what each shares with the one before it; None: nothing
     whole: bool = False,  # compute documents to their end, not only as far as they have targets
 ) -> PackedBatch:
     """Pack documents one after another into one row.
@@ -161,7 +163,7 @@ def pack(
         rows: rows with `input_ids` and `labels`
         numbers: of the rows, to be kept with the batch
         shape: fill up to so many tokens and documents
-        shared: tokens that each row begins with like the one before it; None: 0
+        shared: what each shares with the one before it; None: nothing
         whole: compute documents to their end, not only as far as they have targets
     """
     rows = list(rows)
@@ -175,8 +177,8 @@ def pack(
     return PackedBatch(
         torch.tensor(ids + [0] * filler, dtype=torch.int64)[None],
         _joined([*(np.arange(p.start, p.end) for p in tree.pieces), np.arange(filler)])[None],
-        _joined(t for t, _ in targets), _joined(at for _, at in targets), tuple(len(t) for t, _ in targets),
-        lengths, tree, torch.tensor(ends, dtype=torch.int32), tuple(numbers),
+        _joined(t for t, _ in targets), _joined(at for _, at in targets),
+        tuple(len(t) for t, _ in targets), lengths, tree, torch.tensor(ends, dtype=torch.int32), tuple(numbers),
         max(shape[0], len(ids)) if shape else None, whole, *_keys(tree))
 
 # %% ../../nbs/data/batches.ipynb #41c78ec8
@@ -189,7 +191,8 @@ def _moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 def _some_documents(batch: PackedBatch, first: int, last: int) -> PackedBatch:
     "A batch's documents from number `first` to the one before `last`."
     shared = [0, *batch.tree.shared[first + 1:last]]
-    some = pack(batch.documents()[first:last], batch.rows[first:last], shared=shared, whole=batch.whole)
+    documents, rows = batch.documents()[first:last], batch.rows[first:last]
+    some = pack(documents, rows, shared=shared, whole=batch.whole)
     return dataclasses.replace(some, lengths=batch.lengths[first:last], longest=batch.longest)
 
 # %% ../../nbs/data/batches.ipynb #e0f7aeaf
@@ -329,7 +332,8 @@ def pack_shared(
     """
     documents = [row['input_ids'][:needed_tokens(row)] for row in rows]
     for some, shared in tree_groups(documents, micro_tokens, least):
-        yield pack([rows[i] for i in some], [numbers[i] for i in some] if numbers else (), shared=shared)
+        known = [numbers[i] for i in some] if numbers else ()
+        yield pack([rows[i] for i in some], known, shared=shared)
 
 # %% ../../nbs/data/batches.ipynb #ac17dd68
 def _micro_batches(lengths: Sequence[int], micro_tokens: int, padded: bool) -> list[list[int]]:

@@ -38,8 +38,8 @@ def _shared_lengths(common: Sequence[int], lengths: Sequence[int], least: int) -
         if last - first < 2: continue
         inner = shared[first + 1:last]
         smallest = inner.min()
-        cuts = first + 1 + np.flatnonzero(inner == smallest)
-        more = 1 - (sizes[first:last] == smallest).sum()   # pieces: a document that ends here needs no other
+        cuts: np.ndarray = first + 1 + np.flatnonzero(inner == smallest)
+        more = 1 - (sizes[first:last] == smallest).sum()   # pieces: who ends here adds none
         if len(cuts) * (smallest - depth) < least * more: shared[cuts] = smallest = depth
         edges = [first, *cuts.tolist(), last]
         todo += [(a, b, int(smallest)) for a, b in zip(edges, edges[1:])]
@@ -49,7 +49,7 @@ def _shared_lengths(common: Sequence[int], lengths: Sequence[int], least: int) -
 def shared_prefixes(
     documents: Sequence[Sequence[int]],  # token ids of each
     least: int = LEAST_SHARED,  # a shared piece must spare so many tokens
-) -> tuple[list[int], list[int]]:  # document numbers in order; tokens of each that it shares with the one before
+) -> tuple[list[int], list[int]]:  # document numbers; what each shares with the one before
     """An order in which documents that begin alike are neighbours, and how much they share.
 
     Args:
@@ -57,10 +57,11 @@ def shared_prefixes(
         least: a shared piece must spare so many tokens
 
     Returns:
-        document numbers in order; tokens of each that it shares with the one before
+        document numbers; what each shares with the one before
     """
-    order = sorted(range(len(documents)), key=documents.__getitem__)
-    in_order = [documents[i] for i in order]
+    as_lists = list(map(list, documents))
+    order = sorted(range(len(documents)), key=as_lists.__getitem__)
+    in_order = [as_lists[i] for i in order]
     shared = _shared_lengths(_common_lengths(in_order), list(map(len, in_order)), least)
     if any(shared): return order, shared
     return list(range(len(documents))), shared
@@ -82,8 +83,8 @@ class Piece(NamedTuple):
 
 # %% ../../nbs/data/prefix_trees.ipynb #f37d97d6
 def _cuts(lengths: Sequence[int], shared: Sequence[int]) -> list[list[int]]:
-    "For each document, where its own part (what it does not share with the one before) is cut, its end included."
-    ahead: list[int] = []   # what later documents share with this one, falling: the nearest cut comes last
+    "Where each document is cut after what it shares with the one before; its end included."
+    ahead: list[int] = []   # what later documents share with this one, rising
     result = []
     for length, own in zip(reversed(lengths), reversed(shared)):
         inside = []
@@ -141,7 +142,8 @@ class PrefixTree:
 
     def positions(self) -> list[np.ndarray]:
         "For each document, where its tokens are in the packed row."
-        starts, nothing = self.starts, np.zeros(0, int)
+        starts = self.starts
+        nothing: np.ndarray = np.zeros(0, int)
         spans = [np.arange(a, b) for a, b in zip(starts, starts[1:])]
         paths = [*self.paths(), []]   # the last one is of a document without tokens
         return [np.concatenate([nothing, *(spans[j] for j in paths[leaf])]) for leaf in self.leaves]
@@ -149,37 +151,37 @@ class PrefixTree:
 # %% ../../nbs/data/prefix_trees.ipynb #504a59d0
 def prefix_tree(
     lengths: Sequence[int],  # of the documents, in tokens
-    shared: Sequence[int] | None = None,  # tokens that each shares with the one before it; None: nothing
+    shared: Sequence[int] | None = None,  # what each shares with the one before it; None: nothing
 ) -> PrefixTree:
     """The tree of documents of which it is known how much they share.
 
     Args:
         lengths: of the documents, in tokens
-        shared: tokens that each shares with the one before it; None: nothing
+        shared: what each shares with the one before it; None: nothing
     """
     shared = [0] * len(lengths) if shared is None else shared
     most = [min(pair) for pair in zip(lengths, [0, *lengths])]
     if len(shared) != len(lengths) or not all(0 <= n <= m for n, m in zip(shared, most)):
-        raise FTNBError(f'shared={shared!r:.80}', f'documents of {list(lengths)!r:.80} tokens cannot share that '
-                        'with the one before them', 'Take the numbers from shared_prefixes.')
+        rule = f'documents of {list(lengths)!r:.80} tokens cannot share that with the one before them'
+        raise FTNBError(f'shared={shared!r:.80}', rule, 'Take the numbers from shared_prefixes.')
     pieces, leaves = _grow(lengths, shared)
     return PrefixTree(tuple(lengths), tuple(shared), tuple(pieces), tuple(leaves))
 
 # %% ../../nbs/data/prefix_trees.ipynb #e95c751e
 def tree_groups(
     documents: Sequence[Sequence[int]],  # token ids of each
-    budget: int,  # tokens that are computed for a group, at most (a document that exceeds it is alone)
+    budget: int,  # tokens computed for a group, at most (a document that exceeds it is alone)
     least: int = LEAST_SHARED,  # a shared piece must spare so many tokens
-) -> Iterator[tuple[list[int], list[int]]]:  # document numbers; what each shares with the one before
-    """Group documents that begin alike, so that no more than `budget` tokens are computed for any group.
+) -> Iterator[tuple[list[int], list[int]]]:  # numbers; what each shares with the one before
+    """Groups of documents that begin alike, for each of which at most `budget` tokens are computed.
 
     Args:
         documents: token ids of each
-        budget: tokens that are computed for a group, at most (a document that exceeds it is alone)
+        budget: tokens computed for a group, at most (a document that exceeds it is alone)
         least: a shared piece must spare so many tokens
 
     Yields:
-        document numbers; what each shares with the one before
+        numbers; what each shares with the one before
     """
     order, shared = shared_prefixes(documents, least)
     begin, room = 0, budget

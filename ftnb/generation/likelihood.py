@@ -25,11 +25,13 @@ from .prompts import Prompt, as_prompt_list, prepare_prompts
 __all__ = ['token_nats', 'answer_nats', 'normalized_probs', 'label_ends', 'label_probs', 'NextTokens', 'next_tokens']
 
 # %% ../../nbs/generation/likelihood.ipynb #2309c7f0
-def _documents(rows: Sequence[list[int]], answers: Sequence[Sequence[list[int]]], seq2seq: bool) -> list[dict]:
+def _documents(rows: Sequence[list[int]], answers: Sequence[Sequence[list[int]]],
+               seq2seq: bool) -> list[dict]:
     "Each prompt with each of its answers, as token rows whose targets are the answer."
     pairs = [(row, answer) for row, some in zip(rows, answers) for answer in some]
     if seq2seq: return [{'input_ids': row, 'labels': answer} for row, answer in pairs]
-    return [{'input_ids': row + answer, 'labels': [IGNORE] * len(row) + answer} for row, answer in pairs]
+    joined = lambda row, answer: {'input_ids': row + answer, 'labels': [IGNORE] * len(row) + answer}
+    return [joined(row, answer) for row, answer in pairs]
 
 # %% ../../nbs/generation/likelihood.ipynb #b6f41e30
 @locked_model

@@ -18,7 +18,7 @@ __all__ = ['ATTENTION_NAME', 'document_attention', 'packed_attention', 'hidden_s
 
 # %% ../../nbs/kernels/attention.ipynb #442e2367
 def _causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
-    "What the last `queries` of `keys` positions see: those before, itself; with a window, so many in all."
+    "What the last `queries` of `keys` positions see: themselves and before; at most a window."
     before = keys - queries
     mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(before)
     return mask.triu(before + 1 - window) if window else mask
@@ -45,7 +45,8 @@ def _document_attention(
     (queries, keys), grouped = (q.shape[2], k.shape[2]), q.shape[1] != k.shape[1]
     if window and window >= keys: window = None
     causal = queries == keys and not window
-    mask = None if causal or queries == 1 and not window else _causal_mask(queries, keys, window, q.device)
+    free = causal or queries == 1 and not window   # there is nothing to hide
+    mask = None if free else _causal_mask(queries, keys, window, q.device)
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, is_causal=causal, scale=scale, enable_gqa=grouped)
 
@@ -56,9 +57,10 @@ def _by_piece(
 ) -> torch.Tensor:
     "Causal attention of each piece to its path, one after the other: `[1, tokens, heads, width]`."
     parents = parents or [-1] * len(lengths)
-    inner, paths = set(parents), {}   # keys and values along the paths that others continue
-    out = []
-    for i, (parent, queries, *own) in enumerate(zip(parents, *(t.split(list(lengths), 2) for t in (q, k, v)))):
+    inner, out = set(parents), []
+    paths: dict[int, list] = {}   # keys and values along those that others continue
+    pieces = zip(parents, *(t.split(list(lengths), 2) for t in (q, k, v)))
+    for i, (parent, queries, *own) in enumerate(pieces):
         path = own if parent < 0 else [torch.cat(pair, 2) for pair in zip(paths[parent], own)]
         if i in inner: paths[i] = path
         out.append(_document_attention(queries, *path, *options).transpose(1, 2))
@@ -69,7 +71,7 @@ def _varlen(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     starts: torch.Tensor, longest: int, keys: tuple | None, scale: float, window: int | None,
 ) -> torch.Tensor:
-    "All pieces in one CUDA kernel. `starts`: [pieces + 1]; `keys`: positions, starts, longest of paths."
+    "All pieces in one CUDA kernel; `keys`: positions, starts and longest of their paths."
     from torch.nn.attention.varlen import varlen_attn
     grouped = q.shape[1] != k.shape[1]
     q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))   # [tokens, heads, width]
@@ -144,7 +146,8 @@ def document_attention(
     half = v.dtype in (torch.float16, torch.bfloat16)
     if cu_seq_lens_q is not None and half and not softcap and not dropout:
         return _varlen(q, k, v, cu_seq_lens_q, max_length_q, doc_keys, scale, sliding_window), None
-    return _by_piece(q, k, v, doc_lengths, doc_parents, scale, softcap, sliding_window, dropout), None
+    options = scale, softcap, sliding_window, dropout
+    return _by_piece(q, k, v, doc_lengths, doc_parents, *options), None
 
 # %% ../../nbs/kernels/attention.ipynb #f8dd6eda
 @contextlib.contextmanager

@@ -162,7 +162,7 @@ def packed_nats(
 
 # %% ../../nbs/kernels/nats.ipynb #d288c9e0
 def _probe(model: Any, seed: int, shared: bool = False) -> PackedBatch:
-    "Three short documents of random tokens, after a common beginning or not; `seed` decides the first one only."
+    "Three short documents, after a common beginning or not; `seed` decides the first only."
     vocabulary = model.get_input_embeddings().weight.shape[0]
     def document(seed: int, n: int) -> list[int]:
         own = torch.Generator().manual_seed(seed)   # others' draws are left alone
@@ -214,7 +214,8 @@ def _way_of_computing(lm: LM) -> tuple:
 # %% ../../nbs/kernels/nats.ipynb #f1cfe139
 def _try_packing(lm: LM, shared: bool) -> bool:
     "Have a model compute packed documents, in float32 and in its number format."
-    with torch.autocast(lm.device.type, enabled=False): exact = packing_is_exact(lm.model, shared=shared)
+    with torch.autocast(lm.device.type, enabled=False):
+        exact = packing_is_exact(lm.model, shared=shared)
     if not exact or lm.placement.autocast is None: return exact
     with compute_context(lm, packed=False): return packing_is_exact(lm.model, 0.02, shared)
 
@@ -276,7 +277,7 @@ def why_not_shared(
         '' if it can be
     """
     if not can_share(lm): return 'a layer mixes neighbours, or attends in its own way'
-    if balances_routers(lm.model): return 'its routers are judged by all tokens (output_router_logits)'
+    if balances_routers(lm.model): return 'routers are judged by all tokens (output_router_logits)'
     return 'dropout is on, and draws for each row' if _draws(lm.model) else ''
 
 # %% ../../nbs/kernels/nats.ipynb #fe747853
@@ -331,7 +332,7 @@ def seq2seq_loss(
 
 # %% ../../nbs/kernels/nats.ipynb #d6d25b90
 def _shared_batches(rows: Sequence[Mapping], micro_tokens: int) -> Iterator[PackedBatch]:
-    "Rows in batches in which what they begin with alike is computed once; so many are sorted together."
+    "Rows in batches, with what they begin with alike only once; so many are sorted together."
     for start in range(0, len(rows), 1024):
         numbers = range(start, min(start + 1024, len(rows)))
         yield from pack_shared([rows[i] for i in numbers], numbers, micro_tokens)
@@ -343,7 +344,7 @@ def evaluation_batches(
     micro_tokens: int,  # most tokens in one forward pass
     packed: bool,  # packed documents; False: padded ones
 ) -> Iterator[Any]:
-    """All rows in batches, each of which knows the numbers of its rows; what they share is computed once.
+    """All rows in batches, which know their numbers; what they share is computed once.
 
     Args:
         lm: a loaded model
@@ -354,9 +355,9 @@ def evaluation_batches(
     if packed and can_share(lm): return _shared_batches(rows, micro_tokens)
     seq2seq, pad = is_seq2seq(lm), not packed
     sizes = [len(r['input_ids']) + (len(r['labels']) if seq2seq else 0) for r in rows]
-    groups = plan_epoch(sizes, len(rows), micro_tokens=micro_tokens, padded=pad)[0] if len(rows) else []
+    plan = plan_epoch(sizes, len(rows), micro_tokens=micro_tokens, padded=pad)
     make = pad_seq2seq if seq2seq else pack
-    return (make([rows[i] for i in group], group) for group in groups)
+    return (make([rows[i] for i in group], group) for step in plan for group in step)
 
 # %% ../../nbs/kernels/nats.ipynb #891bb3d3
 @locked_model
@@ -384,7 +385,8 @@ def target_nats(
     with eval_mode(lm), compute_context(lm, packed), torch.no_grad():
         for batch in batches:
             by_token = nats_of(lm.model, batch.to(lm.device)).cpu().double()
-            for i, one in zip(batch.rows, by_token.split(batch.target_counts)): nats[i] = one.numpy()
+            by_row = by_token.split(batch.target_counts)
+            for i, one in zip(batch.rows, by_row): nats[i] = one.numpy()
     return nats
 
 # %% ../../nbs/kernels/nats.ipynb #91b1cf0f

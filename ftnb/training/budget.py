@@ -56,7 +56,7 @@ def _measurements(lm: LM, data: Encoded, size: int, packed: bool, share: bool) -
     "Measure `size` tokens, twice as many, and so on, as far as the rows and the memory go."
     lengths = data.lengths().tolist()
     loss = packed_loss if packed else seq2seq_loss if data.seq2seq else padded_loss
-    batch_of = pad_seq2seq if data.seq2seq else pack
+    batch_of: Callable = pad_seq2seq if data.seq2seq else pack
     if share: batch_of = lambda rows: next(pack_shared(rows, (), sum(lengths)))   # all in one
     fits = False
     while True:

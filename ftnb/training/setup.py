@@ -217,7 +217,7 @@ def ordered_callbacks(
 
 # %% ../../nbs/training/setup.ipynb #01525c42
 def _why_not_shared(lm: LM, s: Settings, packed: bool) -> str:
-    "Why what rows of a step begin with alike is computed for each of them; '' if it is computed once."
+    "Why what rows of a step begin with alike is computed for each; '': it is computed once."
     if not packed: return 'batches are padded'
     if not s.share_prefixes: return 'share_prefixes=False'
     return 'compiled code wants batches of one shape' if s.compile else why_not_shared(lm)
@@ -243,7 +243,8 @@ def prepare_run(
     """
     packed = can_pack(lm)
     not_shared = _why_not_shared(lm, s, packed)
-    steps = Steps(data, s, packed, s.compile and lm.device.type == 'cuda', not not_shared, balances_routers(lm.model))
+    fixed_shape = s.compile and lm.device.type == 'cuda'
+    steps = Steps(data, s, packed, fixed_shape, not not_shared, balances_routers(lm.model))
     total = min(n for n in (s.max_steps, steps.total) if n is not None)
     learner = make_learner(lm, steps, total)
     held_out, sampler = _monitors(lm, data, learner, s, packed)
