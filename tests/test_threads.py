@@ -123,8 +123,9 @@ def test_beside_a_run(kind: str, lora: Any, tmp_path: Path) -> None:
             except FTNBError as e:
                 assert "a run in the background is training it" in str(e), name
             else:
-                assert run.done.is_set(), name
-                pytest.fail(f"{name} was let in")
+                assert run.done.is_set(), f"{name} was let in"
+                assert min(done.values()) >= 1
+                return  # the run has ended meanwhile, and its model has been changed
     run.wait(60)
     assert digest(run) == alone, "the run is another one"
     assert min(done.values()) >= 1 and not in_training(lm)

@@ -219,7 +219,8 @@ def with_little_memory() -> tuple[list[str], float, float, int | None]:
     """The same step with a limit on the process's memory, and with plenty of it in one piece."""
     lm = tiny_lm(context=4096, attn_implementation="eager")
     data = encode(lm, ["word " * 200 for _ in range(32)], max_len=1024)
-    options: dict[str, Any] = {"batch_size": 32, "micro_tokens": 10**6, "progress": False, "lr": 1e-3}
+    options: dict[str, Any] = {"batch_size": 32, "micro_tokens": 10**6, "share_prefixes": False}
+    options |= {"progress": False, "lr": 1e-3}
 
     class Little(Callback):
         def before_step(self, learner: Learner) -> None:
