@@ -4,16 +4,23 @@
 
 # %% ../../nbs/generation/kv_cache.ipynb #5163ad8f
 from __future__ import annotations
-import copy, inspect, os, weakref
-from collections.abc import Callable
+import copy, dataclasses, inspect, os, weakref
+from collections.abc import Callable, Sequence
 from typing import Any
+import numpy as np
 import torch
 from ..core.errors import FTNBError
 from ..models.lm import LM, eval_mode, is_seq2seq, locked_model
+from ..data.prefix_trees import shared_prefixes
+from ..data.batches import PackedBatch, pack
+from ..kernels.attention import hidden_states, packed_attention
+from ..kernels.loss import finish_logits, output_layer
+from ..kernels.nats import can_pack, can_share
 
 # %% auto #0
 __all__ = ['forward_accepts', 'can_crop_cache', 'DecodingState', 'decoder_start_id', 'Seq2SeqState', 'model_logits_processors',
-           'shared_prefix_length', 'prefill_shared', 'prefill', 'can_left_pad']
+           'shared_prefix_length', 'can_share_prefix', 'prefill_shared', 'can_read_packed', 'saved_by_packing',
+           'prefill', 'can_left_pad']
 
 # %% ../../nbs/generation/kv_cache.ipynb #3d780570
 def forward_accepts(
@@ -156,6 +163,25 @@ class DecodingState:
         self.mask, self.cached_length = torch.ones_like(self.ids), same
         return same
 
+    def read_packed(self, lm: LM, rows: list[list[int]]) -> torch.Tensor:
+        """Read the prompts without padding; the logits of the next token. Only if `can_read_packed`.
+
+        Args:
+            lm: LM
+            rows: list[list[int]]
+        """
+        from transformers.cache_utils import DynamicCache
+        model, packed = lm.model, DynamicCache()
+        batch, where = _pack_prompts(lm, rows)
+        last = torch.tensor([places[-1] for places in where])
+        batch = dataclasses.replace(batch, target_positions=last).to(lm.device)
+        body = lambda **inputs: model.base_model(**inputs | {'past_key_values': packed, 'use_cache': True})
+        with packed_attention(model): hidden = hidden_states(model, batch, body)
+        self.cache = _unpacked_cache(model, packed, _places(where).to(lm.device))
+        self.cached_length = self.ids.shape[1]
+        layer = output_layer(model)
+        return finish_logits(model.get_output_embeddings()(hidden), layer['scale'], layer['cap']).float()
+
 # %% ../../nbs/generation/kv_cache.ipynb #e2b18520
 def _same_start(a: list[int], b: list[int]) -> int:
     "How many tokens two texts begin with alike."
@@ -270,7 +296,18 @@ def shared_prefix_length(
     same = min(len(os.path.commonprefix(rows)), min(map(len, rows)) - 1)
     return same if len(rows) > 1 and same >= min_length else 0
 
-# %% ../../nbs/generation/kv_cache.ipynb #796af342
+# %% ../../nbs/generation/kv_cache.ipynb #c4323d92
+def can_share_prefix(
+    lm: LM,  # a loaded model
+) -> bool:
+    """Whether rows can go on from the keys and values of one prefix.
+
+    Args:
+        lm: a loaded model
+    """
+    if is_seq2seq(lm) or not can_crop_cache(lm.model): return False
+    return forward_accepts(lm.model, 'position_ids')
+
 def prefill_shared(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of all prompts
@@ -284,12 +321,85 @@ def prefill_shared(
     Returns:
         of one row; None: nothing in common, or the model's cache cannot be shared
     """
-    if is_seq2seq(lm) or not can_crop_cache(lm.model): return None
-    if not forward_accepts(lm.model, 'position_ids'): return None
-    if not (same := shared_prefix_length(rows)): return None
+    if not can_share_prefix(lm) or not (same := shared_prefix_length(rows)): return None
     state = DecodingState(lm, [rows[0][:same]])
     state.logits()
     return state
+
+# %% ../../nbs/generation/kv_cache.ipynb #c85eba68
+def _places(positions: Sequence[np.ndarray]) -> torch.Tensor:
+    "Which token of a packed row is where, `[rows, longest]`; padding repeats a row's first token."
+    longest = max(map(len, positions))
+    padded = [np.concatenate([np.repeat(p[:1], longest - len(p)), p]) for p in positions]
+    return torch.from_numpy(np.stack(padded))
+
+# %% ../../nbs/generation/kv_cache.ipynb #3521f783
+def _left_padded(
+    x: torch.Tensor,  # [1, heads, tokens, width]: keys or values of packed prompts
+    places: torch.Tensor,  # [rows, longest]: which of the tokens is where
+) -> torch.Tensor:  # [rows, heads, longest, width]
+    "Keys or values of packed prompts, a row for each."
+    return x[0].transpose(0, 1)[places].transpose(1, 2)
+
+# %% ../../nbs/generation/kv_cache.ipynb #24731629
+def _unpacked_cache(model: Any, packed: Any, places: torch.Tensor) -> Any:
+    "A cache with a row for each prompt, from one of packed prompts, which is emptied."
+    from transformers.cache_utils import DynamicCache
+    cache = DynamicCache(config=model.config)
+    for layer, long in zip(cache.layers, packed.layers, strict=True):
+        layer.update(_left_padded(long.keys, places), _left_padded(long.values, places))
+        long.keys = long.values = None
+    return cache
+
+# %% ../../nbs/generation/kv_cache.ipynb #1ddeff19
+def _pack_prompts(lm: LM, rows: list[list[int]]) -> tuple[PackedBatch, list[np.ndarray]]:
+    "Prompts in one long row, and where the tokens of each are; what they share is there once."
+    order, shared = shared_prefixes(rows) if can_share(lm) else (list(range(len(rows))), None)
+    documents = [{'input_ids': rows[i], 'labels': rows[i]} for i in order]
+    batch = pack(documents, shared=shared, whole=True)
+    by_number = dict(zip(order, batch.tree.positions()))
+    return batch, [by_number[i] for i in range(len(rows))]
+
+# %% ../../nbs/generation/kv_cache.ipynb #a03101e2
+@locked_model
+def can_read_packed(
+    lm: LM,  # a loaded model
+) -> bool:
+    """Whether prompts can be read one after another in one row, without padding.
+
+    Args:
+        lm: a loaded model
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+    if is_seq2seq(lm) or not all(forward_accepts(lm.model, n) for n in ('past_key_values', 'position_ids')):
+        return False
+    layers = DynamicCache(config=lm.model.config).layers
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    depth = lm.model.config.get_text_config(decoder=True).num_hidden_layers   # some share keys between layers
+    return plain and len(layers) == depth and can_pack(lm)
+
+# %% ../../nbs/generation/kv_cache.ipynb #c2d7facd
+_WORTH_ASKING = 128  # tokens: about what `can_pack` computes when it tries a model
+
+def saved_by_packing(
+    lm: LM,  # a loaded model
+    rows: list[list[int]],  # token ids of the prompts
+    prefix: DecodingState | None = None,  # what all begin with, if that has been read already
+) -> int:  # tokens; below 0: a shared prefix saves more
+    """How many tokens fewer are computed when prompts are read one after another.
+
+    Args:
+        lm: a loaded model
+        rows: token ids of the prompts
+        prefix: what all begin with, if that has been read already
+
+    Returns:
+        tokens; below 0: a shared prefix saves more
+    """
+    shared = shared_prefix_length(rows) if can_share_prefix(lm) else 0
+    same = prefix.cached_length if prefix else shared
+    with_padding = (0 if prefix else same) + len(rows) * (max(map(len, rows)) - same)
+    return with_padding - sum(map(len, rows)) + sum(shared_prefixes(rows)[1])
 
 # %% ../../nbs/generation/kv_cache.ipynb #bbfbc12b
 def prefill(
@@ -311,16 +421,18 @@ def prefill(
     """
     unique = list(map(list, dict.fromkeys(map(tuple, rows))))
     if is_seq2seq(lm): state: DecodingState = Seq2SeqState(lm, unique)
-    else:
-        if not output_hidden_states: prefix = prefix or prefill_shared(lm, unique)
-        state = DecodingState(lm, unique, output_hidden_states, prefix)
-    logits = state.logits()
-    return (state, logits) if len(unique) == len(rows) else _repeated(state, logits, unique, rows)
+    elif output_hidden_states: state = DecodingState(lm, unique, True)
+    elif saved_by_packing(lm, unique, prefix) >= _WORTH_ASKING and can_read_packed(lm):
+        state = DecodingState(lm, unique)
+        return _for_all(state, state.read_packed(lm, unique), unique, rows)
+    else: state = DecodingState(lm, unique, prefix=prefix or prefill_shared(lm, unique))
+    return _for_all(state, state.logits(), unique, rows)
 
 # %% ../../nbs/generation/kv_cache.ipynb #2df6b7e5
-def _repeated(state: DecodingState, logits: torch.Tensor, unique: list[list[int]],
-              rows: list[list[int]]) -> tuple[DecodingState, torch.Tensor]:
+def _for_all(state: DecodingState, logits: torch.Tensor, unique: list[list[int]],
+             rows: list[list[int]]) -> tuple[DecodingState, torch.Tensor]:
     "A state and logits of `unique` prompts, given to all `rows`."
+    if len(unique) == len(rows): return state, logits
     index = {tuple(r): i for i, r in enumerate(unique)}
     again = torch.tensor([index[tuple(r)] for r in rows], device=logits.device)
     state.reorder(again)

@@ -137,7 +137,7 @@ def decode_steps(
         ended |= {r for r, t in new.items() if t in ends or (should_stop and should_stop(r, t))}
         unfinished = [i for i, r in enumerate(active) if r not in ended]
         if not unfinished or step + 1 == max_new_tokens: return
-        shrink = 2 * len(unfinished) <= len(active)
+        shrink = 8 * len(unfinished) <= 7 * len(active)   # a copy of the cache: as much as a step makes
         chooser.advance(tokens, torch.tensor(unfinished, device=lm.device) if shrink else None)
         if shrink: active = [active[i] for i in unfinished]
 
