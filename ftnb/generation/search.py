@@ -102,16 +102,18 @@ class TokenSampler:
             active: list[int]
         """
         tokens, stages = self._choose(self._logits(step), step, active)
-        if self.ahead and not self.ahead.is_exact and not self._is_firm(tokens, stages, step):
+        if self.ahead and not self._is_firm(self.ahead, tokens, stages, step):
             tokens, _ = self._choose(self.ahead.exact_logits(), step, active)
         return tokens
 
-    def _is_firm(self, tokens: torch.Tensor, stages: list[torch.Tensor], step: int) -> bool:
+    def _is_firm(self, ahead: Lookahead, tokens: torch.Tensor, stages: list[torch.Tensor],
+                 step: int) -> bool:
         "Whether rounding cannot have chosen the token of the only row; penalty and temperature make it larger."
         d, uniform = self.decoding, None if self.uniforms is None else self.uniforms[0, step]
-        penalty = max(d.repetition_penalty, 1 / d.repetition_penalty)
-        error = self.ahead.error * penalty / (d.temperature or 1) if self.ahead else 0.
-        return is_firm([x[0] for x in stages], cuts_of(d), int(tokens[0]), uniform, error)
+        factor = max(d.repetition_penalty, 1 / d.repetition_penalty) / (d.temperature or 1)
+        if uniform is not None and step % 4 == 0: ahead.note_risk(stages[-1][0], factor)
+        if ahead.is_exact or ahead.rounding is None: return True
+        return is_firm([x[0] for x in stages], cuts_of(d), int(tokens[0]), uniform, ahead.rounding.times(factor))
 
     def advance(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> None:
         """Add the tokens; with `keep` (row numbers), go on with those rows only.
