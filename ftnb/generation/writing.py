@@ -17,6 +17,7 @@ from ..models.lm import LM, active_weights_hash, check_lm, eos_ids, locked_model
 from ..models.tokens import joins, token_texts, tokenizer_hash
 from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
 from .constraints import Constraint, make_constraint, schema_dict
+from .lookahead import lookahead_maker
 from .search import decode_steps
 from .prompts import Prompt, as_prompt_list, prepare_prompts
 from .streaming import (
@@ -74,6 +75,8 @@ def stream(
     seed: int = 0,  # of the sampling
     truncate: bool | str = False,  # cut a prompt that is too long, with a warning; or 'left', 'right'
     skip_special_tokens: bool = True,  # False: keep those that come before the end
+    lookahead: bool | None = None,  # read guesses along: the same text, faster; None: where it is exactly the same
+    draft: LM | None = None,  # a smaller model with the same tokens that guesses
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
     """Yield the continuation of `prompt` piece by piece, as the model writes it.
 
@@ -96,6 +99,8 @@ def stream(
         seed: of the sampling
         truncate: cut a prompt that is too long, with a warning; or 'left', 'right'
         skip_special_tokens: False: keep those that come before the end
+        lookahead: read guesses along: the same text, faster; None: where it is exactly the same
+        draft: a smaller model with the same tokens that guesses
 
     Returns:
         pieces; joined, they are what `generate` returns
@@ -104,11 +109,13 @@ def stream(
     decoding = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
                         penalty_alpha=penalty_alpha, min_new_tokens=min_new_tokens)
     stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema_dict(schema))
+    make_ahead = lookahead_maker(lm, decoding, lookahead, draft)
     rows, _ = prepare_prompts(lm, [prompt], max_new_tokens, truncate)
     check_min_new_tokens(decoding, max_new_tokens)
     uniforms = sampling_uniforms(rows, max_new_tokens, seed) if temperature else None
     should_stop = StopStrings(lm, rows, stops, skip_special_tokens) if stops else None
-    steps = decode_steps(lm, rows, max_new_tokens, decoding, uniforms, constraint, should_stop, stop_ids=stop_ids)
+    steps = decode_steps(lm, rows, max_new_tokens, decoding, uniforms, constraint, should_stop, stop_ids=stop_ids,
+                         make_ahead=make_ahead)
     pieces = text_pieces(lm, rows[0], steps, stops, stop_ids, skip_special_tokens)
     if constraint: pieces = _warn_incomplete(pieces, constraint)
     return refuse_adapter_switch(list(lm.model.modules()), pieces)
@@ -199,6 +206,8 @@ class _Options(TypedDict, total=False):
     engine: str
     batch_tokens: int
     progress: bool
+    lookahead: bool | None
+    draft: LM | None
 
 # %% ../../nbs/generation/writing.ipynb #566c93ae
 @overload  # a str is also a sequence of str; of two signatures that fit, the first counts
@@ -245,6 +254,8 @@ def generate(
     batch_tokens: int = 8192,  # rows × (longest prompt + new tokens) in one batch
     progress: bool = True,  # show a status line when there is more than one batch
     skip_special_tokens: bool = True,  # False: keep those that come before the end
+    lookahead: bool | None = None,  # read guesses along: the same text, faster; None: where it is exactly the same
+    draft: LM | None = None,  # a smaller model with the same tokens that guesses; prompts are written one by one
 ):  # the new text, without the prompt: a str for a str, a list for a list
     """Continue a prompt, or each of a list of prompts.
 
@@ -277,6 +288,8 @@ def generate(
         batch_tokens: rows × (longest prompt + new tokens) in one batch
         progress: show a status line when there is more than one batch
         skip_special_tokens: False: keep those that come before the end
+        lookahead: read guesses along: the same text, faster; None: where it is exactly the same
+        draft: a smaller model with the same tokens that guesses; prompts are written one by one
 
     Returns:
         the new text, without the prompt: a str for a str, a list for a list
@@ -285,12 +298,14 @@ def generate(
         temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
         num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha, min_new_tokens)
     _check_options(decoding, n, seed, file, batch_tokens)
+    _check_engine(engine, lookahead, draft)
     schema, prompts = schema_dict(schema), as_prompt_list(prompt)
     stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema)
     rows, cut = prepare_prompts(lm, prompts, max_new_tokens, truncate)
     job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed,
-                        pattern, schema, n or 1, engine, constraint, stop_ids, skip_special_tokens)
-    _run_job(job, file, ENGINES[check_choice(engine, ENGINES, 'engine')], batch_tokens, progress)
+                        pattern, schema, n or 1, engine, constraint, stop_ids, skip_special_tokens,
+                        lookahead_maker(lm, decoding, lookahead, draft))
+    _run_job(job, file, ENGINES[engine], batch_tokens if draft is None else 1, progress)
     return _results(job, cut, prompt, n, details)
 
 # %% ../../nbs/generation/writing.ipynb #4f7a2c31
@@ -305,6 +320,15 @@ def _check_options(decoding: Decoding, n: int | None, seed: int, file: Any, batc
     elif (n or 1) > 1 and not decoding.temperature:
         raise FTNBError(f'n={n}', 'without a temperature all texts of a prompt are the same',
                         'Set a temperature such as 0.8 to sample, or num_beams to search.')
+
+# %% ../../nbs/generation/writing.ipynb #78bdd33e
+def _check_engine(engine: str, lookahead: bool | None, draft: LM | None) -> None:
+    "Only our own loop looks ahead."
+    check_choice(engine, ENGINES, 'engine')
+    if engine != 'ftnb' and (lookahead or draft is not None):
+        what = 'lookahead=True' if draft is None else 'draft'
+        raise FTNBError(f'{what} with engine={engine!r}', 'this engine does not do it',
+                        "Leave it out, or use engine='ftnb'.")
 
 # %% ../../nbs/generation/writing.ipynb #cf6f5b25
 def _run_job(job: GenerationJob, file: Any, engine: Callable, batch_tokens: int, progress: bool) -> None:
