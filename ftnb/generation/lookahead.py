@@ -242,12 +242,14 @@ class Lookahead:
         """
         if self.found is None:
             if not self.ahead: self.ahead = self.guesser.guess(self.lengths.plan(self.guesser.match, most))
-            if self.ahead and self._pays(most): self._read()
-            else:
-                exact = self.exact == self.state.cached_length
-                self.found = self.state.logits()
-                if exact: self.exact, self.plain = self.state.cached_length, self.found[0]
+            self.found = self._read() if self.ahead and self._pays(most) else self._read_one()
         return self.found[:1]
+
+    def _read_one(self) -> torch.Tensor:
+        "The plain pass."
+        exact, found = self.exact == self.state.cached_length, self.state.logits()
+        if exact: self.exact, self.plain = self.state.cached_length, found[0]
+        return found
 
     def append(self, tokens: torch.Tensor) -> None:
         """Add the token that was chosen, `[1]`; if it is another one than was guessed, the guesses are dropped.
@@ -270,7 +272,7 @@ class Lookahead:
         if self.is_read: self.state.crop(len(self.ahead))
         self.ahead, self.is_read, self.found = [], False, None
 
-    def _read(self) -> None:
+    def _read(self) -> torch.Tensor:
         "Read the newest token and the guesses in one pass; the first time, with the token before, to compare."
         state, first = self.state, self.rounding is None
         again = state.ids[0, -2:].tolist() if first else []
@@ -279,7 +281,7 @@ class Lookahead:
         for token in [*again, *self.ahead]: state.append(torch.tensor([token], device=state.ids.device))
         found = state.last_logits(1 + first + len(self.ahead))[0]
         if first and self.plain is not None: self._compare(found[0], self.plain)
-        self.found = found[first:]
+        return found[first:]
 
     def _compare(self, ahead: torch.Tensor, plain: torch.Tensor) -> None:
         "Learn the bounds from the logits of one token, read in two ways."
@@ -320,7 +322,7 @@ class Lookahead:
         risk = torch.minimum(probs, 2 * shift * cumulative * (1 - cumulative)).sum().item()
         self.risk = risk if not self.risk else 0.8 * self.risk + 0.2 * risk
 
-# %% ../../nbs/generation/lookahead.ipynb #dc85d2a9
+# %% ../../nbs/generation/lookahead.ipynb #ef028432
 MAX_FACTOR, RMS_FACTOR = 4, 16
 
 # %% ../../nbs/generation/lookahead.ipynb #a5eb9d8b
