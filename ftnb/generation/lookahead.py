@@ -66,7 +66,8 @@ class LookUp:
         seen = 0
         for n in SIZES:
             if n > len(self.ids): continue
-            seen = seen or self.after.get(key := tuple(self.ids[-n:]), 0)
+            key = tuple(self.ids[-n:])
+            seen = seen or self.after.get(key, 0)
             self.after[key] = len(self.ids)
         if right and self.place is not None: self.place, self.match = self.place + 1, self.match + 1
         else:

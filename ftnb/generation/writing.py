@@ -294,27 +294,25 @@ def generate(
     Returns:
         the new text, without the prompt: a str for a str, a list for a list
     """
-    decoding = Decoding(
-        temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
-        num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha, min_new_tokens)
-    _check_options(decoding, n, seed, file, batch_tokens)
-    _check_engine(engine, lookahead, draft)
-    schema, prompts = schema_dict(schema), as_prompt_list(prompt)
-    stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema)
-    rows, cut = prepare_prompts(lm, prompts, max_new_tokens, truncate)
-    job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed,
-                        pattern, schema, n or 1, engine, constraint, stop_ids, skip_special_tokens,
+    decoding = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
+                        num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha, min_new_tokens)
+    _check_options(decoding, n, seed, file, batch_tokens, engine, draft or lookahead)
+    stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema := schema_dict(schema))
+    rows, cut = prepare_prompts(lm, as_prompt_list(prompt), max_new_tokens, truncate)
+    job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed, pattern,
+                        schema, n or 1, engine, constraint, stop_ids, skip_special_tokens,
                         lookahead_maker(lm, decoding, lookahead, draft))
-    _run_job(job, file, ENGINES[engine], batch_tokens if draft is None else 1, progress)
-    return _results(job, cut, prompt, n, details)
+    return _results(_run_job(job, file, batch_tokens if draft is None else 1, progress), cut, prompt, n, details)
 
 # %% ../../nbs/generation/writing.ipynb #4f7a2c31
-def _check_options(decoding: Decoding, n: int | None, seed: int, file: Any, batch_tokens: int) -> None:
+def _check_options(decoding: Decoding, n: int | None, seed: int, file: Any, batch_tokens: int, engine: str,
+                   ahead: Any) -> None:
     "What does not depend on the model. Several texts of a prompt must be able to differ."
     check_number('batch_tokens', batch_tokens, 1)
     check_number('seed', seed, 0)
     check_number('n', n, 1, none=True)
     if file is not None: check_path('file', file)
+    _check_engine(engine, ahead)
     if decoding.uses_beams:
         require('n', n, (n or 1) <= decoding.num_beams, f'beam search keeps {decoding.num_beams} texts')
     elif (n or 1) > 1 and not decoding.temperature:
@@ -322,21 +320,22 @@ def _check_options(decoding: Decoding, n: int | None, seed: int, file: Any, batc
                         'Set a temperature such as 0.8 to sample, or num_beams to search.')
 
 # %% ../../nbs/generation/writing.ipynb #78bdd33e
-def _check_engine(engine: str, lookahead: bool | None, draft: LM | None) -> None:
+def _check_engine(engine: str, ahead: Any) -> None:
     "Only our own loop looks ahead."
     check_choice(engine, ENGINES, 'engine')
-    if engine != 'ftnb' and (lookahead or draft is not None):
-        what = 'lookahead=True' if draft is None else 'draft'
+    if engine != 'ftnb' and ahead:
+        what = 'lookahead=True' if ahead is True else 'draft'
         raise FTNBError(f'{what} with engine={engine!r}', 'this engine does not do it',
                         "Leave it out, or use engine='ftnb'.")
 
 # %% ../../nbs/generation/writing.ipynb #cf6f5b25
-def _run_job(job: GenerationJob, file: Any, engine: Callable, batch_tokens: int, progress: bool) -> None:
+def _run_job(job: GenerationJob, file: Any, batch_tokens: int, progress: bool) -> GenerationJob:
     "Have an engine write what is not in the file yet."
-    todo = list(range(len(job.rows)))
+    todo, engine = list(range(len(job.rows))), ENGINES[job.engine]
     if file is not None: _run_with_file(job, AnswersFile(file, _job_settings(job)), engine, batch_tokens, progress)
     elif todo: engine(job, todo, batch_tokens, job.finish_row, progress)
     if job.constraint: _incomplete(job.finish.count('length'), len(job.rows))
+    return job
 
 # %% ../../nbs/generation/writing.ipynb #b3c3305f
 def _run_with_file(job: GenerationJob, file: AnswersFile, engine: Callable, batch_tokens: int,
