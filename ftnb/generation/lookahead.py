@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 import torch
-from ..core.errors import FTNBError, require
+from ..core.errors import FTNBError, require, warn
 from ..models.lm import LM, check_lm, eval_mode, is_seq2seq
 from .decoding import Decoding
 from .kv_cache import DecodingState, can_crop_cache
@@ -479,6 +479,13 @@ def _hindrance(lm: LM, decoding: Decoding) -> str:
     if decoding.typical_p not in (None, 1): return 'it is not known which tokens rounding would add to typical_p'
     return f'{lm.name!r} cannot take tokens back out of its cache' if _cannot_crop(lm) else ''
 
+def _worthwhile(draft: Draft) -> Draft:
+    "The same, with a warning if its guesses can hardly pay."
+    if not GuessLength(draft.lm.device.type, draft.rates, draft.cost).choose(0, MOST_GUESSES):
+        warn(f'draft={draft.lm.name!r} will hardly be asked: a guess costs {100 * draft.cost:.0f} % of a pass. '
+             'A smaller one pays.')
+    return draft
+
 def _is_16_bit(lm: LM) -> bool:
     "Whether the model computes with so few digits that the order of sums shows."
     formats = {p.dtype for p in lm.model.parameters() if p.is_floating_point()}
@@ -510,7 +517,7 @@ def lookahead_maker(
         if draft is None and not lookahead: return None
         raise FTNBError('lookahead=True' if draft is None else f'draft={draft.name!r}', why, 'Leave it out.')
     if draft is None and lookahead is None and _is_16_bit(lm): return None
-    begin = LookUp if draft is None else Draft(lm, draft).begin
+    begin = LookUp if draft is None else _worthwhile(Draft(lm, draft)).begin
     def make(state: DecodingState) -> Lookahead:
         guesser = begin(state.ids[0][state.mask[0].bool()].tolist())
         return Lookahead(state, guesser, GuessLength(lm.device.type, guesser.rates, guesser.cost), not _is_16_bit(lm))
