@@ -229,6 +229,8 @@ def test_drafts() -> None:
     with passes(lm) as read:
         written(lm, [AGAIN], 50, Decoding(), make_ahead=eager(lm, Decoding(), twin))
     assert len(read) < 15
+    with pytest.warns(UserWarning, match="hardly be asked"):
+        generate(lm, "a", 5, draft=twin)
     other = tiny_lm(chat=True)
     for mistake, what in (
         ({"draft": lm}, "itself"),
