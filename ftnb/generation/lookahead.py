@@ -295,7 +295,7 @@ class Lookahead:
     def _pays(self, most: int) -> bool:
         "Whether the guesses are worth reading."
         if self.rounding is None and self.plain is None: return False
-        return not self.check or not self.is_exact or self.lengths.saved >= self.risk * most
+        return not self.check or not self.is_exact or self.lengths.saved >= 2 * self.risk * most
 
     def exact_logits(self) -> torch.Tensor:
         "The logits of the next token, after reading again one by one what was read together."
