@@ -41,14 +41,18 @@ def writes(text: str) -> LM:
     """A model that writes a text after every prompt, a token at a time, and ends."""
     lm = marked_lm()
     lm.tokenizer.chat_template = THINKS
-    ids, written = [*ids_of(lm, text), lm.tokenizer.eos_token_id], itertools.count()
+    ids, start = [*ids_of(lm, text), lm.tokenizer.eos_token_id], 0
 
     def lead(module, args, kwargs, out):
-        nonlocal written
-        if kwargs["input_ids"].shape[1] > 1:  # a prompt
-            written = itertools.count()
-        out.logits[:, -1] = 0.0
-        out.logits[:, -1, ids[min(next(written), len(ids) - 1)]] = 9.0
+        nonlocal start
+        if "position_ids" not in kwargs:  # nothing is written
+            return out
+        places = kwargs["position_ids"][0].tolist()[-out.logits.shape[1] :]
+        if len(places) == 1 and kwargs["input_ids"].shape[1] > 1:  # a prompt; guesses are asked for one by one
+            start = places[-1]
+        out.logits[:] = 0.0
+        for i, place in enumerate(places):
+            out.logits[:, i, ids[min(place - start, len(ids) - 1)]] = 9.0
         return out
 
     lm.model.register_forward_hook(lead, with_kwargs=True)

@@ -23,6 +23,7 @@ OTHER_NAMES = {  # our name: what other libraries call it
     'stop': 'stop_sequences stop_strings stop_words stop_token_ids eos_token_id stopping_criteria until',
     'seed': 'random_state random_seed manual_seed data_seed', 'truncate': 'truncation',
     'details': 'return_dict_in_generate output_scores logprobs return_full_text',
+    'lookahead': 'prompt_lookup_num_tokens prompt_lookup speculative_config', 'draft': 'assistant_model draft_model',
     'prompt': 'prompts inputs input_ids text input', 'begin': 'prefill continue_final_message prefix'}
 
 # %% ../../nbs/core/options.ipynb #c912a197

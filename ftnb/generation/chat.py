@@ -22,6 +22,7 @@ from ..data.rows import CheckedRows, check_rows
 from ..data.tokenizing import waiting_prompt_ids
 from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
 from .kv_cache import DecodingState
+from .lookahead import lookahead_maker
 from .search import decode_steps
 from .prompts import prepare_prompts
 from .answers import AnswerReader, Begun, FirstTokens, begun_prompt, begun_target, check_begin
@@ -87,6 +88,8 @@ class Chat:
         stop: a str, a token id, or a list of them: end an answer before any of these
         seed: of the sampling
         language: of the names of speakers, if the model has no chat template: 'en' or 'zh'
+        lookahead: read guesses along: the same text, faster; None: where it is exactly the same
+        draft: a smaller model with the same tokens that guesses
     """
     @known_options
     def __init__(self,
@@ -105,6 +108,8 @@ class Chat:
         stop: Any = None,  # a str, a token id, or a list of them: end an answer before any of these
         seed: int = 0,  # of the sampling
         language: str = 'en',  # of the names of speakers, if the model has no chat template: 'en' or 'zh'
+        lookahead: bool | None = None,  # read guesses along: the same text, faster; None: where it is exactly the same
+        draft: LM | None = None,  # a smaller model with the same tokens that guesses
     ):
         self.system, self.turns = _system_apart(system, turns)   # dicts of role and content
         check_lm(lm)
@@ -113,6 +118,7 @@ class Chat:
         self.decoding = Decoding(temperature, top_k, top_p, min_p, repetition_penalty=repetition_penalty,
                                  min_new_tokens=min_new_tokens)
         check_min_new_tokens(self.decoding, self.max_new_tokens)
+        self._make_ahead = lookahead_maker(lm, self.decoding, lookahead, draft)
         self.seed, self.begin = check_number('seed', seed, 0), check_begin(begin)
         templated = uses_chat_template(lm, self.task)   # without one, turns are marked by "User:"
         stops, self.stop_ids = stop_strings_and_ids(lm, stop)
@@ -190,7 +196,8 @@ class Chat:
             return writing.finish == 'stop' or is_over()
         first: Any = FirstTokens([writing.begun.first]) if writing.begun.first else None
         steps = decode_steps(self.lm, [ids], writing.most, writing.decoding, uniforms, first,
-                             should_stop=should_stop, prefilled=prefilled, stop_ids=self.stop_ids)
+                                 should_stop=should_stop, prefilled=prefilled, stop_ids=self.stop_ids,
+                             make_ahead=self._make_ahead)
         return text_pieces(self.lm, ids, self._noted(writing, steps), self.stops, self.stop_ids, skip)
 
     def _read(self, writing: _Writing, pieces: Any) -> Iterator[tuple[str, str]]:

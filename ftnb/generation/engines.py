@@ -35,7 +35,7 @@ def _decode_batch(job: GenerationJob, batch: list[int], on_finish: Callable[[int
     uniforms = None if job.uniforms is None else job.uniforms[batch]
     unfinished = set(range(len(batch)))
     steps = decode_steps(job.lm, rows, job.max_new_tokens, job.decoding, uniforms, job.constraint, stops,
-                         stop_ids=job.stop_ids)
+                         stop_ids=job.stop_ids, make_ahead=job.make_ahead)
     for step in steps:
         for r in unfinished - step.keys(): on_finish(batch[r])
         unfinished &= step.keys()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib, hashlib, json, os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ class GenerationJob:
         constraint: of `pattern` or `schema`
         stop_ids: tokens that end a text, besides the model's end tokens
         skip_special: leave special tokens out of the texts
+        make_ahead: how a row that is alone looks ahead, from `lookahead_maker`
         complete: row that ran out of tokens -> matches the form
 
     Attributes:
@@ -58,6 +60,7 @@ class GenerationJob:
     constraint: Constraint | None = None  # of `pattern` or `schema`
     stop_ids: tuple[int, ...] = ()  # tokens that end a text, besides the model's end tokens
     skip_special: bool = True  # leave special tokens out of the texts
+    make_ahead: Callable | None = None  # how a row that is alone looks ahead, from `lookahead_maker`
     ids: list[list[int]] = field(init=False)  # what was written for each row, without the end token
     finish: list[str] = field(init=False)  # why each row ended: 'end', 'stop', 'length'; '': it has not
     complete: dict[int, bool] = field(default_factory=dict)  # row that ran out of tokens -> matches the form

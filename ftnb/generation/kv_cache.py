@@ -146,9 +146,10 @@ class DecodingState:
             n: int
         """
         if not n: return
+        cached = max(0, n - self.ids.shape[1] + self.cached_length)   # of these
         self.ids, self.mask = self.ids[:, :-n], self.mask[:, :-n]
-        self.cached_length -= n
-        self.cache.crop(-n)
+        if cached: self.cache.crop(-cached)
+        self.cached_length -= cached
 
     def restart(self, ids: list[int]) -> int:
         """Replace the text of a state of one row; return how many of the new tokens are in the cache already.

@@ -13,6 +13,7 @@ from ..models.tokens import control_ids
 from .decoding import Decoding, choose_tokens, logits_processors
 from .constraints import Constraint
 from .kv_cache import DecodingState, model_logits_processors, prefill
+from .lookahead import Lookahead, cuts_of, is_firm
 
 # %% auto #0
 __all__ = ['GREEDY', 'logits_rules', 'TokenSampler', 'decode_steps', 'ContrastiveSearch', 'BeamHypotheses', 'BeamState',
@@ -40,7 +41,7 @@ def logits_rules(
     control, ends = control_ids(lm) if words else (), eos_ids(lm) if ends is None else ends
     return model_logits_processors(lm) + logits_processors(decoding, control, ends, start)
 
-# %% ../../nbs/generation/search.ipynb #ab86aa94
+# %% ../../nbs/generation/search.ipynb #b25b54af
 class TokenSampler:
     """Chooses the next token of every row: the most probable, or one drawn at random.
 
@@ -52,6 +53,8 @@ class TokenSampler:
         constraint: what the rows must satisfy
         prefilled: from `prefill`
         ends: ids of end tokens; None: the model's
+        make_ahead: from `lookahead_maker`
+        max_new_tokens: of a row, if it is to look ahead
     """
     def __init__(self,
         lm: LM,  # a loaded model
@@ -61,12 +64,35 @@ class TokenSampler:
         constraint: Constraint | None = None,  # what the rows must satisfy
         prefilled: tuple[DecodingState, torch.Tensor] | None = None,  # from `prefill`
         ends: Sequence[int] | None = None,  # ids of end tokens; None: the model's
+        make_ahead: Callable[[DecodingState], Lookahead] | None = None,  # from `lookahead_maker`
+        max_new_tokens: int = 0,  # of a row, if it is to look ahead
     ):
         self.constraint, self.uniforms = constraint, None
         if uniforms is not None:   # Apple GPUs have no float64
             self.uniforms = uniforms.to(lm.device, torch.float32 if lm.device.type == 'mps' else None)
         self.state, self.first_logits = prefilled or prefill(lm, rows)
         self.rules = logits_rules(lm, decoding, self.state.ids.shape[1], ends)
+        self.decoding, self.make_ahead, self.max_new_tokens = decoding, make_ahead, max_new_tokens
+        self.ahead = self._alone()   # None: several rows, or without look-ahead
+
+    def _alone(self) -> Lookahead | None:
+        "A row that is alone looks ahead."
+        return self.make_ahead(self.state) if self.make_ahead and len(self.state.ids) == 1 else None
+
+    def _logits(self, step: int) -> torch.Tensor:
+        "The logits of the next token, `[rows, vocabulary]`."
+        first, self.first_logits = self.first_logits, None
+        if first is not None: return first
+        return self.ahead.logits(self.max_new_tokens - step - 1) if self.ahead else self.state.logits()
+
+    def _choose(self, logits: torch.Tensor, step: int,
+                active: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        "The next tokens; for a row that looks ahead, the logits too: before some tokens were left out, and after."
+        text, kept = self.ahead or self.state, 1 + (len(cuts_of(self.decoding)) if self.ahead else 0)
+        if self.constraint: logits = self.constraint(active, logits)
+        stages = [logits]
+        for rule in self.rules: stages = [*stages, rule(text.ids, text.mask, stages[-1])][-kept:]
+        return choose_tokens(stages[-1], None if self.uniforms is None else self.uniforms[:, step]), stages
 
     def next_tokens(self, step: int, active: list[int]) -> torch.Tensor:
         """The next token of every row; `active` are the numbers that the constraint knows the rows by.
@@ -75,11 +101,19 @@ class TokenSampler:
             step: int
             active: list[int]
         """
-        logits = self.state.logits() if self.first_logits is None else self.first_logits
-        self.first_logits = None
-        if self.constraint: logits = self.constraint(active, logits)
-        for rule in self.rules: logits = rule(self.state.ids, self.state.mask, logits)
-        return choose_tokens(logits, None if self.uniforms is None else self.uniforms[:, step])
+        tokens, stages = self._choose(self._logits(step), step, active)
+        if self.ahead and not self._is_firm(self.ahead, tokens, stages, step):
+            tokens, _ = self._choose(self.ahead.exact_logits(), step, active)
+        return tokens
+
+    def _is_firm(self, ahead: Lookahead, tokens: torch.Tensor, stages: list[torch.Tensor],
+                 step: int) -> bool:
+        "Whether rounding cannot have chosen the token of the only row; penalty and temperature make it larger."
+        d, uniform = self.decoding, None if self.uniforms is None else self.uniforms[0, step]
+        factor = max(d.repetition_penalty, 1 / d.repetition_penalty) / (d.temperature or 1)
+        if uniform is not None and step % 4 == 0: ahead.note_risk(stages[-1][0], factor)
+        if ahead.is_exact or ahead.rounding is None: return True
+        return is_firm([x[0] for x in stages], cuts_of(d), int(tokens[0]), uniform, ahead.rounding.times(factor))
 
     def advance(self, tokens: torch.Tensor, keep: torch.Tensor | None = None) -> None:
         """Add the tokens; with `keep` (row numbers), go on with those rows only.
@@ -88,10 +122,11 @@ class TokenSampler:
             tokens: torch.Tensor
             keep: torch.Tensor | None
         """
-        self.state.append(tokens)
+        (self.ahead or self.state).append(tokens)
         if keep is None: return
         self.state.reorder(keep)
         if self.uniforms is not None: self.uniforms = self.uniforms[keep]
+        self.ahead = self._alone()
 
 # %% ../../nbs/generation/search.ipynb #50ff9441
 GREEDY = Decoding()
@@ -107,6 +142,7 @@ def decode_steps(
     should_stop: Callable[[int, int], bool] | None = None,  # row, token -> whether the row ends with it
     prefilled: tuple[DecodingState, torch.Tensor] | None = None,  # from `prefill`
     stop_ids: Sequence[int] = (),  # tokens that end a row, besides the model's end tokens
+    make_ahead: Callable[[DecodingState], Lookahead] | None = None,  # how a row that is alone looks ahead
 ) -> Iterator[dict[int, int]]:  # at each step, {row: its next token}; a row ends with an end token
     """The decoding loop: yield the next token of every unfinished row, step by step.
 
@@ -120,6 +156,7 @@ def decode_steps(
         should_stop: row, token -> whether the row ends with it
         prefilled: from `prefill`
         stop_ids: tokens that end a row, besides the model's end tokens
+        make_ahead: how a row that is alone looks ahead
 
     Yields:
         at each step, {row: its next token}; a row ends with an end token
@@ -128,7 +165,8 @@ def decode_steps(
     active, ended, ends = list(range(len(rows))), set(), [*eos_ids(lm), *stop_ids]   # active: in the batch
     with eval_mode(lm, modules):
         chooser = (ContrastiveSearch(lm, rows, decoding, ends) if decoding.penalty_alpha
-                   else TokenSampler(lm, rows, decoding, uniforms, constraint, prefilled, ends))
+                   else TokenSampler(lm, rows, decoding, uniforms, constraint, prefilled, ends,
+                                     make_ahead, max_new_tokens))
     for step in range(max_new_tokens):
         with eval_mode(lm, modules): tokens = chooser.next_tokens(step, active)   # not around `yield`
         new = {r: t for r, t in zip(active, tokens.tolist()) if r not in ended}   # waits for the device

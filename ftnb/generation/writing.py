@@ -17,6 +17,7 @@ from ..models.lm import LM, active_weights_hash, check_lm, eos_ids, locked_model
 from ..models.tokens import joins, token_texts, tokenizer_hash
 from .decoding import Decoding, check_min_new_tokens, sampling_uniforms
 from .constraints import Constraint, make_constraint, schema_dict
+from .lookahead import lookahead_maker
 from .search import decode_steps
 from .prompts import Prompt, as_prompt_list, prepare_prompts
 from .streaming import (
@@ -74,6 +75,8 @@ def stream(
     seed: int = 0,  # of the sampling
     truncate: bool | str = False,  # cut a prompt that is too long, with a warning; or 'left', 'right'
     skip_special_tokens: bool = True,  # False: keep those that come before the end
+    lookahead: bool | None = None,  # read guesses along: the same text, faster; None: where it is exactly the same
+    draft: LM | None = None,  # a smaller model with the same tokens that guesses
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
     """Yield the continuation of `prompt` piece by piece, as the model writes it.
 
@@ -96,6 +99,8 @@ def stream(
         seed: of the sampling
         truncate: cut a prompt that is too long, with a warning; or 'left', 'right'
         skip_special_tokens: False: keep those that come before the end
+        lookahead: read guesses along: the same text, faster; None: where it is exactly the same
+        draft: a smaller model with the same tokens that guesses
 
     Returns:
         pieces; joined, they are what `generate` returns
@@ -104,11 +109,13 @@ def stream(
     decoding = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
                         penalty_alpha=penalty_alpha, min_new_tokens=min_new_tokens)
     stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema_dict(schema))
+    make_ahead = lookahead_maker(lm, decoding, lookahead, draft)
     rows, _ = prepare_prompts(lm, [prompt], max_new_tokens, truncate)
     check_min_new_tokens(decoding, max_new_tokens)
     uniforms = sampling_uniforms(rows, max_new_tokens, seed) if temperature else None
     should_stop = StopStrings(lm, rows, stops, skip_special_tokens) if stops else None
-    steps = decode_steps(lm, rows, max_new_tokens, decoding, uniforms, constraint, should_stop, stop_ids=stop_ids)
+    steps = decode_steps(lm, rows, max_new_tokens, decoding, uniforms, constraint, should_stop, stop_ids=stop_ids,
+                         make_ahead=make_ahead)
     pieces = text_pieces(lm, rows[0], steps, stops, stop_ids, skip_special_tokens)
     if constraint: pieces = _warn_incomplete(pieces, constraint)
     return refuse_adapter_switch(list(lm.model.modules()), pieces)
@@ -199,6 +206,8 @@ class _Options(TypedDict, total=False):
     engine: str
     batch_tokens: int
     progress: bool
+    lookahead: bool | None
+    draft: LM | None
 
 # %% ../../nbs/generation/writing.ipynb #566c93ae
 @overload  # a str is also a sequence of str; of two signatures that fit, the first counts
@@ -245,6 +254,8 @@ def generate(
     batch_tokens: int = 8192,  # rows × (longest prompt + new tokens) in one batch
     progress: bool = True,  # show a status line when there is more than one batch
     skip_special_tokens: bool = True,  # False: keep those that come before the end
+    lookahead: bool | None = None,  # read guesses along: the same text, faster; None: where it is exactly the same
+    draft: LM | None = None,  # a smaller model with the same tokens that guesses; prompts are written one by one
 ):  # the new text, without the prompt: a str for a str, a list for a list
     """Continue a prompt, or each of a list of prompts.
 
@@ -277,42 +288,54 @@ def generate(
         batch_tokens: rows × (longest prompt + new tokens) in one batch
         progress: show a status line when there is more than one batch
         skip_special_tokens: False: keep those that come before the end
+        lookahead: read guesses along: the same text, faster; None: where it is exactly the same
+        draft: a smaller model with the same tokens that guesses; prompts are written one by one
 
     Returns:
         the new text, without the prompt: a str for a str, a list for a list
     """
-    decoding = Decoding(
-        temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
-        num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha, min_new_tokens)
-    _check_options(decoding, n, seed, file, batch_tokens)
-    schema, prompts = schema_dict(schema), as_prompt_list(prompt)
-    stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema)
-    rows, cut = prepare_prompts(lm, prompts, max_new_tokens, truncate)
-    job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed,
-                        pattern, schema, n or 1, engine, constraint, stop_ids, skip_special_tokens)
-    _run_job(job, file, ENGINES[check_choice(engine, ENGINES, 'engine')], batch_tokens, progress)
-    return _results(job, cut, prompt, n, details)
+    decoding = Decoding(temperature, top_k, top_p, min_p, typical_p, repetition_penalty, no_repeat_ngram_size,
+                        num_beams, num_beam_groups, diversity_penalty, length_penalty, penalty_alpha, min_new_tokens)
+    _check_options(decoding, n, seed, file, batch_tokens, engine, draft or lookahead)
+    stops, stop_ids, constraint = _endings(lm, decoding, stop, pattern, schema := schema_dict(schema))
+    rows, cut = prepare_prompts(lm, as_prompt_list(prompt), max_new_tokens, truncate)
+    job = GenerationJob(lm, [r for r in rows for _ in range(n or 1)], max_new_tokens, decoding, stops, seed, pattern,
+                        schema, n or 1, engine, constraint, stop_ids, skip_special_tokens,
+                        lookahead_maker(lm, decoding, lookahead, draft))
+    return _results(_run_job(job, file, batch_tokens if draft is None else 1, progress), cut, prompt, n, details)
 
 # %% ../../nbs/generation/writing.ipynb #4f7a2c31
-def _check_options(decoding: Decoding, n: int | None, seed: int, file: Any, batch_tokens: int) -> None:
+def _check_options(decoding: Decoding, n: int | None, seed: int, file: Any, batch_tokens: int, engine: str,
+                   ahead: Any) -> None:
     "What does not depend on the model. Several texts of a prompt must be able to differ."
     check_number('batch_tokens', batch_tokens, 1)
     check_number('seed', seed, 0)
     check_number('n', n, 1, none=True)
     if file is not None: check_path('file', file)
+    _check_engine(engine, ahead)
     if decoding.uses_beams:
         require('n', n, (n or 1) <= decoding.num_beams, f'beam search keeps {decoding.num_beams} texts')
     elif (n or 1) > 1 and not decoding.temperature:
         raise FTNBError(f'n={n}', 'without a temperature all texts of a prompt are the same',
                         'Set a temperature such as 0.8 to sample, or num_beams to search.')
 
+# %% ../../nbs/generation/writing.ipynb #78bdd33e
+def _check_engine(engine: str, ahead: Any) -> None:
+    "Only our own loop looks ahead."
+    check_choice(engine, ENGINES, 'engine')
+    if engine != 'ftnb' and ahead:
+        what = 'lookahead=True' if ahead is True else 'draft'
+        raise FTNBError(f'{what} with engine={engine!r}', 'this engine does not do it',
+                        "Leave it out, or use engine='ftnb'.")
+
 # %% ../../nbs/generation/writing.ipynb #cf6f5b25
-def _run_job(job: GenerationJob, file: Any, engine: Callable, batch_tokens: int, progress: bool) -> None:
+def _run_job(job: GenerationJob, file: Any, batch_tokens: int, progress: bool) -> GenerationJob:
     "Have an engine write what is not in the file yet."
-    todo = list(range(len(job.rows)))
+    todo, engine = list(range(len(job.rows))), ENGINES[job.engine]
     if file is not None: _run_with_file(job, AnswersFile(file, _job_settings(job)), engine, batch_tokens, progress)
     elif todo: engine(job, todo, batch_tokens, job.finish_row, progress)
     if job.constraint: _incomplete(job.finish.count('length'), len(job.rows))
+    return job
 
 # %% ../../nbs/generation/writing.ipynb #b3c3305f
 def _run_with_file(job: GenerationJob, file: AnswersFile, engine: Callable, batch_tokens: int,
