@@ -126,19 +126,6 @@ class DecodingState:
         self.ids, self.mask = self.ids[rows], self.mask[rows]
         if self.cache is not None: self.cache.reorder_cache(rows)
 
-    def lookahead(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits after each of more tokens, `[rows, tokens, vocabulary]`; nothing is changed. Call `logits()` before.
-
-        Args:
-            ids: torch.Tensor
-        """
-        mask = torch.cat([self.mask, torch.ones_like(ids)], 1)
-        new = ids if self.cache is not None else torch.cat([self.ids, ids], 1)
-        cache = self.cache if self.can_crop else copy.deepcopy(self.cache)
-        out = self._forward(new, mask, cache)
-        if self.can_crop: cache.crop(-ids.shape[1])
-        return out.logits[:, -ids.shape[1]:].float()
-
     def crop(self, n: int) -> None:
         """Take the last `n` tokens back; only if `can_crop`.
 
@@ -238,15 +225,6 @@ class Seq2SeqState(DecodingState):
         out = self._decode(new, past_key_values=self.cache, use_cache=True)
         self.cache = getattr(out, 'past_key_values', None)
         return out.logits[:, -1].float()
-
-    def lookahead(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits after each of more tokens, `[rows, tokens, vocabulary]`; nothing is changed.
-
-        Args:
-            ids: torch.Tensor
-        """
-        out = self._decode(torch.cat([self.ids, ids], 1), use_cache=False)
-        return out.logits[:, -ids.shape[1]:].float()
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Go on with these rows only, in this order; a row may come several times.
@@ -385,21 +363,18 @@ _WORTH_ASKING = 128  # tokens: about what `can_pack` computes when it tries a mo
 def saved_by_packing(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of the prompts
-    prefix: DecodingState | None = None,  # what all begin with, if that has been read already
 ) -> int:  # tokens; below 0: a shared prefix saves more
     """How many tokens fewer are computed when prompts are read one after another.
 
     Args:
         lm: a loaded model
         rows: token ids of the prompts
-        prefix: what all begin with, if that has been read already
 
     Returns:
         tokens; below 0: a shared prefix saves more
     """
-    shared = shared_prefix_length(rows) if can_share_prefix(lm) else 0
-    same = prefix.cached_length if prefix else shared
-    with_padding = (0 if prefix else same) + len(rows) * (max(map(len, rows)) - same)
+    same = shared_prefix_length(rows) if can_share_prefix(lm) else 0
+    with_padding = same + len(rows) * (max(map(len, rows)) - same)
     return with_padding - sum(map(len, rows)) + sum(shared_prefixes(rows)[1])
 
 # %% ../../nbs/generation/kv_cache.ipynb #bbfbc12b
@@ -407,7 +382,6 @@ def prefill(
     lm: LM,  # a loaded model
     rows: list[list[int]],  # token ids of the prompts
     output_hidden_states: bool = False,  # keep the last layer's hidden states too
-    prefix: DecodingState | None = None,  # from `prefill_shared`, if that has been read already
 ) -> tuple[DecodingState, torch.Tensor]:  # with a row for each prompt, and the logits of the first new token
     """Read the prompts, each different one once.
 
@@ -415,7 +389,6 @@ def prefill(
         lm: a loaded model
         rows: token ids of the prompts
         output_hidden_states: keep the last layer's hidden states too
-        prefix: from `prefill_shared`, if that has been read already
 
     Returns:
         with a row for each prompt, and the logits of the first new token
@@ -423,10 +396,10 @@ def prefill(
     unique = list(map(list, dict.fromkeys(map(tuple, rows))))
     if is_seq2seq(lm): state: DecodingState = Seq2SeqState(lm, unique)
     elif output_hidden_states: state = DecodingState(lm, unique, True)
-    elif saved_by_packing(lm, unique, prefix) >= _WORTH_ASKING and can_read_packed(lm):
+    elif saved_by_packing(lm, unique) >= _WORTH_ASKING and can_read_packed(lm):
         state = DecodingState(lm, unique)
         return _for_all(state, state.read_packed(lm, unique), unique, rows)
-    else: state = DecodingState(lm, unique, prefix=prefix or prefill_shared(lm, unique))
+    else: state = DecodingState(lm, unique, prefix=prefill_shared(lm, unique))
     return _for_all(state, state.logits(), unique, rows)
 
 # %% ../../nbs/generation/kv_cache.ipynb #2df6b7e5
