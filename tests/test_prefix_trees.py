@@ -16,6 +16,7 @@ from ftnb.data.prefix_trees import prefix_tree, shared_prefixes, tree_groups
 from ftnb.kernels.attention import packed_attention
 from ftnb.kernels.nats import held_out_loss, packed_loss, padded_loss, target_nats, why_not_shared
 from ftnb.models.adapters import add_lora
+from ftnb.training import budget
 from ftnb.training.callbacks import Callback
 from ftnb.training.runs import set_recompute
 
@@ -159,7 +160,7 @@ def test_a_run_learns_the_same_from_fewer_tokens() -> None:
     plain, shared = (begin(tiny_lm(seed=1), share_prefixes=share) for share in (False, True))
     assert np.allclose(plain.losses, shared.losses, atol=1e-3) and plain.tokens == shared.tokens
     assert shared.learner.computed < 0.7 * plain.learner.computed < plain.tokens
-    assert "computed once" in repr(shared) and "share_prefixes=False" in repr(plain)
+    assert "beginnings computed once" in repr(shared) and "share_prefixes=False" in repr(plain)
     assert f"({shared.learner.computed:,} computed)" in repr(shared)
 
 
@@ -245,7 +246,7 @@ def test_preflight_and_out_of_memory() -> None:
     lm = tiny_lm(seed=1)
     data = encode(lm, POEMS * 3)
     forecast = preflight(lm, data, batch_size=7)
-    assert 0.1 < forecast.computed < 0.5 and "of the tokens" in repr(forecast)
+    assert 0.5 < forecast.shared < 0.9 and "of the tokens" in repr(forecast)
 
     small = [0]
 
@@ -260,3 +261,22 @@ def test_preflight_and_out_of_memory() -> None:
     hook.remove()
     whole = finetune(tiny_lm(seed=1), data, batch_size=7, lr=1e-2, progress=False)
     assert small[0] == 1 and np.allclose(run.losses, whole.losses, atol=1e-3)
+
+
+def test_what_the_cards_say() -> None:
+    lm = tiny_lm(seed=1)
+    run = finetune(lm, encode(lm, ["First.", "Second one.", "A third."]), progress=False)
+    assert "no common beginning" in repr(run) and "computed)" not in repr(run)
+    run = begin(tiny_lm(seed=1), share_prefixes=False)
+    assert "each row for itself: share_prefixes=False" in repr(run) and "computed)" not in repr(run)
+    assert "computed" not in repr(preflight(lm, encode(lm, POEMS), share_prefixes=False))
+
+
+def test_a_measured_budget_shares_as_the_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = budget.pack_shared
+    monkeypatch.setattr(budget, "pack_shared", lambda *a: calls.append(1) or real(*a))
+    for share in (False, True):
+        calls.clear()
+        begin(tiny_lm(seed=1), tokens_per_step="auto", share_prefixes=share)
+        assert bool(calls) == share

@@ -71,6 +71,11 @@ class PackedBatch:
         return self.tree.computed
 
     @property
+    def shared(self) -> int:
+        "Tokens that are not computed, as they are computed for another document."
+        return sum(self.tree.shared)
+
+    @property
     def supervised(self) -> int:
         "How many targets there are."
         return len(self.targets)
@@ -219,6 +224,11 @@ class Seq2SeqBatch:
     def computed(self) -> int:
         "Tokens, padding aside."
         return sum(self.lengths)
+
+    @property
+    def shared(self) -> int:
+        "Nothing is: every pair is computed for itself."
+        return 0
 
     @property
     def target_counts(self) -> tuple[int, ...]:

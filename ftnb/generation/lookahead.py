@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 import torch
-from ..core.errors import FTNBError, require, warn
-from ..models.lm import LM, check_lm, eval_mode, is_seq2seq
+from ..core.errors import FTNBError, describe_value, require, warn
+from ..models.lm import LM, context_length, eval_mode, is_seq2seq
 from .decoding import Decoding
 from .kv_cache import DecodingState, can_crop_cache
 
@@ -438,9 +438,11 @@ class Draft:
             n: int
         """
         with torch.inference_mode(), eval_mode(self.lm):
+            self.guesses = []
+            n = min(n, context_length(self.lm) - len(self.ids))   # it may be built for shorter texts
+            if n <= 0: return []
             if self.state is None: self.state = DecodingState(self.lm, [self.ids])
             else: self.state.restart(self.ids)
-            self.guesses = []
             while len(self.guesses) < n:
                 token = self.state.logits()[0, :self.vocab_size].argmax()
                 self.guesses.append(token.item())
@@ -460,7 +462,8 @@ def check_draft(
         lm: the model that writes
         draft: the one that is to guess
     """
-    check_lm(draft)
+    if not isinstance(draft, LM):
+        raise FTNBError(describe_value('draft', draft), 'it must be an LM', "Use load_lm('...') first.")
     require('draft', draft.name, draft.model is not lm.model, 'it is the model itself: a draft is a smaller one')
     if draft.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
         raise FTNBError(f'draft={draft.name!r}', f'its tokens are not those of {lm.name!r}',
@@ -476,14 +479,14 @@ def _hindrance(lm: LM, decoding: Decoding) -> str:
     "Why texts cannot be written with look-ahead; empty: they can."
     if decoding.uses_beams: return 'beam search keeps several texts open'
     if decoding.penalty_alpha: return 'contrastive search compares its candidates one step ahead'
-    if decoding.typical_p not in (None, 1): return 'it is not known which tokens rounding would add to typical_p'
+    if decoding.typical_p not in (None, 1): return 'with typical_p the least rounding may give another text'
     return f'{lm.name!r} cannot take tokens back out of its cache' if _cannot_crop(lm) else ''
 
 def _worthwhile(draft: Draft) -> Draft:
     "The same, with a warning if its guesses can hardly pay."
     if not GuessLength(draft.lm.device.type, draft.rates, draft.cost).choose(0, MOST_GUESSES):
         warn(f'draft={draft.lm.name!r} will hardly be asked: a guess costs {100 * draft.cost:.0f} % of a pass. '
-             'A smaller one pays.')
+             'Take a smaller model; without draft, guesses are looked up in the text.')
     return draft
 
 def _is_16_bit(lm: LM) -> bool:
@@ -495,7 +498,7 @@ def _is_16_bit(lm: LM) -> bool:
 def lookahead_maker(
     lm: LM,  # the model that writes
     decoding: Decoding,  # the options
-    lookahead: bool | None = None,  # None: where the text is the same, token for token; True: in 16-bit formats, too
+    lookahead: bool | None = None,  # None: greedy, in 32 bits; True: also sampled, and in 16 bits
     draft: LM | None = None,  # a smaller model that guesses; None: look up
 ) -> Callable[[DecodingState], Lookahead] | None:  # for a state of one row; None: write without
     """How to read ahead with a model, if that can be done and is wanted.
@@ -503,7 +506,7 @@ def lookahead_maker(
     Args:
         lm: the model that writes
         decoding: the options
-        lookahead: None: where the text is the same, token for token; True: in 16-bit formats, too
+        lookahead: None: greedy, in 32 bits; True: also sampled, and in 16 bits
         draft: a smaller model that guesses; None: look up
 
     Returns:
@@ -516,7 +519,8 @@ def lookahead_maker(
     if why := _hindrance(lm, decoding):
         if draft is None and not lookahead: return None
         raise FTNBError('lookahead=True' if draft is None else f'draft={draft.name!r}', why, 'Leave it out.')
-    if draft is None and lookahead is None and _is_16_bit(lm): return None
+    by_default = not decoding.temperature and not _is_16_bit(lm)
+    if draft is None and lookahead is None and not by_default: return None
     begin = LookUp if draft is None else _worthwhile(Draft(lm, draft)).begin
     def make(state: DecodingState) -> Lookahead:
         guesser = begin(state.ids[0][state.mask[0].bool()].tolist())

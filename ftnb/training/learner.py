@@ -24,7 +24,9 @@ class TrainingBatch(Protocol):
     @property
     def lengths(self) -> Sequence[int]: "The lengths of its documents."
     @property
-    def computed(self) -> int: "Tokens in the forward pass; what documents share counts once."
+    def computed(self) -> int: "Tokens that are computed, padding aside: those that documents share count once."
+    @property
+    def shared(self) -> int: "Tokens that need no computation, as another document has them."
     def to(self, device: torch.device) -> Any:
         """The same batch on a device.
 
@@ -75,7 +77,7 @@ class Learner:
         self.device = next(model.parameters()).device
         self.status = 'new'   # then 'running', 'paused', 'finished', 'interrupted' or 'failed'
         self.step, self.tokens, self.epoch = 0, 0, 0   # done so far
-        self.computed = 0   # tokens in forward passes: what documents share counts once
+        self.computed, self.shared = 0, 0   # of the tokens; see `TrainingBatch`
         self.epoch_step = 0   # steps done in this epoch
         self.ended_early = False   # by a callback, before all epochs were done
         self.losses: list[float] = []   # mean loss per target, one a step
@@ -137,7 +139,7 @@ class Learner:
         "How far training is: all that a step changes, other than weights and optimizer."
         schedule = {'schedule': self.schedule.state_dict()} if self.schedule else {}
         return dict(step=self.step, epoch=self.epoch, epoch_step=self.epoch_step,
-                    tokens=self.tokens, computed=self.computed, **schedule)
+                    tokens=self.tokens, computed=self.computed, shared=self.shared, **schedule)
 
     def load_state_dict(self,
         state: dict,  # what `state_dict` gave
@@ -147,7 +149,8 @@ class Learner:
         Args:
             state: what `state_dict` gave
         """
-        for name in ('step', 'epoch', 'epoch_step', 'tokens', 'computed'): setattr(self, name, state[name])
+        for name in ('step', 'epoch', 'epoch_step', 'tokens', 'computed', 'shared'):
+            setattr(self, name, state[name])
         if not self.schedule: return
         self.schedule.load_state_dict(state['schedule'])
         for group, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr()): group['lr'] = lr
@@ -250,6 +253,7 @@ class Learner:
         self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
         self.tokens += sum(sum(b.lengths) for b in batches)
         self.computed += sum(b.computed for b in batches)
+        self.shared += sum(b.shared for b in batches)
 
     def make_room(self) -> None:
         "After memory ran out: free what can be freed, and go on with smaller batches."

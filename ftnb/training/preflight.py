@@ -71,7 +71,7 @@ class Preflight(Card):
         halved: tokens that fit into memory at a time; None: `micro_tokens` do
         packed: batches without padding
         not_shared: why nothing is shared, or ''
-        computed: share of the tokens that is computed in ordinary steps
+        shared: part of the tokens in ordinary steps that another row has, too
     """
     steps: int  # optimizer steps of the whole run
     tokens: int  # in the whole run
@@ -83,7 +83,7 @@ class Preflight(Card):
     halved: int | None  # tokens that fit into memory at a time; None: `micro_tokens` do
     packed: bool  # batches without padding
     not_shared: str  # why nothing is shared, or ''
-    computed: float  # share of the tokens that is computed in ordinary steps
+    shared: float  # part of the tokens in ordinary steps that another row has, too
 
     @property
     def seconds(self) -> float:
@@ -100,8 +100,8 @@ class Preflight(Card):
             'time': f'about {format_seconds(self.seconds)} in steps, {speed}',
             'memory': f'{peak:.1f} GiB at the most, {free:.1f} GiB left{at_a_time}',
             'longest rows': f'{self.longest:,} tokens{held_out}',
-            'batches': batches_in_words(self.packed, self.not_shared),
-            **({'computed': f'{self.computed:.0%} of the tokens'} if self.computed < 0.995 else {})}
+            'batches': batches_in_words(self.packed, self.not_shared, self.shared),
+            **({'computed': f'{1 - self.shared:.0%} of the tokens'} if self.shared else {})}
 
 # %% ../../nbs/training/preflight.ipynb #61403637
 def _heaviest(steps: Steps) -> list:
@@ -142,20 +142,20 @@ def preflight(
         with memory_peak(lm.device) as peak:
             _take(learner, steps, _heaviest(steps))
             _try_held_out(run, data)
-        tokens, computed = learner.tokens, learner.computed
+        tokens, shared = learner.tokens, learner.shared
         rate = _take(learner, steps, steps.plans[0][:2])
-        share = (learner.computed - computed) / (learner.tokens - tokens)
-        return _forecast(run, steps, rate, peak[0], share)
+        part = (learner.shared - shared) / (learner.tokens - tokens)
+        return _forecast(run, steps, rate, peak[0], part)
 
 # %% ../../nbs/training/preflight.ipynb #24424ac5
-def _forecast(run: Run, steps: Steps, rate: float, peak: int, computed: float) -> Preflight:
+def _forecast(run: Run, steps: Steps, rate: float, peak: int, shared: float) -> Preflight:
     "What the whole run will take, from its plan and what was measured."
     data, planned = steps.data, steps.total or 1
     total = min(run.settings.max_steps or planned, planned)
     sizes = [len(ids) for ids in data.valid['input_ids']]
     return Preflight(total, (steps.tokens or 0) * total // planned, rate, peak,
                      free_memory(run.lm.device), int(max(data.lengths())), max(sizes, default=0),
-                     run.learner.token_limit, run.packed, run.not_shared, computed)
+                     run.learner.token_limit, run.packed, run.not_shared, shared)
 
 # %% ../../nbs/training/preflight.ipynb #f570579d
 def _valley(

@@ -266,17 +266,19 @@ def _naming_rows(run: Run, error: NotFinite) -> FTNBError:
 # %% ../../nbs/training/runs.ipynb #ad8de295
 def batches_in_words(
     packed: bool,  # as `Run.packed`
-    not_shared: str = '',  # as `Run.not_shared`
+    not_shared: str,  # as `Run.not_shared`
+    shared: float,  # how much need not be computed, as another row has it
 ) -> str:
     """How the rows of a batch lie, and whether what they begin with alike is computed once.
 
     Args:
         packed: as `Run.packed`
         not_shared: as `Run.not_shared`
+        shared: how much need not be computed, as another row has it
     """
     if not packed: return 'padded, rows of similar length together'
-    how = f'not shared: {not_shared}' if not_shared else 'computed once'
-    return f'packed, without padding; common beginnings {how}'
+    once = 'common beginnings computed once' if shared else 'rows of a step have no common beginning'
+    return 'packed, without padding; ' + (f'each row for itself: {not_shared}' if not_shared else once)
 
 def _trend(losses: Sequence[float]) -> str:
     "From the first losses to the last: means of up to five."
@@ -303,9 +305,9 @@ def _run_facts(run: Run) -> dict:
     total, trained = (count_parameters(run.lm.model, trainable=only) for only in (False, True))
     if trained < total: facts['trained'] = f'{trained:,} of {total:,} parameters'
     speed = f'{run.tokens_per_s:,.0f} a second'
-    once = f' ({run.learner.computed:,} computed)' if run.learner.computed < run.tokens else ''
+    once = f' ({run.learner.computed:,} computed)' if run.learner.shared else ''
     facts['tokens'] = f'{run.tokens:,}{once} in {format_seconds(run.seconds)}: {speed}'
-    facts['batches'] = batches_in_words(run.packed, run.not_shared)
+    facts['batches'] = batches_in_words(run.packed, run.not_shared, run.learner.shared)
     if balances_routers(run.lm.model) and not is_seq2seq(run.lm):
         weight = router_weight(run.lm.model)
         facts['routers'] = f'their balance is a part of the loss, times {weight:g}'

@@ -143,7 +143,7 @@ def check_settings(
     check_names('samples', s.samples)
     check_choice(s.schedule, SCHEDULES, 'schedule')
     check_choice(s.optimizer, OPTIMIZERS, 'optimizer')
-    require('share_prefixes', s.share_prefixes, s.share_prefixes in (True, False), 'it must be True or False')
+    require('share_prefixes', s.share_prefixes, isinstance(s.share_prefixes, bool), 'it must be True or False')
     require('recompute', s.recompute, s.recompute in (True, False, 'auto'),
             "it must be True, False or 'auto'")
     require('max_steps', s.max_steps, s.max_steps is not None or not data.streamed,

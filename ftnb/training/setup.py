@@ -33,7 +33,7 @@ from .runs import Run, set_recompute
 
 # %% auto #0
 __all__ = ['check_options', 'trained_part', 'choose_loss', 'save_memory', 'make_learner', 'tokens_at_a_time', 'ordered_callbacks',
-           'prepare_run']
+           'not_shared_because', 'prepare_run']
 
 # %% ../../nbs/training/setup.ipynb #f1654955
 def check_options(
@@ -216,8 +216,18 @@ def ordered_callbacks(
     return [c for c in [*before, *run.user_callbacks, *after] if c is not None]
 
 # %% ../../nbs/training/setup.ipynb #01525c42
-def _why_not_shared(lm: LM, s: Settings, packed: bool) -> str:
-    "Why what rows of a step begin with alike is computed for each; '': it is computed once."
+def not_shared_because(
+    lm: LM,  # the model that is to be trained
+    s: Settings,  # how
+    packed: bool,  # packed batches
+) -> str:
+    """Why what rows of a step begin with alike is computed for each; '': it is computed once.
+
+    Args:
+        lm: the model that is to be trained
+        s: how
+        packed: packed batches
+    """
     if not packed: return 'batches are padded'
     if not s.share_prefixes: return 'share_prefixes=False'
     return 'compiled code wants batches of one shape' if s.compile else why_not_shared(lm)
@@ -242,7 +252,7 @@ def prepare_run(
         background: it is to obey other threads
     """
     packed = can_pack(lm)
-    not_shared = _why_not_shared(lm, s, packed)
+    not_shared = not_shared_because(lm, s, packed)
     fixed_shape = s.compile and lm.device.type == 'cuda'
     steps = Steps(data, s, packed, fixed_shape, not not_shared, balances_routers(lm.model))
     total = min(n for n in (s.max_steps, steps.total) if n is not None)
