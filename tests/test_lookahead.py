@@ -131,7 +131,8 @@ def test_nothing_is_read_twice_where_nothing_comes_again() -> None:
         with passes(lm) as read:
             plain = written(lm, [prompt], n, decoding)
             counts, read[:] = list(read), []
-            assert written(lm, [prompt], n, decoding, make_ahead=lookahead_maker(lm, decoding, asked(decoding))) == plain
+            make = lookahead_maker(lm, decoding, asked(decoding))
+            assert written(lm, [prompt], n, decoding, make_ahead=make) == plain
         assert read == counts
 
 
@@ -143,7 +144,8 @@ def test_wrong_guesses_are_given_up() -> None:
         for seed in range(5):
             plain = written(lm, [AGAIN], 200, decoding, seed)
             without, read[:] = sum(read), []
-            assert written(lm, [AGAIN], 200, decoding, seed, make_ahead=lookahead_maker(lm, decoding, asked(decoding))) == plain
+            make = lookahead_maker(lm, decoding, asked(decoding))
+            assert written(lm, [AGAIN], 200, decoding, seed, make_ahead=make) == plain
             assert sum(read) <= 1.03 * without
             read.clear()
 

@@ -88,8 +88,7 @@ class Chat:
         stop: a str, a token id, or a list of them: end an answer before any of these
         seed: of the sampling
         language: of the names of speakers, if the model has no chat template: 'en' or 'zh'
-        lookahead: read guesses along, one prompt at a time: the same text, faster; None: if greedy, in 32
-            bits
+        lookahead: read guesses along with one prompt: same text, faster; None: greedy, 32 bits
         draft: a smaller model with the same tokens that guesses
     """
     @known_options
@@ -109,7 +108,7 @@ class Chat:
         stop: Any = None,  # a str, a token id, or a list of them: end an answer before any of these
         seed: int = 0,  # of the sampling
         language: str = 'en',  # of the names of speakers, if the model has no chat template: 'en' or 'zh'
-        lookahead: bool | None = None,  # read guesses along, one prompt at a time: the same text, faster; None: if greedy, in 32 bits
+        lookahead: bool | None = None,  # read guesses along with one prompt: same text, faster; None: greedy, 32 bits
         draft: LM | None = None,  # a smaller model with the same tokens that guesses
     ):
         self.system, self.turns = _system_apart(system, turns)   # dicts of role and content

@@ -75,7 +75,7 @@ def stream(
     seed: int = 0,  # of the sampling
     truncate: bool | str = False,  # cut a prompt that is too long, with a warning; or 'left', 'right'
     skip_special_tokens: bool = True,  # False: keep those that come before the end
-    lookahead: bool | None = None,  # read guesses along, one prompt at a time: the same text, faster; None: if greedy, in 32 bits
+    lookahead: bool | None = None,  # read guesses along with one prompt: same text, faster; None: greedy, 32 bits
     draft: LM | None = None,  # a smaller model with the same tokens that guesses
 ) -> Iterator[str]:  # pieces; joined, they are what `generate` returns
     """Yield the continuation of `prompt` piece by piece, as the model writes it.
@@ -99,8 +99,7 @@ def stream(
         seed: of the sampling
         truncate: cut a prompt that is too long, with a warning; or 'left', 'right'
         skip_special_tokens: False: keep those that come before the end
-        lookahead: read guesses along, one prompt at a time: the same text, faster; None: if greedy, in 32
-            bits
+        lookahead: read guesses along with one prompt: same text, faster; None: greedy, 32 bits
         draft: a smaller model with the same tokens that guesses
 
     Returns:
@@ -248,14 +247,14 @@ def generate(
     schema: Any = None,  # a JSON schema (or a pydantic model) that it must satisfy
     n: int | None = None,  # texts for each prompt, as a list: samples, or the best beams
     details: bool = False,  # return `Completion`s: tokens, log-probabilities, why it ended
-    seed: int = 0,  # of the sampling; a prompt's text does not depend on other prompts, but on its copies before it
+    seed: int = 0,  # of the sampling; a prompt's text depends on its copies, not on other prompts
     truncate: bool | str = False,  # cut prompts that are too long, with a warning; or 'left', 'right'
     file: str | os.PathLike | None = None,  # write each finished text there; take what is there already
     engine: str = 'ftnb',  # who writes: 'ftnb', 'continuous' (transformers' batching) or 'vllm'
     batch_tokens: int = 8192,  # rows × (longest prompt + new tokens) in one batch
     progress: bool = True,  # show a status line when there is more than one batch
     skip_special_tokens: bool = True,  # False: keep those that come before the end
-    lookahead: bool | None = None,  # read guesses along, one prompt at a time: the same text, faster; None: if greedy, in 32 bits
+    lookahead: bool | None = None,  # read guesses along with one prompt: same text, faster; None: greedy, 32 bits
     draft: LM | None = None,  # a smaller model with the same tokens that guesses; prompts are written one by one
 ):  # the new text, without the prompt: a str for a str, a list for a list
     """Continue a prompt, or each of a list of prompts.
@@ -282,16 +281,14 @@ def generate(
         schema: a JSON schema (or a pydantic model) that it must satisfy
         n: texts for each prompt, as a list: samples, or the best beams
         details: return `Completion`s: tokens, log-probabilities, why it ended
-        seed: of the sampling; a prompt's text does not depend on other prompts, but on its copies before
-            it
+        seed: of the sampling; a prompt's text depends on its copies, not on other prompts
         truncate: cut prompts that are too long, with a warning; or 'left', 'right'
         file: write each finished text there; take what is there already
         engine: who writes: 'ftnb', 'continuous' (transformers' batching) or 'vllm'
         batch_tokens: rows × (longest prompt + new tokens) in one batch
         progress: show a status line when there is more than one batch
         skip_special_tokens: False: keep those that come before the end
-        lookahead: read guesses along, one prompt at a time: the same text, faster; None: if greedy, in 32
-            bits
+        lookahead: read guesses along with one prompt: same text, faster; None: greedy, 32 bits
         draft: a smaller model with the same tokens that guesses; prompts are written one by one
 
     Returns:
