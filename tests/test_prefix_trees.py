@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -156,8 +157,9 @@ def begin(lm: Any, **options: Any) -> Any:
     return finetune(lm, data, **{"epochs": 2, "lr": 1e-2, "batch_size": 7, "progress": False, **options})
 
 
-def test_a_run_learns_the_same_from_fewer_tokens() -> None:
-    plain, shared = (begin(tiny_lm(seed=1), share_prefixes=share) for share in (False, True))
+@pytest.mark.parametrize("options", [{}, {"lora": 4, "lr": 1e-3}, {"frozen": 1}, {"label_smoothing": 0.1}])
+def test_a_run_learns_the_same_from_fewer_tokens(options: dict) -> None:
+    plain, shared = (begin(tiny_lm(seed=1), share_prefixes=share, **options) for share in (False, True))
     assert np.allclose(plain.losses, shared.losses, atol=1e-3) and plain.tokens == shared.tokens
     assert shared.learner.computed < 0.7 * plain.learner.computed < plain.tokens
     assert "beginnings computed once" in repr(shared) and "share_prefixes=False" in repr(plain)
@@ -280,3 +282,13 @@ def test_a_measured_budget_shares_as_the_run_does(monkeypatch: pytest.MonkeyPatc
         calls.clear()
         begin(tiny_lm(seed=1), tokens_per_step="auto", share_prefixes=share)
         assert bool(calls) == share
+
+
+def test_a_stream_shares_what_its_steps_begin_with() -> None:
+    stream = datasets.Dataset.from_dict({"text": POEMS * 3}).to_iterable_dataset()
+    runs = []
+    for share in (False, True):
+        lm = tiny_lm(seed=1)
+        runs.append(finetune(lm, encode(lm, stream), batch_size=7, max_steps=3, share_prefixes=share, progress=False))
+    assert np.allclose(runs[0].losses, runs[1].losses, atol=1e-3) and runs[0].tokens == runs[1].tokens
+    assert runs[1].learner.shared > 0 == runs[0].learner.shared

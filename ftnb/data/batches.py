@@ -115,9 +115,12 @@ class PackedBatch:
 
     def halves(self) -> list[PackedBatch]:
         "The same documents in two batches; one batch, if there is only one document."
-        n = len(self.lengths)
+        n, documents, shared = len(self.lengths), self.documents(), self.tree.shared
+        def part(a: int, b: int) -> PackedBatch:
+            some = pack(documents[a:b], self.rows[a:b], shared=[0, *shared[a + 1:b]], whole=self.whole)
+            return dataclasses.replace(some, lengths=self.lengths[a:b], longest=self.longest)
         half = (n + 1) // 2
-        return [self] if n == 1 else [_some_documents(self, 0, half), _some_documents(self, half, n)]
+        return [self] if n == 1 else [part(0, half), part(half, n)]
 
 # %% ../../nbs/data/batches.ipynb #010872aa
 def _document_targets(labels: Sequence[int], places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +129,7 @@ def _document_targets(labels: Sequence[int], places: np.ndarray) -> tuple[np.nda
     chosen = np.flatnonzero(following != IGNORE)
     return following[chosen], places[chosen]
 
+# %% ../../nbs/data/batches.ipynb #c947cbe6
 def _joined(arrays: Iterable[np.ndarray]) -> torch.Tensor:
     "Whole numbers, one array after the other, as a tensor."
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *arrays]))
@@ -191,14 +195,6 @@ def _moved(batch: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     "A batch with every tensor moved."
     tensors = {k: move(v) for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
     return dataclasses.replace(batch, **tensors)
-
-# %% ../../nbs/data/batches.ipynb #f77910d5
-def _some_documents(batch: PackedBatch, first: int, last: int) -> PackedBatch:
-    "A batch's documents from number `first` to the one before `last`."
-    shared = [0, *batch.tree.shared[first + 1:last]]
-    documents, rows = batch.documents()[first:last], batch.rows[first:last]
-    some = pack(documents, rows, shared=shared, whole=batch.whole)
-    return dataclasses.replace(some, lengths=batch.lengths[first:last], longest=batch.longest)
 
 # %% ../../nbs/data/batches.ipynb #e0f7aeaf
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def _common_lengths(documents: Sequence[Sequence[int]]) -> list[int]:
     return [0, *map(_common_length, arrays, arrays[1:])] if arrays else []
 
 # %% ../../nbs/data/prefix_trees.ipynb #bb558b04
-LEAST_SHARED = 16   # tokens that a shared piece must spare: less costs more than it saves
+LEAST_SHARED = 16   # tokens that a shared piece must spare: with less, little is gained anywhere
 
 # %% ../../nbs/data/prefix_trees.ipynb #38f30c89
 def _shared_lengths(common: Sequence[int], lengths: Sequence[int], least: int) -> list[int]:

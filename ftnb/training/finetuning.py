@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from ..core.errors import check_number
 from ..core.options import known_options
 from ..models.lm import LM, claim_model
 from ..data.encoded import Encoded
@@ -89,13 +88,11 @@ def finetune(
     Returns:
         `.lm` is the same model, `.losses`, `.tokens_per_s`, `.status` ...
     """
-    s, lora, frozen = check_options(lm, data, dict(
-        epochs=epochs, lr=lr, batch_size=batch_size, lora=lora, frozen=frozen, tokens_per_step=tokens_per_step,
-        max_steps=max_steps, micro_tokens=micro_tokens, optimizer=optimizer, schedule=schedule, warmup=warmup,
-        weight_decay=weight_decay, label_smoothing=label_smoothing, clip=clip, valid_every=valid_every,
-        patience=patience, samples=samples, recompute=recompute, compile=compile,
-        share_prefixes=share_prefixes, seed=seed))
-    check_number('checkpoint_every', checkpoint_every, 1, none=True)
+    s, lora, frozen = check_options(lm, data, dict(epochs=epochs, lr=lr, batch_size=batch_size, lora=lora,
+        frozen=frozen, tokens_per_step=tokens_per_step, max_steps=max_steps, micro_tokens=micro_tokens,
+        optimizer=optimizer, schedule=schedule, warmup=warmup, weight_decay=weight_decay,
+        label_smoothing=label_smoothing, clip=clip, valid_every=valid_every, patience=patience, samples=samples,
+        recompute=recompute, compile=compile, share_prefixes=share_prefixes, seed=seed))
     with (claim_model(lm, 'another call is training it', keep=True),
           new_run_folder(checkpoint, checkpoint_every) as checkpointer,
           trained_part(lm, lora, frozen, seed, keep=True)):

@@ -105,11 +105,13 @@ class Preflight(Card):
 
 # %% ../../nbs/training/preflight.ipynb #61403637
 def _heaviest(steps: Steps) -> list:
-    "Two steps: the longest row alone, and the step with the most tokens in a batch."
+    "Two steps: the longest row alone, and one with the most tokens in a batch."
     lengths = steps.data.lengths().tolist()
     weight = lambda step: max(sum(lengths[i] for i in rows) for rows in step)
-    if steps.share: weight = lambda step: max(b.computed for b in steps.planned(step))
-    return [[[lengths.index(max(lengths))]], max(steps.plans[0], key=weight)]
+    longest = sorted(steps.plans[0], key=weight)[-100:]   # what they share is looked for in these
+    computed = lambda step: max(b.computed for b in steps.planned(step))
+    heaviest = max(longest, key=computed) if steps.share else longest[-1]
+    return [[[lengths.index(max(lengths))]], heaviest]
 
 # %% ../../nbs/training/preflight.ipynb #c3f32134
 def _try_held_out(run: Run, data: Encoded, longest: int = 8) -> None:

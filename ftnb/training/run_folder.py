@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 import xxhash
 from safetensors.torch import save_file
-from ..core.errors import FTNBError
+from ..core.errors import FTNBError, check_number
 from ..core.files import atomic_folder, check_path, find_damage, read_errors, write_checksums
 from ..models.lm import (
     LM, adapter_weights, identity, is_seq2seq, locked_model, own_weights, quiet_transformers)
@@ -59,6 +59,7 @@ def new_run_folder(
     Yields:
         that will write there; None: no folder was named
     """
+    check_number('checkpoint_every', every, 1, none=True)
     if folder is None: yield None; return
     given = f'checkpoint={str(folder)!r}'
     path = check_path('checkpoint', folder).expanduser()

@@ -15,9 +15,8 @@ from ..models.adapters import (
     adapter_in_float32, adapter_layers, add_lora, freeze, remove_adapter)
 from ..data.encoded import Encoded
 from ..kernels.attention import compile_body, compute_context
-from ftnb.kernels.nats import (
-    balances_routers, can_pack, held_out_loss, packed_loss, padded_loss, seq2seq_loss,
-    why_not_shared)
+from ..kernels.nats import (
+    balances_routers, can_pack, held_out_loss, packed_loss, padded_loss, seq2seq_loss, why_not_shared)
 from ..generation.writing import generate
 from .learner import Learner
 from .callbacks import (
